@@ -1,0 +1,122 @@
+"""The five fields of PersonLab: the one place that knows shapes, channel order and the grid.
+
+Output cell (i, j) sits exactly on input pixel (stride * i, stride * j): inputs are stride * n + 1
+pixels a side, so there are no half-pixel shifts anywhere. Points are (x, y) in input pixels, COCO's
+coordinates; offsets are (x, y) in input pixels, never in cells.
+
+B batch, K = 17 keypoints, E = 32 directed edges (skeleton.EDGES), H x W output cells.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from personlab.skeleton import EDGE_FLIP, FLIP, E, K
+
+# Channels of the network's heads, in the order of `Fields`.
+CHANNELS = {"heatmap": K, "short": 2 * K, "mid": 2 * E, "seg": 1, "long": 2 * K}
+
+
+def padded_side(pixels: int, stride: int) -> int:
+    """The smallest stride * n + 1 that is at least `pixels`."""
+    return -(-(pixels - 1) // stride) * stride + 1
+
+
+def cells(pixels: int, stride: int) -> int:
+    """How many output cells an input side of stride * n + 1 pixels has."""
+    if (pixels - 1) % stride:
+        raise ValueError(f"input side {pixels} is not {stride} * n + 1; pad it with padded_side() first")
+    return (pixels - 1) // stride + 1
+
+
+def cell_positions(height: int, width: int, stride: int, device: torch.device | None = None) -> Tensor:
+    """Input-pixel position (x, y) of every output cell: 2 x height x width, float32."""
+    y = torch.arange(height, device=device, dtype=torch.float32) * stride
+    x = torch.arange(width, device=device, dtype=torch.float32) * stride
+    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)))
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What the network predicts for a batch, and what a decoder reads.
+
+    The network's own output holds logits in `heatmap` and `seg`; `probabilities()` turns them into
+    what equations 1, 3 and 6 call p_k and p_S.
+    """
+
+    heatmap: Tensor  # B x K x H x W
+    short: Tensor  # B x K x 2 x H x W, y_k - x
+    mid: Tensor  # B x E x 2 x H x W, y_target - x around the edge's source keypoint
+    seg: Tensor  # B x H x W
+    long: Tensor  # B x K x 2 x H x W, y_k - x over the person that owns x
+    stride: int
+
+    def probabilities(self) -> Self:
+        """The same fields with logits replaced by probabilities."""
+        return self._with(heatmap=self.heatmap.sigmoid(), seg=self.seg.sigmoid())
+
+    def to(self, device: torch.device | str) -> Self:
+        return self._with(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
+    def float(self) -> Self:
+        return self._with(**{name: tensor.float() for name, tensor in self.tensors().items()})
+
+    def image(self, index: int) -> Self:
+        """The fields of one image, still as a batch (of one)."""
+        return self._with(**{name: tensor[index : index + 1] for name, tensor in self.tensors().items()})
+
+    def mirrored(self) -> Self:
+        """The fields of the left-right mirrored image: columns reversed, sides swapped, x negated."""
+        negate_x = torch.tensor([-1.0, 1.0], device=self.short.device).view(2, 1, 1)
+
+        def offsets(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+            return tensor.flip(-1)[:, list(order)] * negate_x
+
+        return self._with(
+            heatmap=self.heatmap.flip(-1)[:, list(FLIP)],
+            short=offsets(self.short, FLIP),
+            mid=offsets(self.mid, EDGE_FLIP),
+            seg=self.seg.flip(-1),
+            long=offsets(self.long, FLIP),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in CHANNELS}
+
+    def _with(self, **tensors: Tensor) -> Self:
+        return type(self)(**{**self.tensors(), **tensors}, stride=self.stride)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the network should predict, and where that is defined (DESIGN of the fields: undefined is masked).
+
+    `heatmap` and `seg` hold 0 or 1. The short-range offsets are defined exactly where the heatmap is 1.
+    """
+
+    fields: Fields
+    heatmap_valid: Tensor  # B x H x W bool: not crowd, not people without keypoints
+    mid_valid: Tensor  # B x E x H x W bool: the source's disk, where that person has both ends
+    seg_valid: Tensor  # B x H x W bool: not crowd
+    long_valid: Tensor  # B x K x H x W bool: exactly one person's mask, keypoint annotated, not crowd
+
+    @property
+    def short_valid(self) -> Tensor:
+        """B x K x H x W bool: the keypoint disks."""
+        return self.fields.heatmap > 0.5
+
+    def to(self, device: torch.device | str) -> Self:
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return type(self)(**moved)
+
+
+def stack(items: list[Targets]) -> Targets:
+    """One batch from targets of single images of the same size and stride."""
+    first = items[0].fields
+    tensors = {name: torch.cat([getattr(t.fields, name) for t in items]) for name in CHANNELS}
+    masks = {
+        f.name: torch.cat([getattr(t, f.name) for t in items]) for f in fields(Targets) if f.name != "fields"
+    }
+    return Targets(fields=Fields(**tensors, stride=first.stride), **masks)

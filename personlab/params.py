@@ -1,0 +1,197 @@
+"""params.yaml as frozen models: one section per stage, plus `codec` and `model`, which several stages share.
+
+A key that is unknown or misspelt is an error, never a silently ignored wish. Only the stages and the
+command line read parameters from disk; the science is handed plain values.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from personlab.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Stride = Literal[8, 16, 32]
+Backbone = Literal["resnet18", "resnet50", "resnet101", "resnet152"]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sample(Section):
+    """The rendered dataset."""
+
+    train_images: PositiveInt = 400
+    val_images: PositiveInt = 100
+    seed: int = 1
+    width: PositiveInt = 480
+    height: PositiveInt = 360
+
+
+class Acquire(Section):
+    """Where images and annotations come from."""
+
+    source: Literal["sample", "directory", "coco2017"] = "sample"
+    # an existing COCO layout (source: directory), or where COCO 2017 is kept (source: coco2017)
+    directory: str | None = None
+    # where COCO 2017 is downloaded from
+    url: str = "http://images.cocodataset.org"
+    sample: Sample = Sample()
+
+    @model_validator(mode="after")
+    def _needs_directory(self) -> Self:
+        if self.source != "sample" and not self.directory:
+            raise ValueError(f"acquire.source: {self.source} needs acquire.directory")
+        return self
+
+
+class Ingest(Section):
+    """COCO JSON to validated tables."""
+
+    # the stage fails if a larger share of the rows is rejected
+    max_reject_fraction: Fraction = 0.01
+    # the paper trains on the images that show people (64115 of COCO train 2017)
+    train_images_with_people_only: bool = True
+
+
+class Codec(Section):
+    """How people become fields and back (paper, section 3)."""
+
+    radius: PositiveFloat = 32.0  # R, input pixels
+    nms_radius: PositiveFloat = 10.0  # r, input pixels
+    bin: PositiveFloat = 2.0  # width of a Hough accumulator bin, input pixels
+    seed_threshold: PositiveFloat = 0.01
+    mid_refinements: int = Field(default=2, ge=0)
+    long_refinements: int = Field(default=2, ge=0)
+    mask_distance: PositiveFloat = 0.25  # t of section 3.2
+
+
+class Estimator(Section):
+    """The single-person estimator used for imputation (G-RMI)."""
+
+    width: PositiveInt = 32
+    crop_height: PositiveInt = 129
+    crop_width: PositiveInt = 97
+    stride: Stride = 8
+    radius: PositiveFloat = 10.0
+    batch: PositiveInt = 32
+    steps: PositiveInt = 400
+    learning_rate: PositiveFloat = 1e-3
+    precision: Precision = "float32"
+    seed: int = 0
+
+
+class Impute(Section):
+    """Keypoints for small people that have none."""
+
+    # imputed keypoints the estimator is less sure of stay unlabelled
+    min_score: Fraction = 0.3
+    batch: PositiveInt = 64
+
+
+class Targets(Section):
+    """Parquet shards: all that training, inference and evaluation read."""
+
+    imputed: bool = True  # include imputed keypoints
+    shard_mb: PositiveInt = 128
+    row_group: PositiveInt = 64
+
+
+class Model(Section):
+    """The network; a checkpoint records it."""
+
+    backbone: Backbone = "resnet18"
+    width: PositiveInt = 32  # channels of the first stage; 64 is the standard ResNet
+    refine: bool = True  # recurrent offset refinement in training and decoding (Tables 6 and 7)
+    init: str | None = None  # checkpoint, or torchvision ResNet state dict in safetensors, to start from
+
+
+class Train(Section):
+    """Paper section 4.1."""
+
+    crop: PositiveInt = 801
+    stride: Stride = 16
+    batch: PositiveInt = 8  # over all workers
+    steps: PositiveInt = 1_000_000
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: PositiveFloat = 1e-3
+    momentum: Fraction = 0.9
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    average_from: Fraction = 0.5  # Polyak-Ruppert: average the weights after this share of the steps
+    min_scale: PositiveFloat = 0.5
+    max_scale: PositiveFloat = 1.5
+    loss_weights: tuple[float, float, float, float, float] = (4, 2, 1, 1 / 4, 1 / 8)
+    precision: Precision = "float32"
+    checkpoint_every: PositiveInt = 1000
+    workers: PositiveInt = 1
+    gpu: bool = False
+    max_failures: int = Field(default=2, ge=-1)
+    seed: int = 0
+
+
+class Infer(Section):
+    """Multi-scale inference over the validation shards."""
+
+    sides: tuple[PositiveInt, ...] = (1401,)
+    stride: Stride = 8
+    scoring: Literal["expected-oks", "hough"] = "expected-oks"
+    nms: Literal["soft", "hard"] = "soft"
+    max_people: PositiveInt = 20
+    gpu: bool = False
+
+
+class Evaluate(Section):
+    """Pictures of the report; the metrics themselves have no parameters but the proposals of `infer`."""
+
+    gallery: PositiveInt = 24
+
+
+class Params(Section):
+    acquire: Acquire = Acquire()
+    ingest: Ingest = Ingest()
+    codec: Codec = Codec()
+    estimator: Estimator = Estimator()
+    impute: Impute = Impute()
+    targets: Targets = Targets()
+    model: Model = Model()
+    train: Train = Train()
+    infer: Infer = Infer()
+    evaluate: Evaluate = Evaluate()
+
+
+def load(path: Path) -> Params:
+    """Read and check a params.yaml.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or holds an unknown key or a bad value; the message
+            names each offending key.
+    """
+    try:
+        raw: Any = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's folder or pass --params") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+def _explain(detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key '{key}' (misspelt?)"
+    return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}"

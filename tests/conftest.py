@@ -1,0 +1,28 @@
+"""Fixtures that many tests share: the real COCO images and quiet libraries."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def testdata() -> Path:
+    """The folder of real COCO images and published weights; the test skips where it is absent."""
+    folder = Path(os.environ.get("PERSONLAB_TESTDATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder} (set PERSONLAB_TESTDATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def coco_mini(testdata: Path) -> Path:
+    return testdata / "coco-mini"
