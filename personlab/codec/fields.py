@@ -55,17 +55,17 @@ class Fields:
 
     def probabilities(self) -> Self:
         """The same fields with logits replaced by probabilities."""
-        return self._with(heatmap=self.heatmap.sigmoid(), seg=self.seg.sigmoid())
+        return self.replace(heatmap=self.heatmap.sigmoid(), seg=self.seg.sigmoid())
 
     def to(self, device: torch.device | str) -> Self:
-        return self._with(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        return self.replace(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def float(self) -> Self:
-        return self._with(**{name: tensor.float() for name, tensor in self.tensors().items()})
+        return self.replace(**{name: tensor.float() for name, tensor in self.tensors().items()})
 
     def image(self, index: int) -> Self:
         """The fields of one image, still as a batch (of one)."""
-        return self._with(**{name: tensor[index : index + 1] for name, tensor in self.tensors().items()})
+        return self.replace(**{name: tensor[index : index + 1] for name, tensor in self.tensors().items()})
 
     def mirrored(self) -> Self:
         """The fields of the left-right mirrored image: columns reversed, sides swapped, x negated."""
@@ -74,7 +74,7 @@ class Fields:
         def offsets(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
             return tensor.flip(-1)[:, list(order)] * negate_x
 
-        return self._with(
+        return self.replace(
             heatmap=self.heatmap.flip(-1)[:, list(FLIP)],
             short=offsets(self.short, FLIP),
             mid=offsets(self.mid, EDGE_FLIP),
@@ -85,7 +85,8 @@ class Fields:
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in CHANNELS}
 
-    def _with(self, **tensors: Tensor) -> Self:
+    def replace(self, **tensors: Tensor) -> Self:
+        """The same fields with some of the five tensors replaced."""
         return type(self)(**{**self.tensors(), **tensors}, stride=self.stride)
 
 

@@ -1,0 +1,119 @@
+"""People -> target fields (paper, sections 3.1 and 3.2), and where each target is defined.
+
+All of it is closed form on the output grid: no loop over people, keypoints or pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from personlab.codec.fields import Fields, Targets, cell_positions
+from personlab.skeleton import EDGES, K
+
+_SOURCES = [source for source, _ in EDGES]
+_TARGETS = [target for _, target in EDGES]
+
+
+@dataclass(frozen=True)
+class Instances:
+    """The annotated people of one image, as the network's input shows them.
+
+    A person without any labelled keypoint still has a mask; a crowd region is an instance with `crowd` set.
+    Rows of `keypoints` that are not `labelled` mean nothing.
+    """
+
+    keypoints: Tensor  # P x K x 2 float32, (x, y) in input pixels; may lie outside the input
+    labelled: Tensor  # P x K bool
+    masks: Tensor  # P x H x W bool, sampled at the output cells
+    crowd: Tensor  # P bool
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(
+            self.keypoints.to(device), self.labelled.to(device), self.masks.to(device), self.crowd.to(device)
+        )
+
+
+def encode(people: Instances, *, stride: int, radius: float) -> Targets:
+    """Target fields of one image (a batch of one), on the device of `people`.
+
+    heatmap   1 within `radius` of a type-k keypoint of anyone
+    short     y_jk - x for the person j whose keypoint k is closest, on the keypoint disks
+    mid       y_jl - x for that same person, where it has both ends of the edge (k, l)
+    seg       1 on any person's mask
+    long      y_jk - x where exactly one person's mask covers x
+
+    Crowd regions define nothing; people without keypoints leave the heatmap undefined over their mask.
+    """
+    people = _with_nobody(people)
+    height, width = people.masks.shape[-2:]
+    position = cell_positions(height, width, stride, people.masks.device)  # 2 x H x W
+    labelled = people.labelled & ~people.crowd[:, None]
+
+    closest, disk = _closest(people.keypoints, labelled, position, radius)
+    kinds = torch.arange(K, device=closest.device)[:, None, None]
+    short = _towards(people.keypoints[closest, kinds], position)
+
+    sources = closest[_SOURCES]  # E x H x W: who owns the source's disk
+    ends = torch.tensor(_TARGETS, device=closest.device)[:, None, None]
+    mid = _towards(people.keypoints[sources, ends], position)
+    mid_valid = disk[_SOURCES] & labelled[sources, ends]
+
+    crowd = (people.masks & people.crowd[:, None, None]).any(0)
+    covers = people.masks & ~people.crowd[:, None, None]  # P x H x W
+    covered = covers.sum(0)
+    owner = covers.to(torch.uint8).argmax(0)  # H x W: the only person there, where covered == 1
+    long = _towards(people.keypoints[owner].permute(2, 0, 1, 3), position)
+    long_valid = ((covered == 1) & ~crowd) & labelled[owner].permute(2, 0, 1)
+
+    anonymous = (covers & ~labelled.any(1)[:, None, None]).any(0)  # people without any keypoint
+    fields = Fields(
+        heatmap=disk.float()[None],
+        short=(short * disk[:, None])[None],
+        mid=(mid * mid_valid[:, None])[None],
+        seg=(covered > 0).float()[None],
+        long=(long * long_valid[:, None])[None],
+        stride=stride,
+    )
+    return Targets(
+        fields=fields,
+        heatmap_valid=(~crowd & ~anonymous)[None],
+        mid_valid=mid_valid[None],
+        seg_valid=~crowd[None],
+        long_valid=long_valid[None],
+    )
+
+
+def _with_nobody(people: Instances) -> Instances:
+    """Add a person without keypoints or mask, so that "the closest person" always exists."""
+    nobody = Instances(
+        keypoints=people.keypoints.new_zeros(1, K, 2),
+        labelled=people.labelled.new_zeros(1, K),
+        masks=people.masks.new_zeros(1, *people.masks.shape[-2:]),
+        crowd=people.crowd.new_zeros(1),
+    )
+    return Instances(
+        *(
+            torch.cat([getattr(people, name), getattr(nobody, name)])
+            for name in ("keypoints", "labelled", "masks", "crowd")
+        )
+    )
+
+
+def _closest(keypoints: Tensor, labelled: Tensor, position: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """Who has the closest keypoint of each type, K x H x W, and whether it is within `radius`."""
+    x, y = position[0, 0], position[1, :, 0]
+    far = torch.where(labelled, 0.0, torch.inf)[..., None, None]
+    squared = (
+        (keypoints[..., 1, None] - y).square()[..., :, None]
+        + (keypoints[..., 0, None] - x).square()[..., None, :]
+        + far
+    )  # P x K x H x W
+    distance, person = squared.min(0)
+    return person, distance <= radius**2
+
+
+def _towards(points: Tensor, position: Tensor) -> Tensor:
+    """Offsets from every cell to its point: N x H x W x 2 points -> N x 2 x H x W."""
+    return points.permute(0, 3, 1, 2) - position

@@ -1,0 +1,58 @@
+"""Recurrent offset refinement (paper, equations 2 and 5), at the resolution of the network's output."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from personlab.codec.fields import Fields, cell_positions
+from personlab.skeleton import EDGES
+
+_TARGETS = [target for _, target in EDGES]
+
+
+def sample(field: Tensor, xy: Tensor, stride: int) -> Tensor:
+    """Bilinear samples of a field at input-pixel positions; outside the map, the value at its border.
+
+    field: N x C x H x W; xy: N x 2 x h x w. Returns N x C x h x w, differentiable in both.
+    """
+    height, width = field.shape[-2:]
+    x = xy[:, 0] * (2 / (stride * max(width - 1, 1))) - 1
+    y = xy[:, 1] * (2 / (stride * max(height - 1, 1))) - 1
+    grid = torch.stack((x, y), dim=-1)
+    return F.grid_sample(field, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def refine(fields: Fields, *, mid_steps: int = 2, long_steps: int = 2) -> Fields:
+    """Fields whose mid- and long-range offsets have been refined; the other three are unchanged.
+
+    mid, eq. 2: M_kl(x) <- x' + S_l(x') with x' = M_kl(x); the short-range field is the *target*
+    keypoint's. long, eq. 5: first L_k(x) <- x' + L_k(x'), then L_k(x) <- x' + S_k(x'). The paper writes
+    both as positions; offsets from x add up instead.
+    """
+    short = fields.short.float()
+    return fields.replace(
+        mid=_follow(fields.mid.float(), short[:, _TARGETS], mid_steps, fields.stride),
+        long=_follow(
+            _follow_itself(fields.long.float(), long_steps, fields.stride), short, long_steps, fields.stride
+        ),
+    )
+
+
+def _follow(offsets: Tensor, short: Tensor, steps: int, stride: int) -> Tensor:
+    """Go where `offsets` (B x N x 2 x H x W) point, then on by the short-range offsets found there."""
+    for _ in range(steps):
+        offsets = offsets + _at_ends(short, offsets, stride)
+    return offsets
+
+
+def _follow_itself(offsets: Tensor, steps: int, stride: int) -> Tensor:
+    for _ in range(steps):
+        offsets = offsets + _at_ends(offsets, offsets, stride)
+    return offsets
+
+
+def _at_ends(field: Tensor, offsets: Tensor, stride: int) -> Tensor:
+    """Sample `field` where `offsets` end; both B x N x 2 x H x W."""
+    position = cell_positions(*offsets.shape[-2:], stride, offsets.device)
+    ends = (position + offsets).flatten(0, 1)
+    return sample(field.flatten(0, 1), ends, stride).view_as(offsets)
