@@ -1,0 +1,72 @@
+"""Files and folders that appear complete or not at all.
+
+Everything is made under a temporary name beside its final one and renamed when it is complete, so that a
+run killed at any moment leaves nothing half-written under a final name. The temporary name is fixed: what
+a killed run left behind is cleared away by the next.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` to write to; on success it becomes `path`, on failure it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _beside(path, "partial")
+    _remove(partial)
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        _remove(partial)
+    _sync(path.parent)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a whole file (text as UTF-8), atomically."""
+    with atomic_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`; on success it replaces `path`, on failure it goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = _beside(path, "partial"), _beside(path, "old")
+    _remove(partial)
+    _remove(old)
+    partial.mkdir()
+    try:
+        yield partial
+        if os.path.lexists(path):  # a folder cannot be renamed over one that is not empty
+            path.rename(old)
+        partial.rename(path)
+    finally:
+        _remove(partial)
+    _sync(path.parent)
+    _remove(old)
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written, so that a power cut cannot leave an empty file under its name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
