@@ -1,6 +1,7 @@
 """Fixtures that many tests share: the real COCO images and quiet libraries."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,12 @@ def testdata() -> Path:
 @pytest.fixture(scope="session")
 def coco_mini(testdata: Path) -> Path:
     return testdata / "coco-mini"
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray for every test that needs one: starting it takes seconds."""
+    from personlab.stages import cluster
+
+    with cluster.connect():
+        yield

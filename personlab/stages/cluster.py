@@ -1,0 +1,139 @@
+"""Where Ray comes from, and how a Ray Train run is named, watched and cleaned up.
+
+With RAY_ADDRESS set, stages use that cluster; otherwise each starts a private one on this machine and
+takes it down again. Nothing else in the program knows which it is.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig
+
+from personlab.params import Section
+from personlab.progress import progress
+
+log = logging.getLogger("personlab")
+
+# Shards are mapped files and batches are small: the store need not be Ray's default third of the memory.
+_OBJECT_STORE_BYTES = 512 * 2**20
+_POLL_SECONDS = 0.5
+
+
+@contextmanager
+def connect() -> Iterator[None]:
+    """Ray for the time of the block: the caller's if one is connected, else RAY_ADDRESS, else a local one."""
+    if ray.is_initialized():
+        yield
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **quiet)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # A local cluster is reached from this machine only and lives as long as the block: no token needed.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run_config(
+    root: Path, stage: str, params: Section, inputs: Iterable[Path], max_failures: int = 2
+) -> RunConfig:
+    """Settings of a Ray Train run that a later call with the same parameters and inputs resumes.
+
+    The run is kept in root/runs, outside DVC's outputs, so that DVC does not delete its checkpoints; its
+    name is a hash of the parameters and of the contents of `inputs` (files, or folders of files), so that
+    a run is never resumed with other data. Call `forget` once the run's results are stored.
+    """
+    digest = hashlib.sha256(params.model_dump_json().encode())
+    for path in inputs:
+        files = sorted(f for f in path.rglob("*") if f.suffix != ".pyc") if path.is_dir() else [path]
+        for file in files:
+            if file.is_file():
+                digest.update(file.name.encode())
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return RunConfig(
+        name=f"{stage}-{digest.hexdigest()[:16]}",
+        storage_path=str(root.resolve() / "runs"),
+        checkpoint_config=CheckpointConfig(num_to_keep=2),
+        failure_config=FailureConfig(max_failures=max_failures),
+    )
+
+
+def forget(run: RunConfig) -> None:
+    """Delete a finished run, so that the same stage asked for again trains again instead of resuming."""
+    shutil.rmtree(Path(str(run.storage_path)) / str(run.name), ignore_errors=True)
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where a training worker posts how far it is; the driver reads it to draw progress."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.news: list[str] = []
+
+    def post(self, step: int, news: str | None = None) -> None:
+        """step: how many are done. news: a line for the log."""
+        self.step = step
+        self.news += [news] if news else []
+
+    def read(self) -> tuple[int, list[str]]:
+        """Steps done, and the log lines since the last call."""
+        news, self.news = self.news, []
+        return self.step, news
+
+
+@contextmanager
+def watch(total: int, label: str) -> Iterator[Any]:
+    """A `Board` actor whose posts are shown and logged on the driver for the time of the block."""
+    board: Any = Board.remote()  # type: ignore[attr-defined]
+    done = threading.Event()
+
+    def steps() -> Iterator[int]:
+        shown = 0
+        while True:
+            finished = done.wait(_POLL_SECONDS)
+            step, news = ray.get(board.read.remote())
+            for line in news:
+                log.info("%s: %s", label, line)
+            yield from range(shown, step)
+            shown = max(shown, step)
+            if finished:
+                return
+
+    def show() -> None:
+        for _ in progress(steps(), total=total, label=label):
+            pass
+
+    viewer = threading.Thread(target=show, daemon=True)
+    viewer.start()
+    try:
+        yield board
+    finally:
+        done.set()
+        viewer.join(timeout=10)
+        ray.kill(board)
+
+
+def checkpoint_of(result: Result) -> Path:
+    """The folder of a finished run's last checkpoint."""
+    if result.checkpoint is None:
+        raise RuntimeError("the training run ended without a checkpoint")
+    return Path(result.checkpoint.path)
