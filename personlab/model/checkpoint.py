@@ -1,0 +1,137 @@
+"""Weights on disk: a safetensors file and, beside it under the same name, a JSON card that says what it is.
+
+Nothing is ever unpickled. The card records the SHA-256 of its weights: the two files are renamed into place
+one after the other, and a pair torn by a kill, or mixed up by hand, is found out when it is loaded. The same
+content gives the same bytes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from personlab.errors import UserError
+
+_DIGEST = "sha256"
+
+
+def save(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Write `state` to `path` (*.safetensors) and `card` to the .json beside it, each renamed when complete.
+
+    Raises:
+        UserError: a weight is not finite; nothing is written.
+    """
+    _check_finite(state, path)
+    # One memory layout on disk, whatever the network was trained in (safetensors wants it contiguous).
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    weights = safetensors.torch.save(plain)
+    digest = hashlib.sha256(weights).hexdigest()
+    text = json.dumps({**card, _DIGEST: digest}, indent=2, sort_keys=True, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, weights)
+    _write(path.with_suffix(".json"), (text + "\n").encode())
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the card that `save` wrote.
+
+    Raises:
+        UserError: as `load_weights`; or the card is missing, is not JSON, or belongs to other weights.
+    """
+    content = _read(path)
+    state = _tensors(content, path)
+    sidecar = path.with_suffix(".json")
+    try:
+        card: Any = json.loads(sidecar.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: its card {sidecar.name} is missing; copy both files together") from None
+    except ValueError as error:
+        raise UserError(f"{sidecar}: not valid JSON: {error}") from None
+    if not isinstance(card, dict) or _DIGEST not in card:
+        raise UserError(f"{sidecar}: not a checkpoint's card (no '{_DIGEST}'); copy both files together")
+    if card.pop(_DIGEST) != hashlib.sha256(content).hexdigest():
+        raise UserError(f"{path}: not the weights that {sidecar.name} describes; copy both files together")
+    return state, card
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of any safetensors file, on the CPU.
+
+    Raises:
+        UserError: no such file, not safetensors, or weights that are NaN or infinite.
+    """
+    return _tensors(_read(path), path)
+
+
+def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load `state`, read from `path`, into `module`: every name there, nothing left over, every shape right.
+
+    Only batch normalisation's `num_batches_tracked` may be absent, as in old torchvision files: with a fixed
+    momentum nothing reads it.
+
+    Raises:
+        UserError: it does not fit; the message lists the first names that are missing, unexpected or
+            misshapen.
+    """
+    own = module.state_dict()
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in state if n not in own]
+    misshapen = [
+        f"{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    problems = [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise UserError(f"{path}: the weights do not fit this network; " + "; ".join(problems))
+    module.load_state_dict({**own, **state})
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: a folder, not a safetensors file") from None
+
+
+def _tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        state = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path}: not a safetensors file ({error}); pickled weights (.pt, .pth) are never opened, "
+            "convert them first"
+        ) from None
+    _check_finite(state, path)
+    return state
+
+
+def _first(names: Iterable[str], shown: int = 3) -> str:
+    names = list(names)
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise UserError(f"{path}: weights that are NaN or infinite: {_first(bad)}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
