@@ -53,6 +53,6 @@ def _follow_itself(offsets: Tensor, steps: int, stride: int) -> Tensor:
 
 def _at_ends(field: Tensor, offsets: Tensor, stride: int) -> Tensor:
     """Sample `field` where `offsets` end; both B x N x 2 x H x W."""
-    position = cell_positions(*offsets.shape[-2:], stride, offsets.device)
+    position = cell_positions(offsets.shape[-2], offsets.shape[-1], stride, offsets.device)
     ends = (position + offsets).flatten(0, 1)
     return sample(field.flatten(0, 1), ends, stride).view_as(offsets)

@@ -59,9 +59,10 @@ class View:
         if self.scale < 1:
             sigma = 0.5 * np.sqrt(1 / self.scale**2 - 1)
             image = cv2.GaussianBlur(image, (0, 0), sigma)
-        return cv2.warpAffine(  # type: ignore[return-value]
+        resampled: ImageArray = cv2.warpAffine(
             image, self.matrix(), (self.width, self.height), flags=cv2.INTER_LINEAR, borderValue=PADDING
         )
+        return resampled
 
     def mask_at_cells(self, mask: BoolArray, stride: int) -> BoolArray:
         """Sample full-size image masks (... x h x w) at the output cells; nearest pixel, False outside."""
@@ -71,8 +72,9 @@ class View:
         x = np.rint(self.inverse_points(np.stack([cells_x, np.zeros_like(cells_x)], -1))[:, 0]).astype(int)
         y = np.rint(self.inverse_points(np.stack([np.zeros_like(cells_y), cells_y], -1))[:, 1]).astype(int)
         inside = ((y >= 0) & (y < h))[:, None] & ((x >= 0) & (x < w))[None, :]
-        sampled = mask[..., y.clip(0, h - 1)[:, None], x.clip(0, w - 1)[None, :]]
-        return sampled & inside
+        sampled: BoolArray = mask[..., y.clip(0, h - 1)[:, None], x.clip(0, w - 1)[None, :]]
+        sampled &= inside
+        return sampled
 
 
 def fit(height: int, width: int, side: int) -> tuple[float, int, int]:

@@ -1,0 +1,44 @@
+"""One image and its people as the network's input shows them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pycocotools import mask as rle_tools
+
+from personlab.codec.encode import Instances
+from personlab.codec.fields import cells
+from personlab.data.view import View
+from personlab.people import Annotation, BoolArray
+from personlab.skeleton import FLIP, K
+
+
+def see(people: Sequence[Annotation], view: View, *, height: int, width: int, stride: int) -> Instances:
+    """The annotated people of a height x width image, seen through `view`, ready to be encoded.
+
+    A mirrored view swaps left and right keypoints: the mirror image of a left hand is a right hand.
+    """
+    if not people:
+        return Instances(
+            keypoints=torch.zeros(0, K, 2),
+            labelled=torch.zeros(0, K, dtype=torch.bool),
+            masks=torch.zeros(0, cells(view.height, stride), cells(view.width, stride), dtype=torch.bool),
+            crowd=torch.zeros(0, dtype=torch.bool),
+        )
+    order = list(FLIP) if view.mirror_width else list(range(K))
+    keypoints = view.points(np.stack([person.keypoints for person in people]))[:, order]
+    labelled = np.stack([person.visibility > 0 for person in people])[:, order]
+    masks = view.mask_at_cells(decode_masks(people, height=height, width=width), stride)
+    return Instances(
+        keypoints=torch.from_numpy(np.ascontiguousarray(keypoints)),
+        labelled=torch.from_numpy(np.ascontiguousarray(labelled)),
+        masks=torch.from_numpy(masks),
+        crowd=torch.tensor([person.crowd for person in people]),
+    )
+
+
+def decode_masks(people: Sequence[Annotation], *, height: int, width: int) -> BoolArray:
+    """Full-size masks of annotated people: P x height x width."""
+    stacked = rle_tools.decode([{"size": [height, width], "counts": p.rle} for p in people])  # h x w x P
+    masks: BoolArray = np.moveaxis(stacked, -1, 0).astype(bool)
+    return masks
