@@ -1,0 +1,277 @@
+"""The paper's columns (Tables 1-9): COCO person keypoints and person masks, scored by pycocotools.
+
+pycocotools matches and accumulates; this module feeds it from memory, keeps it quiet and reads its arrays.
+Its own `summarize` is not used: for masks it looks for a budget of 100 detections and prints -1 without one.
+What cannot be measured, because there is nobody of that size to find, is NaN and never -1 or 0.
+"""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from personlab.people import Detection
+from personlab.skeleton import KEYPOINTS, K
+
+Task = Literal["keypoints", "segm"]
+Array = npt.NDArray[np.float64]
+
+PERSON: Final = 1  # COCO's category
+KEYPOINT_BUDGET: Final = 20  # detections per image that COCO's keypoint evaluation looks at
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One value per column, in the paper's order; NaN where there is nobody to find."""
+
+    keypoints: dict[str, float]  # AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL
+    segm: dict[str, float]  # AP AP50 AP75 APS APM APL AR1 AR10 AR20 ARS ARM ARL
+
+
+@dataclass(frozen=True)
+class ImageMatches:
+    """What became of the detections of one image, at T thresholds; ignored ones (on crowds) left out."""
+
+    scores: Array  # D, best first
+    true: npt.NDArray[np.bool_]  # T x D: found somebody
+    false: npt.NDArray[np.bool_]  # T x D: found nobody
+    people: int  # how many there were to find
+
+
+def ground_truth(rows: Iterable[Mapping[str, Any]]) -> COCO:
+    """The annotated people of shard rows (tables.SHARD; `jpeg` may be missing) as pycocotools wants them.
+
+    Images without people belong to it too. Imputed keypoints are no ground truth: such people count as
+    without keypoints. Annotations are numbered from 1: pycocotools takes a match with number 0 for none.
+    """
+    rows = list(rows)
+    people = [(row, person) for row in rows for person in row["people"]]
+    return _coco(
+        [{"id": row["image_id"], "height": row["height"], "width": row["width"]} for row in rows],
+        [_truth(number, row, person) for number, (row, person) in enumerate(people, start=1)],
+    )
+
+
+def evaluate(
+    truth: COCO, detections: Mapping[int, Sequence[Detection]], max_people: int = KEYPOINT_BUDGET
+) -> Scores:
+    """Score detections, by image id, against every image of the ground truth.
+
+    An image without an entry has no detections. Masks are scored within `max_people` per image (the best
+    ones), keypoints always within COCO's 20.
+
+    Raises:
+        ValueError: detections of an image that the ground truth does not have, or a score that is not finite.
+    """
+    return Scores(
+        keypoints=match(truth, detections, "keypoints").columns(),
+        segm=match(truth, detections, "segm", max_people).columns(),
+    )
+
+
+def match(
+    truth: COCO, detections: Mapping[int, Sequence[Detection]], task: Task, budget: int = KEYPOINT_BUDGET
+) -> "Matches":
+    """Match the best `budget` detections of every image to its people, by OKS or by mask IoU.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    if unknown := sorted(set(detections) - set(truth.getImgIds())):
+        raise ValueError(f"detections of images that have no ground truth: {unknown[:5]}")
+    evaluator = COCOeval(truth, _results(truth, detections, task), task)
+    evaluator.params.maxDets = [budget] if task == "keypoints" else sorted({1, 10, budget})
+    with redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return Matches(task, budget, evaluator)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The people and detections of all images, matched for one task; made by `match`."""
+
+    task: Task
+    budget: int
+    evaluator: Any  # a COCOeval that has been accumulated
+
+    def columns(self) -> dict[str, float]:
+        """The paper's columns; a mean over the thresholds .50, .55, ... .95 unless the name has one."""
+        precision, recall = self._precision, self._recall
+        if self.task == "keypoints":
+            return {
+                "AP": precision(),
+                "AP50": precision(threshold=0.5),
+                "AP75": precision(threshold=0.75),
+                "APM": precision("medium"),
+                "APL": precision("large"),
+                "AR": recall(),
+                "AR50": recall(threshold=0.5),
+                "AR75": recall(threshold=0.75),
+                "ARM": recall("medium"),
+                "ARL": recall("large"),
+            }
+        return {
+            "AP": precision(),
+            "AP50": precision(threshold=0.5),
+            "AP75": precision(threshold=0.75),
+            "APS": precision("small"),
+            "APM": precision("medium"),
+            "APL": precision("large"),
+            **{f"AR{budget}": recall(budget=budget) for budget in self.evaluator.params.maxDets},
+            "ARS": recall("small"),
+            "ARM": recall("medium"),
+            "ARL": recall("large"),
+        }
+
+    def curve(self, threshold: float | None = None) -> tuple[Array, Array]:
+        """Recall 0, .01, ..., 1 and the precision there, at one threshold or averaged over all ten."""
+        precision = self._select("precision", "all", self.budget, threshold).mean(axis=0)
+        return self.evaluator.params.recThrs, np.where(precision < 0, np.nan, precision)
+
+    def best_score(self) -> float:
+        """The score from which on detections give the best F1 at threshold .50; infinite if none is right."""
+        recall, precision = self.curve(0.5)
+        scores = self._select("scores", "all", self.budget, 0.5)[0]
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+        best = int(np.nan_to_num(f1).argmax())
+        return float(scores[best]) if f1[best] > 0 else float("inf")
+
+    def images(self) -> Iterator[tuple[int, ImageMatches]]:
+        """Every image id, ascending, with what became of its detections (people of all sizes)."""
+        parameters = self.evaluator.params
+        for image_id, found in zip(parameters.imgIds, self._of_all_sizes(), strict=True):
+            yield int(image_id), _image_matches(found, len(parameters.iouThrs), self.budget)
+
+    def per_image(self) -> dict[int, float]:
+        """How well each image went, in [0, 1], to put images in order; NaN without people and detections.
+
+        With people: the mean over the thresholds of the average precision within the image, so that false
+        alarms cost less the less sure they are. Without: 1 minus the score of the surest false alarm.
+        """
+        return {image_id: _quality(found) for image_id, found in self.images()}
+
+    def pairs(self, threshold: float = 0.5) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """The annotations found at a threshold, each with the detection that found it, in COCO form."""
+        row = self._threshold(threshold)
+        for found in self._of_all_sizes():
+            if found is None:
+                continue
+            for number, detection, ignored in zip(
+                found["gtIds"], found["gtMatches"][row].astype(int), found["gtIgnore"], strict=True
+            ):
+                if detection and not ignored:
+                    yield self.evaluator.cocoGt.anns[number], self.evaluator.cocoDt.anns[detection]
+
+    def _of_all_sizes(self) -> list[Any]:
+        """pycocotools' record of every image, or None where there is neither a person nor a detection."""
+        records: list[Any] = self.evaluator.evalImgs  # sizes x images, all sizes first
+        return records[: len(self.evaluator.params.imgIds)]
+
+    def _precision(self, area: str = "all", threshold: float | None = None) -> float:
+        return _mean_known(self._select("precision", area, self.budget, threshold))
+
+    def _recall(self, area: str = "all", threshold: float | None = None, budget: int | None = None) -> float:
+        return _mean_known(self._select("recall", area, budget or self.budget, threshold))
+
+    def _select(self, quantity: str, area: str, budget: int, threshold: float | None) -> Array:
+        """pycocotools' T (x R) x category x area x budget array, at one area and budget: T (x R)."""
+        parameters = self.evaluator.params
+        values: Array = self.evaluator.eval[quantity]
+        if threshold is not None:
+            row = self._threshold(threshold)
+            values = values[row : row + 1]
+        return values[..., 0, parameters.areaRngLbl.index(area), parameters.maxDets.index(budget)]
+
+    def _threshold(self, threshold: float) -> int:
+        return int(np.flatnonzero(np.isclose(self.evaluator.params.iouThrs, threshold))[0])
+
+
+def _mean_known(values: Array) -> float:
+    known = values[values > -1]  # pycocotools writes -1 where there is no ground truth
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _image_matches(found: Mapping[str, Any] | None, thresholds: int, budget: int) -> ImageMatches:
+    if found is None:
+        nothing = np.zeros((thresholds, 0), dtype=bool)
+        return ImageMatches(np.zeros(0), nothing, nothing, people=0)
+    counted = ~found["dtIgnore"][:, :budget]
+    matched = found["dtMatches"][:, :budget] > 0
+    kept = counted.any(axis=0)
+    return ImageMatches(
+        scores=np.asarray(found["dtScores"][:budget], dtype=float)[kept],
+        true=(matched & counted)[:, kept],
+        false=(~matched & counted)[:, kept],
+        people=int(np.count_nonzero(found["gtIgnore"] == 0)),
+    )
+
+
+def _quality(found: ImageMatches) -> float:
+    if found.people:
+        true, false = found.true.cumsum(axis=1), found.false.cumsum(axis=1)
+        precision = true / np.maximum(true + false, 1)
+        return float((precision * found.true).sum(axis=1).mean() / found.people)
+    return 1.0 - float(found.scores.max()) if found.scores.size else float("nan")
+
+
+def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    category = {"id": PERSON, "name": "person", "keypoints": list(KEYPOINTS)}
+    coco.dataset = {"images": images, "annotations": annotations, "categories": [category]}
+    with redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _truth(number: int, row: Mapping[str, Any], person: Mapping[str, Any]) -> dict[str, Any]:
+    visibility = np.zeros(K) if person["imputed"] else np.asarray(person["visibility"])
+    return {
+        "id": number,
+        "image_id": row["image_id"],
+        "category_id": PERSON,
+        "keypoints": _triples(np.asarray(person["keypoints"], dtype=float).reshape(K, 2), visibility),
+        "num_keypoints": int(np.count_nonzero(visibility)),
+        "bbox": list(person["box"]),
+        "area": person["area"],
+        "iscrowd": int(person["crowd"]),
+        "segmentation": {"size": [row["height"], row["width"]], "counts": person["mask"]},
+    }
+
+
+def _results(truth: COCO, detections: Mapping[int, Sequence[Detection]], task: Task) -> COCO:
+    """Detections of one task alone: pycocotools takes an unmatched pose's size from its keypoints, but from
+    its mask where it has one."""
+    results = [
+        _result(truth.imgs[image_id], detection, task)
+        for image_id, found in sorted(detections.items())
+        for detection in found
+    ]
+    if not results:
+        return _coco(truth.dataset["images"], [])
+    with redirect_stdout(io.StringIO()):
+        return truth.loadRes(results)
+
+
+def _result(image: Mapping[str, Any], detection: Detection, task: Task) -> dict[str, Any]:
+    if not np.isfinite(detection.score):
+        raise ValueError(f"image {image['id']}: a detection's score is {detection.score}")
+    result = {"image_id": image["id"], "category_id": PERSON, "score": float(detection.score)}
+    if task == "keypoints":
+        return {**result, "keypoints": _triples(detection.keypoints, np.ones(K))}
+    return {
+        **result,
+        "segmentation": {"size": [image["height"], image["width"]], "counts": detection.rle},
+    }
+
+
+def _triples(xy: npt.ArrayLike, visibility: npt.ArrayLike) -> list[float]:
+    """x0, y0, v0, x1, ... from K x 2 points and K visibilities."""
+    triples: list[float] = np.column_stack((xy, visibility)).astype(float).ravel().tolist()
+    return triples
