@@ -1,0 +1,319 @@
+"""Pictures of what the program sees: poses, masks, fields, and sheets of many of them.
+
+Images are H x W x 3, RGB, uint8, and never written into. The body's left is orange, its right blue, its
+middle sand; a person's mask has a colour of its own. Whatever is drawn grows with the person it is drawn on.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from pycocotools import mask as rle_codec
+
+from personlab.codec.fields import Fields
+from personlab.data.view import ImageArray
+from personlab.people import Annotation, BoolArray, Detection, FloatArray
+from personlab.skeleton import EDGES, KEYPOINTS, TREE, K
+
+Colour = tuple[int, int, int]
+Floats = npt.NDArray[np.floating]
+
+LEFT: Final = (255, 140, 40)
+RIGHT: Final = (40, 150, 255)
+MIDDLE: Final = (255, 226, 170)
+RIM: Final = (18, 20, 26)  # around limbs and joints, so that they show on any ground
+
+# Mask colours of the people of one image, in order, then from the start again.
+PEOPLE: Final = (
+    *((0, 200, 170), (236, 72, 153), (250, 204, 21), (139, 92, 246), (132, 204, 22)),
+    *((244, 99, 80), (56, 189, 248), (217, 70, 239), (45, 212, 100), (234, 160, 90)),
+)
+
+# Of contact sheets; lengths in pixels.
+_PAPER, _MAT, _INK = (250, 250, 248), (226, 227, 228), (38, 40, 46)
+_MARGIN, _TEXT, _LEADING = 12, 15, 5
+
+_NECK = K  # an extra point halfway between the shoulders, so that heads sit on bodies
+_FACE = range(KEYPOINTS.index("right_ear") + 1)
+_SHOULDERS = [KEYPOINTS.index("left_shoulder"), KEYPOINTS.index("right_shoulder")]
+_HIPS = [KEYPOINTS.index("left_hip"), KEYPOINTS.index("right_hip")]
+_BONES: Final = (
+    *((a, b) for a, b in TREE if not (a == 0 and b in _SHOULDERS)),
+    *((0, _NECK), (_SHOULDERS[0], _NECK), (_SHOULDERS[1], _NECK), (_HIPS[0], _HIPS[1])),
+)
+
+
+def draw_people(
+    image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
+) -> ImageArray:
+    """Masks and poses of detected people, the first on top.
+
+    Keypoints below `min_keypoint_score` are left out; the darker a joint's core, the less sure it is.
+    """
+    masks = [_decode(detection.rle, image) for detection in detections]
+    canvas = _paint_masks(image, masks)
+    for person in reversed(detections):
+        scores = person.keypoint_scores
+        _paint_pose(canvas, person.keypoints, scores >= min_keypoint_score, scores)
+    return canvas
+
+
+def draw_annotations(image: ImageArray, annotations: Sequence[Annotation]) -> ImageArray:
+    """Masks and keypoints as annotated: hidden and imputed keypoints have dark cores, crowds are hatched."""
+    people = [annotation for annotation in annotations if not annotation.crowd]
+    canvas = _paint_masks(image, [_decode(person.rle, image) for person in people])
+    for annotation in annotations:
+        if annotation.crowd:
+            _hatch(canvas, _decode(annotation.rle, image))
+    for person in reversed(people):
+        seen = (person.visibility == 2) & (not person.imputed)
+        _paint_pose(canvas, person.keypoints, person.visibility > 0, seen.astype(np.float32))
+    return canvas
+
+
+def draw_pose(image: ImageArray, keypoints: Floats, scores: Floats, *, min_score: float = 0.2) -> ImageArray:
+    """One skeleton: keypoints K x 2 as (x, y) in image pixels, scores K in [0, 1]."""
+    canvas = image.copy()
+    _paint_pose(canvas, keypoints, scores >= min_score, scores)
+    return canvas
+
+
+def draw_fields(image: ImageArray, fields: Fields) -> ImageArray:
+    """A sheet of what the network predicts for one image: the input, then the five fields over it.
+
+    Heat and segmentation must be probabilities (`Fields.probabilities`); `fields` is a batch of one for
+    the H x W input `image`. Short- and mid-range offsets are those of the likeliest keypoint of each cell,
+    mid-range ones along its edge towards the nose; long-range ones are their mean over the keypoints. An
+    offset's direction is a hue and its length a strength, as on the small wheel.
+    """
+    heat = _array(fields.heatmap[0])  # K x h x w
+    offsets = _array(fields.short[0])
+    nearer = 1e-6 * np.linalg.norm(offsets, axis=1)  # decides between disks that overlap, in targets
+    best, likeliest = heat.max(axis=0), (heat - nearer).argmax(axis=0)
+    person = _array(fields.seg[0])
+    short = np.take_along_axis(offsets, likeliest[None, None], axis=0)[0]
+    mid = np.take_along_axis(_array(fields.mid[0]), _TOWARDS_NOSE[likeliest][None, None], axis=0)[0]
+    long = _array(fields.long[0]).mean(axis=0)
+    has_edge = likeliest != 0
+    panels = {
+        "input": image,
+        "heatmaps": _overlay(image, _SIDES[likeliest], 0.8 * best, fields.stride),
+        "segmentation": _overlay(
+            image, np.broadcast_to(PEOPLE[0], (*person.shape, 3)), 0.7 * person, fields.stride
+        ),
+        "short-range offsets": _flow(image, short, best, fields.stride),
+        "mid-range offsets, towards the nose": _flow(image, mid, best * has_edge, fields.stride),
+        "long-range offsets, mean": _flow(image, long, person, fields.stride),
+    }
+    return contact_sheet(list(panels.values()), 3, list(panels))
+
+
+def contact_sheet(
+    images: Sequence[ImageArray],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    *,
+    cell: tuple[int, int] | None = None,
+) -> ImageArray:
+    """Images on one page, row by row, each with a caption below it (which may have several lines).
+
+    Each is shrunk to fit its cell of (width, height) pixels and centred there; left out, the cell is as
+    wide as the widest and as high as the highest image.
+    """
+    width, height = cell or (max(i.shape[1] for i in images), max(i.shape[0] for i in images))
+    captions = captions or [""] * len(images)
+    text = max(_text_height(caption) for caption in captions)
+    step_x, step_y = width + _MARGIN, height + text + _MARGIN
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (_MARGIN + min(columns, len(images)) * step_x, _MARGIN + rows * step_y), _PAPER)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(_TEXT)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left, top = _MARGIN + column * step_x, _MARGIN + row * step_y
+        page.paste(_mounted(image, width, height), (left, top))
+        pen.multiline_text((left + 1, top + height + 4), caption, fill=_INK, font=font, spacing=_LEADING)
+    return np.asarray(page)
+
+
+# --- masks ------------------------------------------------------------------------------------------------
+
+
+def _decode(rle: bytes, image: ImageArray) -> BoolArray:
+    mask: BoolArray = rle_codec.decode({"size": list(image.shape[:2]), "counts": rle}).astype(bool)
+    return mask
+
+
+def _paint_masks(image: ImageArray, masks: Sequence[BoolArray]) -> ImageArray:
+    """The image with every mask tinted and outlined in its person's colour, the first on top."""
+    canvas = image.copy()
+    coloured = list(zip(masks, (PEOPLE[i % len(PEOPLE)] for i in range(len(masks))), strict=True))
+    for mask, colour in reversed(coloured):
+        canvas[mask] = _mix(canvas[mask], colour, 0.38)
+        _outline(canvas, mask, colour)
+    return canvas
+
+
+def _outline(canvas: ImageArray, mask: BoolArray, colour: Colour) -> None:
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    thickness = 2 if mask.sum() > 48**2 else 1
+    cv2.polylines(canvas, contours, True, _lighter(colour), thickness, cv2.LINE_AA)
+
+
+def _hatch(canvas: ImageArray, mask: BoolArray) -> None:
+    y, x = np.indices(mask.shape)
+    canvas[mask] = _mix(canvas[mask], (128, 128, 128), 0.5)
+    stripes = mask & ((x + y) % 14 < 3)
+    canvas[stripes] = _mix(canvas[stripes], (255, 255, 255), 0.6)
+
+
+def _mix(pixels: ImageArray, colour: Colour, share: float) -> ImageArray:
+    return _pixels(pixels * (1 - share) + np.array(colour) * share)
+
+
+def _pixels(values: Floats) -> ImageArray:
+    pixels: ImageArray = np.rint(values.clip(0, 255)).astype(np.uint8)
+    return pixels
+
+
+def _lighter(colour: Colour) -> Colour:
+    r, g, b = (value + (255 - value) // 4 for value in colour)
+    return r, g, b
+
+
+# --- poses ------------------------------------------------------------------------------------------------
+
+
+def _side(point: int) -> Colour:
+    name = KEYPOINTS[point] if point < K else "neck"
+    return LEFT if name.startswith("left") else RIGHT if name.startswith("right") else MIDDLE
+
+
+_SIDES: Final = np.array([_side(point) for point in range(K)])
+_TOWARDS_NOSE: Final = np.array(
+    [0, *(next(e for e in range(len(TREE), len(EDGES)) if EDGES[e][0] == k) for k in range(1, K))]
+)
+
+
+def _bone_colour(a: int, b: int) -> Colour:
+    """A limb has its own side's colour; what joins left and right, or the head and the body, the middle's."""
+    sides = {_side(a), _side(b)} - {MIDDLE}
+    return sides.pop() if len(sides) == 1 and _NECK not in (a, b) else MIDDLE
+
+
+def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, certainty: Floats) -> None:
+    """Draw the shown keypoints and the bones between them into the canvas."""
+    if not shown.any():
+        return
+    points = np.vstack((keypoints, keypoints[_SHOULDERS].mean(axis=0)))
+    drawn = np.append(shown, shown[_SHOULDERS].all())
+    width = _line_width(keypoints[shown])
+    rim = max(0.7, 0.28 * width)
+    bones = [(a, b) for a, b in _BONES if drawn[a] and drawn[b]]
+    for extra, colour in ((rim, RIM), (0.0, None)):
+        for a, b in bones:
+            _capsule(canvas, points[a], points[b], width / 2 + extra, colour or _bone_colour(a, b))
+    for k in np.flatnonzero(shown):
+        radius = width * (0.6 if k in _FACE else 0.85)
+        grey = round(40 + 215 * float(np.clip(certainty[k], 0, 1)))
+        _disc(canvas, points[k], radius + rim, RIM)
+        _disc(canvas, points[k], radius, _side(int(k)))
+        if radius > 1.2:  # a smaller core is a speck
+            _disc(canvas, points[k], radius / 2, (grey, grey, grey))
+
+
+def _line_width(points: Floats) -> float:
+    diagonal = float(np.linalg.norm(np.ptp(points, axis=0)))
+    return float(np.clip(0.022 * diagonal, 1.2, 7.0))
+
+
+_FRACTION = 4  # binary digits after the point in the coordinates given to OpenCV
+
+
+def _fixed(values: Floats) -> npt.NDArray[np.int32]:
+    return np.rint(np.asarray(values) * (1 << _FRACTION)).astype(np.int32)
+
+
+def _capsule(canvas: ImageArray, a: Floats, b: Floats, radius: float, colour: Colour) -> None:
+    """A line with round ends, of any width."""
+    dx, dy = b - a
+    angles = np.arctan2(dy, dx) + np.linspace(np.pi / 2, 3 * np.pi / 2, 12)
+    half = radius * np.stack((np.cos(angles), np.sin(angles)), axis=-1)
+    cv2.fillPoly(canvas, [_fixed(np.vstack((a + half, b - half)))], colour, cv2.LINE_AA, _FRACTION)
+
+
+def _disc(canvas: ImageArray, centre: Floats, radius: float, colour: Colour) -> None:
+    x, y = _fixed(centre)
+    size = round(radius * (1 << _FRACTION))
+    cv2.circle(canvas, (int(x), int(y)), size, colour, cv2.FILLED, cv2.LINE_AA, _FRACTION)
+
+
+# --- fields -----------------------------------------------------------------------------------------------
+
+
+def _array(tensor: object) -> FloatArray:
+    array: FloatArray = tensor.detach().float().cpu().numpy()  # type: ignore[attr-defined]
+    return array
+
+
+def _overlay(image: ImageArray, colours: npt.NDArray[Any], strength: Floats, stride: int) -> ImageArray:
+    """Colours (h x w x 3, of output cells) over the dimmed grey input, as opaque as `strength` (h x w)."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] * 0.55 + 30
+    layer = np.concatenate((colours * strength[..., None], strength[..., None]), axis=-1)
+    shape = (image.shape[1], image.shape[0])
+    to_pixels = np.array([[stride, 0, 0], [0, stride, 0]], dtype=float)
+    spread = cv2.warpAffine(
+        layer.astype(np.float32), to_pixels, shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    blended = grey * (1 - spread[..., 3:]) + spread[..., :3]
+    return _pixels(blended)
+
+
+def _flow(image: ImageArray, offsets: Floats, strength: Floats, stride: int) -> ImageArray:
+    """Offsets (2 x h x w) as colours where `strength` is large, with a wheel that says which is which."""
+    length = np.linalg.norm(offsets, axis=0)
+    there = strength > 0.5
+    longest = float(np.quantile(length[there], 0.98)) if there.any() else 1.0
+    picture = _overlay(image, _hues(offsets / max(longest, 1e-6)), strength, stride)
+    _paint_wheel(picture)
+    return picture
+
+
+def _hues(vectors: Floats) -> ImageArray:
+    """Direction as hue, length (0 to 1) as saturation: 2 x h x w -> h x w x 3."""
+    x, y = vectors
+    hue = np.degrees(np.arctan2(y, x)) % 360
+    length = np.hypot(x, y).clip(0, 1)
+    hsv = np.stack((hue, 0.9 * length, np.ones_like(hue)), axis=-1).astype(np.float32)
+    return _pixels(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255)
+
+
+def _paint_wheel(picture: ImageArray) -> None:
+    """A disc in the lower right corner whose colour at each place is that of an offset pointing there."""
+    radius = max(8, min(picture.shape[:2]) // 14)
+    axis = np.linspace(-1, 1, 2 * radius + 1, dtype=np.float32)
+    if 2 * radius + 9 > min(picture.shape[:2]):
+        return
+    wheel = _hues(np.stack(np.broadcast_arrays(axis[None, :], axis[:, None])))
+    disc = np.hypot(axis[None, :], axis[:, None]) <= 1
+    corner = picture[-2 * radius - 9 : -8, -2 * radius - 9 : -8]
+    corner[disc] = wheel[disc]
+
+
+# --- sheets -----------------------------------------------------------------------------------------------
+
+
+def _text_height(caption: str) -> int:
+    return 6 + len(caption.split("\n")) * (_TEXT + _LEADING) if caption else 0
+
+
+def _mounted(image: ImageArray, width: int, height: int) -> Image.Image:
+    """The image, shrunk if it must be, in the middle of a mat of width x height."""
+    picture = ImageOps.contain(Image.fromarray(image), (width, height), Image.Resampling.LANCZOS)
+    if image.shape[0] <= height and image.shape[1] <= width:
+        picture = Image.fromarray(image)
+    mat = Image.new("RGB", (width, height), _MAT)
+    mat.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
+    return mat
