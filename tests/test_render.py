@@ -108,9 +108,11 @@ def test_drawing_beyond_the_border_is_clipped():
 
 
 def test_annotations_show_hidden_keypoints_differently_and_leave_out_unlabelled_ones():
-    seen, hidden, unlabelled = (render.draw_annotations(GREY, [annotation(visibility=v)]) for v in (2, 1, 0))
-    mask_only = render.draw_people(GREY, [detection(scores=0.0)])
-    np.testing.assert_array_equal(unlabelled, mask_only)
+    box = (10, 2, 110, 92)
+    seen, hidden, unlabelled = (
+        render.draw_annotations(GREY, [annotation(*box, visibility=v)]) for v in (2, 1, 0)
+    )
+    np.testing.assert_array_equal(unlabelled, render.draw_people(GREY, [detection(*box, scores=0.0)]))
     assert (seen != hidden).any()
     np.testing.assert_array_equal(changed(seen), changed(hidden))
 
