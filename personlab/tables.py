@@ -1,15 +1,50 @@
 """Schema of every table that crosses a stage boundary, and the one way to write and read them.
 
-Plain Arrow types; rows sorted by the caller; same rows in, same bytes out. A table is written to a
-temporary name and renamed, so nothing half-written is ever visible under its final name.
+Plain Arrow types; rows sorted by the caller; same rows in, same bytes out. A table is checked before it is
+written, to a temporary name that is then renamed, so nothing half-written or invalid is ever visible under
+its final name.
 
 Keypoints are 2 * 17 numbers x0, y0, x1, y1, ... in image pixels, visibility is COCO's 0/1/2, a mask is
 COCO's compressed run-length string over the whole image.
 """
 
-import pyarrow as pa
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
 
-FORMAT_VERSION = 1
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from personlab.checks import (
+    ALL_FINITE,
+    FINITE,
+    HAS_SIZE,
+    JPEG,
+    NOT_EMPTY,
+    POSITIVE,
+    Contract,
+    contract,
+    in_order,
+    length,
+    one_of,
+    unique,
+    within,
+)
+from personlab.errors import UserError
+from personlab.files import atomic_file
+from personlab.people import Annotation
+from personlab.skeleton import K
+
+Split = Literal["train", "val"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "val")
+
+FORMAT_VERSION: Final = 1
 
 IMAGES = pa.schema(
     [
@@ -70,3 +105,199 @@ PREDICTIONS = pa.schema(
         ("people", pa.list_(pa.struct(_DETECTION))),  # best first
     ]
 )
+
+# What `people_rows` makes of the people of shards and predictions.
+_SHARD_PEOPLE = pa.schema([("image_id", pa.int64()), *_PERSON])
+_PREDICTED_PEOPLE = pa.schema([("image_id", pa.int64()), *_DETECTION])
+
+_IMAGE_CHECKS = {"height": [POSITIVE], "width": [POSITIVE], "file_name": [NOT_EMPTY]}
+_PERSON_CHECKS = {
+    "keypoints": [length(2 * K), ALL_FINITE],
+    "visibility": [length(K), within(0, 2)],
+    "confidence": [length(K), within(0, 1)],
+    "box": [length(4), ALL_FINITE, HAS_SIZE],
+    "area": [FINITE, POSITIVE],
+    "mask": [NOT_EMPTY],
+}
+_DETECTION_CHECKS = {
+    "score": [FINITE],
+    "keypoints": [length(2 * K), ALL_FINITE],
+    "keypoint_scores": [length(K), ALL_FINITE],
+    "mask": [NOT_EMPTY],
+}
+
+_CONTRACTS: Final = (
+    contract(
+        IMAGES,
+        ("split", "image_id"),
+        {"split": [one_of(*SPLITS)], **_IMAGE_CHECKS},
+        unique("split", "image_id"),
+        in_order(split="ascending", image_id="ascending"),
+    ),
+    contract(
+        PEOPLE,
+        ("split", "image_id", "person_id"),
+        {"split": [one_of(*SPLITS)], **_PERSON_CHECKS},
+        unique("split", "person_id"),
+        in_order(split="ascending", image_id="ascending", person_id="ascending"),
+    ),
+    contract(
+        REJECTS,
+        ("file", "record"),
+        {name: [NOT_EMPTY] for name in REJECTS.names},
+        in_order(file="ascending", record="ascending", reason="ascending"),
+    ),
+    contract(
+        SHARD,
+        ("image_id",),
+        {**_IMAGE_CHECKS, "jpeg": [JPEG]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
+    ),
+    contract(
+        _SHARD_PEOPLE,
+        ("image_id", "person_id"),
+        _PERSON_CHECKS,
+        unique("person_id"),
+        in_order(image_id="ascending", person_id="ascending"),
+    ),
+    contract(
+        PREDICTIONS,
+        ("image_id",),
+        {"height": [POSITIVE], "width": [POSITIVE]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
+    ),
+    contract(
+        _PREDICTED_PEOPLE,
+        ("image_id",),
+        _DETECTION_CHECKS,
+        in_order(image_id="ascending", score="descending"),
+    ),
+)
+
+
+def validate(table: pa.Table) -> None:
+    """Check a table, and the people nested in it, against the schema of this module that has its columns.
+
+    Raises:
+        UserError: rows break the schema; the message names the first of them and the reason.
+        ValueError: the columns are not those of any schema of this module.
+    """
+    _contract_of(table.schema).validate(table)
+    if "people" in table.column_names:
+        validate(people_rows(table))
+
+
+def _contract_of(schema: pa.Schema) -> Contract:
+    for candidate in _CONTRACTS:
+        if schema.equals(candidate.arrow):
+            return candidate
+    raise ValueError(f"no schema of personlab.tables has these columns:\n{schema.to_string()}")
+
+
+def params_hash(*sections: BaseModel) -> str:
+    """SHA-256 (hexadecimal) of the parameter sections that a table was made with."""
+    values = [[type(section).__name__, section.model_dump(mode="json")] for section in sections]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def write_table(table: pa.Table, path: Path, *, params_hash: str, row_group_size: int = 65_536) -> None:
+    """Check a table against its schema and write it atomically as Parquet; same table, same bytes.
+
+    Its schema must be one of this module's. Format version and `params_hash` stand in the file's metadata.
+
+    Raises:
+        UserError: rows break the schema; the message names the first of them and the reason.
+        ValueError: the columns are not those of any schema of this module.
+    """
+    try:
+        validate(table)
+    except UserError as error:
+        raise UserError(f"{path}: not written: {error}") from None
+    metadata = {_VERSION_KEY: str(FORMAT_VERSION), "personlab.params_hash": params_hash}
+    with atomic_file(path) as partial:
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            partial,
+            row_group_size=row_group_size,
+            compression="zstd",
+            use_dictionary=False,  # JPEG bytes and masks never repeat
+        )
+
+
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a table written by `write_table`, or only some of its columns.
+
+    Raises:
+        UserError: the file is missing, not Parquet, of another format version, or its columns are not
+            those of `schema`.
+    """
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_header(path, file.schema_arrow, wanted)
+            table = file.read(wanted.names)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that makes it ('dvc repro')") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({error}); delete it and run its stage") from None
+    return table.replace_schema_metadata(None)
+
+
+_VERSION_KEY: Final = "personlab.format_version"
+
+
+def _check_header(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
+    version = (found.metadata or {}).get(_VERSION_KEY.encode(), b"none").decode()
+    if version != str(FORMAT_VERSION):
+        raise UserError(
+            f"{path}: format version is {version}, this program reads {FORMAT_VERSION}; run its stage again"
+        )
+    missing = [name for name in wanted.names if name not in found.names]
+    if missing:
+        raise UserError(f"{path}: columns missing: {', '.join(missing)}; run its stage again")
+    for field in wanted:
+        if found.field(field.name).type != field.type:
+            raise UserError(
+                f"{path}: column {field.name} is {found.field(field.name).type}, not {field.type}; "
+                "run its stage again"
+            )
+
+
+def annotation(record: Mapping[str, Any]) -> Annotation:
+    """A person of a table (a row of PEOPLE, or an element of a shard's `people`, as Python values)."""
+    x, y, width, height = record["box"]
+    return Annotation(
+        id=record["person_id"],
+        keypoints=np.array(record["keypoints"], np.float32).reshape(K, 2),
+        visibility=np.array(record["visibility"], np.int8),
+        imputed=record["imputed"],
+        box=(x, y, width, height),
+        area=record["area"],
+        crowd=record["crowd"],
+        rle=record["mask"],
+    )
+
+
+def person_record(person: Annotation, confidence: npt.ArrayLike) -> dict[str, Any]:
+    """The reverse of `annotation`: a person as the columns of a table. confidence: K numbers in [0, 1]."""
+    return {
+        "person_id": person.id,
+        "keypoints": person.keypoints.ravel(),
+        "visibility": person.visibility,
+        "confidence": np.asarray(confidence, np.float32),
+        "imputed": person.imputed,
+        "box": person.box,
+        "area": person.area,
+        "crowd": person.crowd,
+        "mask": person.rle,
+    }
+
+
+def people_rows(table: pa.Table) -> pa.Table:
+    """The people of shards or predictions, one row each, after the `image_id` they belong to."""
+    people = table["people"].combine_chunks()
+    image_id = table["image_id"].take(pc.list_parent_indices(people))
+    persons = pc.list_flatten(people)
+    return pa.table([image_id, *persons.flatten()], names=["image_id", *persons.type.names])
