@@ -1,8 +1,31 @@
-"""What training does to an image before the network sees it (paper, section 4.1)."""
+"""Training examples: an image as training's random crops show it (paper, section 4.1)."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from personlab.data.example import Example, example
 from personlab.data.view import View
+from personlab.params import Train
+
+
+def augmented(row: Mapping[str, Any], train: Train, *, epoch: int) -> Example:
+    """A shard row seen through a random view.
+
+    The view depends on the seed, the epoch and the image alone, so that it is the same whichever worker
+    draws it and however often the run was interrupted.
+    """
+    rng = np.random.default_rng((train.seed, epoch, row["image_id"]))
+    view = random_view(
+        rng,
+        height=row["height"],
+        width=row["width"],
+        crop=train.crop,
+        min_scale=train.min_scale,
+        max_scale=train.max_scale,
+    )
+    return example(row, view, stride=train.stride)
 
 
 def random_view(

@@ -1,16 +1,53 @@
 """One image and its people as the network's input shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from pycocotools import mask as rle_tools
+from torch import Tensor
 
+from personlab import tables
 from personlab.codec.encode import Instances
 from personlab.codec.fields import cells
-from personlab.data.view import View
+from personlab.data.view import ImageArray, View
+from personlab.errors import UserError
 from personlab.people import Annotation, BoolArray
 from personlab.skeleton import FLIP, K
+
+
+@dataclass(frozen=True)
+class Example:
+    image_id: int
+    image: Tensor  # 3 x H x W uint8 RGB
+    people: Instances
+
+
+def example(row: Mapping[str, Any], view: View, *, stride: int) -> Example:
+    """A shard row (tables.SHARD) seen through `view`, its people sampled at output stride `stride`."""
+    people = [tables.annotation(record) for record in row["people"]]
+    image = view.image(decode_jpeg(row["jpeg"], name=row["file_name"]))
+    return Example(
+        image_id=row["image_id"],
+        image=torch.from_numpy(image).permute(2, 0, 1),
+        people=see(people, view, height=row["height"], width=row["width"], stride=stride),
+    )
+
+
+def decode_jpeg(jpeg: bytes, *, name: str) -> ImageArray:
+    """RGB pixels, height x width x 3, as they are stored: annotations know nothing of EXIF orientation.
+
+    Raises:
+        UserError: the bytes are not an image.
+    """
+    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise UserError(f"{name}: its bytes in the shard are not a JPEG; run dvc repro --force targets")
+    image: ImageArray = pixels
+    return image
 
 
 def see(people: Sequence[Annotation], view: View, *, height: int, width: int, stride: int) -> Instances:

@@ -1,0 +1,5 @@
+"""`python -m personlab <command>`."""
+
+from personlab.cli import main
+
+main()

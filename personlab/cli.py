@@ -1,0 +1,141 @@
+"""The command line: one command per stage of the pipeline, and the tools around it.
+
+Everything is relative to the current folder, which is the project's: parameters come from `params.yaml`,
+every stage reads `data/<earlier stage>/` and writes `data/<its own name>/`. `dvc repro` runs the stages
+that are out of date; a command here runs one whether it is or not.
+"""
+
+import logging
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import Parameter
+
+from personlab import __version__, params
+from personlab.errors import UserError
+
+app = cyclopts.App(name="personlab", help=__doc__, version=__version__)
+stages = cyclopts.Group("Stages, in the order of the pipeline", sort_key=0)
+tools = cyclopts.Group("Tools", sort_key=1)
+
+ParamsFile = Annotated[Path, Parameter(name="--params", help="Parameter file.")]
+PARAMS = Path("params.yaml")
+
+
+def _run_stage(stage: str, params_file: Path) -> None:
+    settings = params.load(params_file)
+    # Imported only now: --help must not wait for torch and Ray.
+    import_module(f"personlab.stages.{stage}").run(settings, Path.cwd())
+
+
+@app.command(group=stages, sort_key=0)
+def acquire(*, params: ParamsFile = PARAMS) -> None:
+    """Get images and annotations: render the sample dataset, locate a COCO folder, or download COCO 2017.
+
+    Writes data/acquire/source.json, which says where they are and what they hold.
+    """
+    _run_stage("acquire", params)
+
+
+@app.command(group=stages, sort_key=1)
+def ingest(*, params: ParamsFile = PARAMS) -> None:
+    """Read COCO's JSON, check every record and every image, and write validated Parquet tables.
+
+    Writes data/ingest/images.parquet, people.parquet and rejects.parquet; what is rejected is explained.
+    """
+    _run_stage("ingest", params)
+
+
+@app.command(group=stages, sort_key=2)
+def estimator(*, params: ParamsFile = PARAMS) -> None:
+    """Train the single-person keypoint estimator on ground-truth boxes (Ray Train).
+
+    Writes data/estimator/estimator.safetensors with its metrics and plots.
+    """
+    _run_stage("estimator", params)
+
+
+@app.command(group=stages, sort_key=3)
+def impute(*, params: ParamsFile = PARAMS) -> None:
+    """Give small training people that have a mask but no keypoints estimated ones (Ray Data).
+
+    Writes data/impute/people.parquet and a picture, imputed.png.
+    """
+    _run_stage("impute", params)
+
+
+@app.command(group=stages, sort_key=4)
+def targets(*, params: ParamsFile = PARAMS) -> None:
+    """Pack images and people into Parquet shards, the only thing later stages read.
+
+    Writes data/targets/train/part-*.parquet and data/targets/val/part-*.parquet.
+    """
+    _run_stage("targets", params)
+
+
+@app.command(group=stages, sort_key=5)
+def train(*, params: ParamsFile = PARAMS) -> None:
+    """Train the network (Ray Train). A killed run continues from its last checkpoint.
+
+    Writes data/train/model.safetensors with its metrics and learning curves.
+    """
+    _run_stage("train", params)
+
+
+@app.command(group=stages, sort_key=6)
+def infer(*, params: ParamsFile = PARAMS) -> None:
+    """Find people in the validation shards, at one scale or several (Ray Data).
+
+    Writes data/infer/part-*.parquet, one row per image: poses, masks and scores.
+    """
+    _run_stage("infer", params)
+
+
+@app.command(group=stages, sort_key=7)
+def evaluate(*, params: ParamsFile = PARAMS) -> None:
+    """Score keypoints and masks with pycocotools; draw curves and a gallery.
+
+    Writes data/evaluate/metrics.json, plots/, gallery/ and report.md.
+    """
+    _run_stage("evaluate", params)
+
+
+@app.command(group=tools)
+def oracle(
+    *,
+    annotations: Annotated[Path, Parameter(help="COCO person keypoints JSON.")],
+    side: Annotated[int, Parameter(help="Longest side of the network's input, pixels.")] = 801,
+    stride: Annotated[Literal[8, 16, 32], Parameter(help="Output stride.")] = 8,
+    max_people: Annotated[int, Parameter(help="Proposals per image.")] = 20,
+) -> None:
+    """Score the codec alone: encode annotated people and decode them as if a perfect network had.
+
+    What is lost, is lost by the representation.
+    """
+    from personlab.oracle import run
+
+    run(annotations, side=side, stride=stride, max_people=max_people)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    stage = os.environ.get("DVC_STAGE", "")
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s {stage + ' ' if stage else ''}%(message)s", "%H:%M:%S")
+    )
+    logger = logging.getLogger("personlab")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Run a command; what a user can put right is said without a traceback, and ends with status 1."""
+    _log_to_stderr()
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"personlab: {error}")

@@ -1,0 +1,97 @@
+"""From an image to the people in it: the network and the codec as one thing.
+
+What the command line, a notebook and a Ray actor all call.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from pycocotools import mask as rle_tools
+from torch import Tensor
+
+from personlab import params
+from personlab.codec.decode import Decoder, Found, Level
+from personlab.codec.fields import padded_side
+from personlab.data.view import ImageArray, View, fit
+from personlab.model.network import PersonLab, from_checkpoint
+from personlab.people import Detection
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Finds people in images of any size.
+
+    sides: the longest side, in pixels, that the image is resized to at each level of the pyramid.
+    """
+
+    network: PersonLab
+    decoder: Decoder
+    sides: tuple[int, ...]
+    device: torch.device
+
+    @classmethod
+    def from_checkpoint(cls, path: Path, infer: params.Infer, codec: params.Codec | None = None) -> Self:
+        """A predictor of the weights at `path`.
+
+        codec: how to decode; by default, as the checkpoint was trained. What the network was trained for
+        (its radius, and whether it refines) always comes from the checkpoint.
+
+        Raises:
+            UserError: the checkpoint cannot be read.
+        """
+        device = torch.device("cuda" if infer.gpu else "cpu")
+        network = from_checkpoint(path, stride=infer.stride).to(device)
+        return cls(network, decoder(network, infer, codec or network.codec), infer.sides, device)
+
+    def __call__(self, image: ImageArray) -> list[Detection]:
+        """The people of an RGB image (height x width x 3, uint8), best first, in the image's own pixels."""
+        height, width = image.shape[:2]
+        levels = [self.level(image, side) for side in self.sides]
+        found = self.decoder.poses(levels, height=height, width=width)
+        masks = self.decoder.masks(levels, found, height=height, width=width)
+        return list(_detections(found, masks))
+
+    @torch.inference_mode()
+    def level(self, image: ImageArray, side: int) -> Level:
+        """The fields of an image resized so that its longest side is `side` pixels."""
+        scale, height, width = fit(image.shape[0], image.shape[1], side)
+        stride = self.network.stride
+        view = View(scale, (0.0, 0.0), padded_side(height, stride), padded_side(width, stride))
+        seen = torch.from_numpy(view.image(image)).permute(2, 0, 1)[None].to(self.device)
+        return Level(self.network(seen).probabilities(), scale)
+
+
+def decoder(network: PersonLab, infer: params.Infer, codec: params.Codec) -> Decoder:
+    """How to decode this network's fields. Without refinement in training there is none in decoding."""
+    refine = network.model.refine
+    return Decoder(
+        radius=network.codec.radius,
+        nms_radius=codec.nms_radius,
+        bin=codec.bin,
+        seed_threshold=codec.seed_threshold,
+        mid_refinements=codec.mid_refinements if refine else 0,
+        long_refinements=codec.long_refinements if refine else 0,
+        mask_distance=codec.mask_distance,
+        scoring=infer.scoring,
+        nms=infer.nms,
+        max_people=infer.max_people,
+    )
+
+
+def _detections(found: Found, masks: Iterator[Tensor]) -> Iterator[Detection]:
+    poses = found.poses
+    rows: Sequence[tuple[Tensor, Tensor, Tensor]] = list(
+        zip(poses.keypoints.cpu(), poses.keypoint_scores.cpu(), poses.scores.cpu(), strict=True)
+    )
+    for (keypoints, keypoint_scores, score), mask in zip(rows, masks, strict=True):
+        encoded = rle_tools.encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
+        yield Detection(
+            keypoints=keypoints.numpy(),
+            keypoint_scores=keypoint_scores.numpy(),
+            score=float(score),
+            rle=encoded["counts"],
+        )

@@ -1,0 +1,258 @@
+"""Train the network with Ray Train, and export its averaged weights.
+
+The run keeps its checkpoints in runs/, outside DVC's outputs, under a name derived from the parameters and
+the shards: started again after a kill, the stage goes on from the last checkpoint. What an image looks like
+at a step depends on the seed, the epoch and the image alone, so going on is the same as never having stopped.
+"""
+
+import itertools
+import json
+import logging
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow.parquet as pq
+import ray
+import torch
+from dvclive import Live  # type: ignore[attr-defined]
+from ray import train as ray_train
+from ray.train import Checkpoint, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+
+from personlab import engine
+from personlab.codec.encode import encode
+from personlab.codec.fields import stack
+from personlab.data.augment import augmented
+from personlab.data.example import Example
+from personlab.engine import Average, Batch, Supervised
+from personlab.errors import UserError
+from personlab.files import atomic_folder, write_atomic
+from personlab.model import checkpoint
+from personlab.model.losses import Objective
+from personlab.model.network import PersonLab, build
+from personlab.params import Codec, Model, Params, Section, Train
+from personlab.stages.cluster import checkpoint_of, connect, forget, run_config, watch
+
+log = logging.getLogger("personlab")
+
+_STATE = "state.pt"
+_LOG_EVERY = 50  # steps
+_SHUFFLED = 1024  # images among which the next one is drawn
+
+S, T = TypeVar("S"), TypeVar("T")
+
+
+class Recipe(Section):
+    """All that decides what a training run does, but its data."""
+
+    codec: Codec
+    model: Model
+    train: Train
+
+
+def run(params: Params, root: Path) -> None:
+    """Write data/train/model.safetensors (+ .json), metrics.json and plots/.
+
+    Raises:
+        UserError: there is nothing to train on, or the loss stopped being finite.
+    """
+    recipe = Recipe(codec=params.codec, model=params.model, train=params.train)
+    shards = root.resolve() / "data/targets/train"
+    images = sum(pq.read_metadata(part).num_rows for part in sorted(shards.glob("part-*.parquet")))
+    if images < recipe.train.batch:
+        raise UserError(f"{shards}: {images} images are fewer than train.batch, {recipe.train.batch}")
+    settings = run_config(root, "train", recipe, [shards], max_failures=recipe.train.max_failures)
+    live = Path(str(settings.storage_path)) / str(settings.name) / "live"
+    with connect(), watch(recipe.train.steps, "train") as board:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={
+                "recipe": recipe.model_dump(),
+                "root": str(root.resolve()),
+                "live": str(live),
+                "images": images,
+                "board": board,
+            },
+            datasets={"train": ray.data.read_parquet(str(shards), file_extensions=["parquet"])},
+            scaling_config=ScalingConfig(
+                num_workers=recipe.train.workers,
+                use_gpu=recipe.train.gpu,
+            ),
+            run_config=settings,
+        )
+        result = trainer.fit()
+        _export(recipe, checkpoint_of(result), live, root)
+    forget(settings)
+
+
+def _export(recipe: Recipe, folder: Path, live: Path, root: Path) -> None:
+    """Turn a run's last checkpoint and curves into the stage's output."""
+    network = build(recipe.model, recipe.codec, stride=recipe.train.stride, root=root)
+    state = torch.load(folder / _STATE, weights_only=True)
+    with atomic_folder(root / "data/train") as output:
+        checkpoint.save(
+            output / "model.safetensors", state["averaged"], network.card(recipe.train.model_dump())
+        )
+        write_atomic(output / "metrics.json", json.dumps(state["losses"], indent=2) + "\n")
+        shutil.copytree(live / "plots/metrics", output / "plots")
+    log.info("train: %d steps done, data/train/model.safetensors written", state["step"])
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each training worker does."""
+    recipe = Recipe.model_validate(config["recipe"])
+    train, device, board = recipe.train, get_device(), config["board"]
+    torch.manual_seed(train.seed)
+    network = build(recipe.model, recipe.codec, stride=train.stride, root=Path(config["root"]))
+    supervised = Supervised(network.train(), Objective.of(recipe.model, recipe.codec, train)).to(device)
+    progress = _Progress(network, engine.optimizer(network, train), _average(train))
+    if saved := ray_train.get_checkpoint():
+        with saved.as_directory() as folder:
+            progress.load(Path(folder), device)
+        board.post.remote(progress.step, f"going on from step {progress.step}")
+    curves = _Curves(Path(config["live"]), board, progress.step) if _leads() else None
+
+    parallel = prepare_model(supervised, move_to_device=False)
+    first = progress.step + 1
+    for step, batch in zip(
+        range(first, train.steps + 1),
+        _batches(recipe, config["images"], device, skip=progress.step),
+        strict=False,
+    ):
+        losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
+        progress.average.update(network, step)
+        progress.step = step
+        if curves:
+            curves.add(step, losses, last=step == train.steps)
+        if step % train.checkpoint_every == 0 or step == train.steps:
+            _report(progress, losses)
+    if curves:
+        curves.live.end()
+
+
+def _average(train: Train) -> Average:
+    return Average(start=round(train.average_from * train.steps))
+
+
+def _leads() -> bool:
+    """One worker writes for all."""
+    return int(ray_train.get_context().get_world_rank()) == 0
+
+
+@dataclass
+class _Progress:
+    """All that a checkpoint has to hold for a run to go on as if it had never stopped."""
+
+    network: PersonLab
+    optimizer: torch.optim.Optimizer
+    average: Average
+    step: int = 0
+
+    def save(self, folder: Path, losses: dict[str, float]) -> None:
+        state = {
+            "step": self.step,
+            "losses": losses,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "averaged": self.average.of(self.network),
+        }
+        torch.save(state, folder / _STATE)
+
+    def load(self, folder: Path, device: torch.device) -> None:
+        state = torch.load(folder / _STATE, map_location=device, weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"], device)
+        self.step = state["step"]
+
+
+def _report(progress: _Progress, losses: dict[str, float]) -> None:
+    """Hand a checkpoint to Ray; every worker has to, but only one brings the files."""
+    with tempfile.TemporaryDirectory() as folder:
+        if _leads():
+            progress.save(Path(folder), losses)
+        kept = Checkpoint.from_directory(folder) if _leads() else None
+        ray_train.report(losses, checkpoint=kept)
+
+
+class _Curves:
+    """Mean losses over the last steps: to DVCLive's curves, and a line to the log."""
+
+    def __init__(self, folder: Path, board: Any, step: int) -> None:
+        self.live = Live(str(folder), resume=step > 0, save_dvc_exp=False, dvcyaml=None, report=None)
+        self.board = board
+        self.recent: list[dict[str, float]] = []
+
+    def add(self, step: int, losses: dict[str, float], *, last: bool) -> None:
+        self.recent.append(losses)
+        if step % _LOG_EVERY and not last:
+            self.board.post.remote(step)
+            return
+        means = {name: sum(each[name] for each in self.recent) / len(self.recent) for name in losses}
+        self.recent = []
+        self.live.step = step
+        for name, value in means.items():
+            self.live.log_metric(f"loss/{name}", value)
+        self.live.make_summary()
+        self.board.post.remote(step, ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
+
+
+def _batches(recipe: Recipe, images: int, device: torch.device, *, skip: int) -> Iterator[Batch]:
+    """Training batches without end, on `device`, the first `skip` of them left out.
+
+    Each epoch passes over this worker's share of the shards once, shuffled by the seed and the epoch.
+    """
+    train = recipe.train
+    share = ray_train.get_dataset_shard("train")
+    workers = ray_train.get_context().get_world_size()
+    size = train.batch // workers
+    per_epoch = images // workers // size
+
+    def rows() -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        for epoch in itertools.count(skip // per_epoch):
+            passed = skip % per_epoch if epoch == skip // per_epoch else 0
+            batches = share.iter_batches(
+                batch_size=size,
+                batch_format="pyarrow",
+                drop_last=True,
+                local_shuffle_buffer_size=_SHUFFLED,
+                local_shuffle_seed=train.seed + epoch,
+            )
+            for batch in itertools.islice(batches, passed, None):
+                yield epoch, batch.to_pylist()
+
+    def seen(batch: tuple[int, list[dict[str, Any]]]) -> list[Example]:
+        epoch, each = batch
+        return [augmented(row, train, epoch=epoch) for row in each]
+
+    for examples in _ahead(seen, rows()):
+        yield _batch(examples, recipe, device)
+
+
+def _batch(examples: list[Example], recipe: Recipe, device: torch.device) -> Batch:
+    """Examples as one batch; their targets are rasterised where the network is."""
+    people = [each.people.to(device) for each in examples]
+    return Batch(
+        images=torch.stack([each.image for each in examples]).to(device),
+        targets=stack([encode(p, stride=recipe.train.stride, radius=recipe.codec.radius) for p in people]),
+        image_ids=[each.image_id for each in examples],
+    )
+
+
+def _ahead(function: Callable[[S], T], items: Iterable[S], depth: int = 2) -> Iterator[T]:
+    """map(function, items), computed `depth` items ahead in a thread."""
+    with ThreadPoolExecutor(1) as pool:
+        pending: deque[Future[T]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
