@@ -88,9 +88,18 @@ class Estimator(Section):
     radius: PositiveFloat = 10.0
     batch: PositiveInt = 32
     steps: PositiveInt = 400
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 1e-3  # at its peak: it rises, then falls to nothing
     precision: Precision = "float32"
+    checkpoint_every: PositiveInt = 100
+    gpu: bool = False
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _on_the_lattice(self) -> Self:
+        for name, side in (("crop_height", self.crop_height), ("crop_width", self.crop_width)):
+            if (side - 1) % self.stride:
+                raise ValueError(f"estimator.{name}: {side} is not a multiple of stride {self.stride} plus 1")
+        return self
 
 
 class Impute(Section):
@@ -99,6 +108,7 @@ class Impute(Section):
     # imputed keypoints the estimator is less sure of stay unlabelled
     min_score: Fraction = 0.3
     batch: PositiveInt = 64
+    gpu: bool = False
 
 
 class Targets(Section):
