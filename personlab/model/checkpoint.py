@@ -7,7 +7,6 @@ content gives the same bytes.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from personlab.errors import UserError
+from personlab.files import write_atomic
 
 _DIGEST = "sha256"
 
@@ -34,9 +34,8 @@ def save(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> No
     weights = safetensors.torch.save(plain)
     digest = hashlib.sha256(weights).hexdigest()
     text = json.dumps({**card, _DIGEST: digest}, indent=2, sort_keys=True, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, weights)
-    _write(path.with_suffix(".json"), (text + "\n").encode())
+    write_atomic(path, weights)
+    write_atomic(path.with_suffix(".json"), text + "\n")
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -126,12 +125,3 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise UserError(f"{path}: weights that are NaN or infinite: {_first(bad)}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

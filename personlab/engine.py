@@ -1,0 +1,173 @@
+"""Training in plain torch: one step, one validation pass, and the average of the parameters on the way.
+
+Knows no cluster: wrap `Supervised` in DistributedDataParallel and nothing else changes.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from personlab import params
+from personlab.codec.fields import Targets
+from personlab.errors import UserError
+from personlab.model.losses import Losses, Objective
+from personlab.model.network import PersonLab
+
+_REPORTED = ("total", *(field.name for field in fields(Losses)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor  # B x 3 x H x W uint8 RGB
+    targets: Targets
+    image_ids: list[int]  # B, for messages
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(self.images.to(device), self.targets.to(device), self.image_ids)
+
+
+class Supervised(nn.Module):
+    """A network and its objective as one module: what is trained, and what DistributedDataParallel wraps.
+
+    The loss belongs inside the module because data-parallel gradients are only exchanged for what passes
+    through its `forward`, and so that no field has to pass its borders.
+    """
+
+    def __init__(self, network: PersonLab, objective: Objective) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, images: Tensor, targets: Targets) -> tuple[Tensor, Losses]:
+        """What to minimise (both sets of heads, weighted), and the losses of the final heads alone."""
+        final, middle = (self.objective(f, targets) for f in self.network.forward_training(images))
+        weights = self.objective.weights
+        return final.total(weights) + middle.total(weights), final
+
+
+def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
+    """The paper's SGD with momentum, or Adam, where `momentum` is the decay of its first moment."""
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=train.learning_rate,
+            momentum=train.momentum,
+            weight_decay=train.weight_decay,
+        )
+    return torch.optim.Adam(
+        network.parameters(),
+        lr=train.learning_rate,
+        betas=(train.momentum, 0.999),
+        weight_decay=train.weight_decay,
+    )
+
+
+def train_step(
+    supervised: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    *,
+    precision: params.Precision = "float32",
+) -> dict[str, float]:
+    """One step of the optimizer on one batch, which lies on the network's device.
+
+    supervised: a `Supervised`, possibly wrapped by DistributedDataParallel. Averaging over workers then
+    averages their mean losses, however many positions each has defined.
+
+    Returns the losses before the step: "total" as minimised, the others of the final heads, unweighted.
+
+    Raises:
+        UserError: the loss is not finite; nothing has been changed.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        total, final = supervised(batch.images, batch.targets)
+    report = _report(total, final)
+    if not torch.isfinite(total):
+        raise UserError(
+            f"the loss is not finite on images {', '.join(map(str, batch.image_ids))} ({_shown(report)}); "
+            "look at these images, or lower train.learning_rate"
+        )
+    total.backward()
+    optimizer.step()
+    return report
+
+
+@torch.no_grad()
+def validate(network: PersonLab, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
+    """Mean losses of the final heads over batches, each batch weighing as many images as it has.
+
+    The network is put in evaluation mode for it and back afterwards.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    training, images = network.training, 0
+    sums = dict.fromkeys(_REPORTED, 0.0)
+    network.eval()
+    try:
+        for batch in batches:
+            found = objective(network(batch.images), batch.targets)
+            images += len(batch.images)
+            for name, loss in _report(found.total(objective.weights), found).items():
+                sums[name] += loss * len(batch.images)
+    finally:
+        network.train(training)
+    if not images:
+        raise ValueError("no batch to validate on")
+    return {name: value / images for name, value in sums.items()}
+
+
+class Average:
+    """Polyak-Ruppert averaging: the mean of the parameters after every step from `start` on.
+
+    The mean is kept in float64: after 10^5 steps a float32 mean no longer moves.
+    """
+
+    def __init__(self, *, start: int) -> None:
+        self.start = start
+        self._count = 0
+        self._mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the parameters as they are after step `step`; ignored before `start`."""
+        if step < self.start:
+            return
+        self._count += 1
+        for name, parameter in network.named_parameters():
+            if name in self._mean:
+                self._mean[name] += (parameter - self._mean[name]) / self._count
+            else:
+                self._mean[name] = parameter.double()
+
+    def of(self, network: nn.Module) -> dict[str, Tensor]:
+        """The network's state dict with its parameters averaged (as they are, before `start`).
+
+        Buffers (normalisation statistics) are the network's own.
+        """
+        state = network.state_dict()
+        return {name: self._mean.get(name, own).to(own.dtype).clone() for name, own in state.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        means = {f"mean.{name}": mean for name, mean in self._mean.items()}
+        return {"count": torch.tensor(self._count), **means}
+
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+        self._count = int(state["count"])
+        self._mean = {
+            name.removeprefix("mean."): mean.to(device, copy=True)
+            for name, mean in state.items()
+            if name != "count"
+        }
+
+
+def _report(total: Tensor, losses: Losses) -> dict[str, float]:
+    values: list[float] = torch.stack([total, *losses.scalars()]).tolist()
+    return dict(zip(_REPORTED, values, strict=True))
+
+
+def _shown(report: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in report.items())

@@ -1,0 +1,92 @@
+"""What training minimises (paper, sections 3.1 to 3.3 and 4.1).
+
+Heatmaps and segmentation: mean logistic loss over the valid positions. Offsets: mean L1 distance in units of
+R over the positions where they are defined. Undefined positions contribute nothing, whatever stands there;
+where nothing at all is defined a loss is exactly 0 with gradient 0. Everything is computed in float32.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from personlab import params
+from personlab.codec.fields import Fields, Targets
+from personlab.codec.refine import refine
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The five losses of a batch, each a scalar, in the order in which the paper weighs them."""
+
+    heatmap: Tensor
+    seg: Tensor
+    short: Tensor
+    mid: Tensor
+    long: Tensor
+
+    def total(self, weights: tuple[float, float, float, float, float]) -> Tensor:
+        """The weighted sum; the paper's weights are (4, 2, 1, 1/4, 1/8)."""
+        return torch.stack([w * loss for w, loss in zip(weights, self.scalars(), strict=True)]).sum()
+
+    def scalars(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The losses as training takes them: on refined offsets, and with their weights."""
+
+    radius: float  # R, input pixels
+    weights: tuple[float, float, float, float, float]
+    mid_steps: int
+    long_steps: int
+
+    @classmethod
+    def of(cls, model: params.Model, codec: params.Codec, train: params.Train) -> Self:
+        """The objective that the parameters ask for; without refinement it takes no refinement steps."""
+        return cls(
+            radius=codec.radius,
+            weights=train.loss_weights,
+            mid_steps=codec.mid_refinements if model.refine else 0,
+            long_steps=codec.long_refinements if model.refine else 0,
+        )
+
+    def __call__(self, predicted: Fields, targets: Targets) -> Losses:
+        """The losses of the network's raw output; float32 under autocast too."""
+        with torch.autocast(predicted.heatmap.device.type, enabled=False):
+            refined = refine(predicted.float(), mid_steps=self.mid_steps, long_steps=self.long_steps)
+            return losses(refined, targets, radius=self.radius)
+
+
+def losses(predicted: Fields, targets: Targets, *, radius: float) -> Losses:
+    """The five losses of fields whose heatmap and seg are logits, over the whole batch.
+
+    radius: R in input pixels, the unit in which offsets are judged. Offsets are judged as they are: refine
+    them first if training refines.
+    """
+    predicted, wanted = predicted.float(), targets.fields.float()
+    heatmap_valid = targets.heatmap_valid[:, None].expand_as(predicted.heatmap)
+    return Losses(
+        heatmap=_logistic(predicted.heatmap, wanted.heatmap, heatmap_valid),
+        seg=_logistic(predicted.seg, wanted.seg, targets.seg_valid),
+        short=_distance(predicted.short, wanted.short, targets.short_valid) / radius,
+        mid=_distance(predicted.mid, wanted.mid, targets.mid_valid) / radius,
+        long=_distance(predicted.long, wanted.long, targets.long_valid) / radius,
+    )
+
+
+def _logistic(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
+    """Mean logistic loss where `valid`; all three of one shape."""
+    each = F.binary_cross_entropy_with_logits(
+        logits.where(valid, 0.0), wanted.where(valid, 0.0), reduction="none"
+    )
+    return each.where(valid, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def _distance(offsets: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
+    """Mean |dx| + |dy| in pixels where `valid`; offsets B x N x 2 x H x W, valid B x N x H x W."""
+    difference = (offsets - wanted).where(valid[:, :, None], 0.0)
+    return difference.abs().sum() / valid.sum().clamp(min=1)

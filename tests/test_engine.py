@@ -1,0 +1,214 @@
+"""The engine: steps that learn, losses that stop, averages that are means."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from personlab import params
+from personlab.codec.encode import Instances, encode
+from personlab.codec.fields import cells, stack
+from personlab.engine import Average, Batch, Supervised, optimizer, train_step, validate
+from personlab.errors import UserError
+from personlab.model.losses import Objective
+from personlab.model.network import PersonLab, build
+from personlab.skeleton import K
+
+STRIDE: params.Stride = 16
+SIDE = 65
+MODEL = params.Model(width=8)
+CODEC = params.Codec(radius=16.0)
+TRAIN = params.Train(learning_rate=1e-3)
+OBJECTIVE = Objective.of(MODEL, CODEC, TRAIN)
+
+
+def network(seed: int = 0, model: params.Model = MODEL) -> PersonLab:
+    torch.manual_seed(seed)
+    return build(model, CODEC, stride=STRIDE)
+
+
+def batch(seed: int = 0, size: int = 2) -> Batch:
+    """Noise with one person somewhere in each image."""
+    generator = torch.Generator().manual_seed(seed)
+    side = cells(SIDE, STRIDE)
+    targets = []
+    for _ in range(size):
+        mask = torch.zeros(1, side, side, dtype=torch.bool)
+        mask[:, 1:4, 1:3] = True
+        people = Instances(
+            keypoints=SIDE * torch.rand(1, K, 2, generator=generator),
+            labelled=torch.ones(1, K, dtype=torch.bool),
+            masks=mask,
+            crowd=torch.zeros(1, dtype=torch.bool),
+        )
+        targets.append(encode(people, stride=STRIDE, radius=CODEC.radius))
+    images = torch.randint(0, 256, (size, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return Batch(images, stack(targets), [100 + index for index in range(size)])
+
+
+def spoilt(given: Batch) -> Batch:
+    """A batch whose loss is not a number."""
+    fields = given.targets.fields
+    bad = replace(given.targets, fields=fields.replace(seg=torch.full_like(fields.seg, torch.nan)))
+    return replace(given, targets=bad)
+
+
+def test_a_step_descends_both_sets_of_heads() -> None:
+    made, given = network(), batch()
+    supervised = Supervised(made, OBJECTIVE)
+    before = copy.deepcopy(made.state_dict())
+    report = train_step(supervised, given, optimizer(made, TRAIN))
+    restored = network()
+    restored.load_state_dict(before)
+    restored.train()
+    final, middle = restored.forward_training(given.images)
+    expected = [OBJECTIVE(fields, given.targets).total(TRAIN.loss_weights) for fields in (final, middle)]
+    assert report["total"] == pytest.approx(float(sum(expected).detach()), rel=1e-5)
+    assert list(report) == ["total", "heatmap", "seg", "short", "mid", "long"]
+    unchanged = [n for n, parameter in made.named_parameters() if torch.equal(parameter, before[n])]
+    assert unchanged == []
+
+
+def test_the_paper_s_step_is_plain_gradient_descent() -> None:
+    made, given = network(), batch()
+    twin = copy.deepcopy(made)
+    train_step(Supervised(made, OBJECTIVE), given, optimizer(made, TRAIN))
+    Supervised(twin, OBJECTIVE)(given.images, given.targets)[0].backward()
+    for stepped, before in zip(made.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(stepped, before - TRAIN.learning_rate * before.grad)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_it_learns_one_batch(name: str, precision: params.Precision) -> None:
+    made, given = network(), batch()
+    train = params.Train(optimizer=name, learning_rate=3e-3)
+    stepping = optimizer(made, train)
+    supervised = Supervised(made, OBJECTIVE)
+    totals = [train_step(supervised, given, stepping, precision=precision)["total"] for _ in range(30)]
+    assert totals[-1] < 0.75 * totals[0]
+
+
+def test_optimizers_are_what_the_parameters_say() -> None:
+    made = network()
+    train = params.Train(learning_rate=0.5, momentum=0.8, weight_decay=0.1)
+    sgd = optimizer(made, train)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert [sgd.defaults[key] for key in ("lr", "momentum", "weight_decay")] == [0.5, 0.8, 0.1]
+    adam = optimizer(made, train.model_copy(update={"optimizer": "adam"}))
+    assert isinstance(adam, torch.optim.Adam)
+    assert [adam.defaults[key] for key in ("lr", "betas", "weight_decay")] == [0.5, (0.8, 0.999), 0.1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images() -> None:
+    made = network()
+    before = copy.deepcopy(dict(made.named_parameters()))
+    with pytest.raises(UserError, match=r"not finite on images 100, 101 \(.*seg nan") as caught:
+        train_step(Supervised(made, OBJECTIVE), spoilt(batch()), optimizer(made, TRAIN))
+    assert "learning_rate" in str(caught.value)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in made.named_parameters())
+
+
+def test_validation_is_the_mean_over_images() -> None:
+    made = network().train()
+    batches = [batch(1, size=3), batch(2, size=1)]
+    report = validate(made, OBJECTIVE, iter(batches))
+    assert made.training
+    made.eval()
+    with torch.no_grad():
+        each = [OBJECTIVE(made(b.images), b.targets) for b in batches]
+    for name in ("heatmap", "seg", "short", "mid", "long"):
+        first, second = (float(getattr(found, name)) for found in each)
+        assert report[name] == pytest.approx((3 * first + second) / 4, rel=1e-5)
+    first, second = (float(found.total(TRAIN.loss_weights)) for found in each)
+    assert report["total"] == pytest.approx((3 * first + second) / 4, rel=1e-5)
+
+
+def test_validation_changes_nothing() -> None:
+    made = network().train()
+    before = copy.deepcopy(made.state_dict())
+    validate(made, OBJECTIVE, [batch()])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
+
+
+def test_validation_needs_batches() -> None:
+    with pytest.raises(ValueError, match="no batch"):
+        validate(network(), OBJECTIVE, [])
+
+
+def steps_of(module: nn.Module, count: int) -> Iterator[int]:
+    """Give every parameter and buffer new random values, `count` times."""
+    for step in range(count):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor.data.normal_()
+        yield step
+
+
+def test_the_average_is_the_mean_of_the_snapshots_from_start_on() -> None:
+    torch.manual_seed(0)
+    module, average, snapshots = nn.BatchNorm1d(5), Average(start=3), []
+    for step in steps_of(module, 40):
+        average.update(module, step)
+        if step >= 3:
+            snapshots.append({n: p.detach().double().clone() for n, p in module.named_parameters()})
+    found = average.of(module)
+    for name in ("weight", "bias"):
+        mean = torch.stack([snapshot[name] for snapshot in snapshots]).mean(0)
+        torch.testing.assert_close(average.state_dict()[f"mean.{name}"], mean, rtol=1e-12, atol=1e-12)
+        assert torch.equal(found[name], mean.float())
+    assert torch.equal(found["running_mean"], module.running_mean)
+    assert found["num_batches_tracked"].dtype == torch.int64
+    assert found.keys() == module.state_dict().keys()
+
+
+def test_before_its_start_the_average_is_the_network() -> None:
+    module, average = nn.BatchNorm1d(5), Average(start=10)
+    for step in steps_of(module, 5):
+        average.update(module, step)
+    assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in average.of(module).items())
+
+
+def test_the_average_does_not_follow_the_network_afterwards() -> None:
+    module, average = nn.Linear(2, 2), Average(start=0)
+    average.update(module, 0)
+    expected = module.weight.detach().clone()
+    taken = average.of(module)
+    module.weight.data.zero_()
+    assert torch.equal(average.of(module)["weight"], expected)
+    assert torch.equal(taken["weight"], expected)
+
+
+def test_a_resumed_average_goes_on_as_if_never_stopped() -> None:
+    torch.manual_seed(0)
+    module, unbroken, broken = nn.Linear(3, 2), Average(start=1), Average(start=1)
+    for step in steps_of(module, 9):
+        unbroken.update(module, step)
+        broken.update(module, step)
+        state, broken = broken.state_dict(), Average(start=1)
+        broken.load_state_dict(state)
+    assert all(torch.equal(t, broken.state_dict()[name]) for name, t in unbroken.state_dict().items())
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_data_parallel_training_takes_the_same_steps(process_group: None) -> None:
+    alone, parallel = network(), network()
+    wrapped = DistributedDataParallel(Supervised(parallel, OBJECTIVE))
+    plain, other = optimizer(alone, TRAIN), optimizer(parallel, TRAIN)
+    for seed in range(3):
+        expected = train_step(Supervised(alone, OBJECTIVE), batch(seed), plain)
+        assert train_step(wrapped, batch(seed), other) == pytest.approx(expected, rel=1e-4)
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(parallel.state_dict()[name], tensor)
