@@ -1,0 +1,330 @@
+"""Read a COCO layout: annotation JSON and JPEGs in, checked images and people out, every reject explained.
+
+    root/annotations/person_keypoints_{train,val}2017.json
+    root/{train,val}2017/*.jpg
+
+People of every kind are kept: with keypoints, without (a mask only) and crowds. Every record comes out
+again, as an `Image` or `Person` or as a `Reject` that says why, in the order of the file; only a file that
+cannot be read as COCO at all is an error. Annotations of other categories are not people and are counted.
+
+What is stored is what COCO's own tools would use:
+- coordinates are COCO's, of the pixels as they are stored in the file (EXIF orientation is not applied);
+- an unlabelled keypoint (visibility 0) is (0, 0), whatever stood there;
+- COCO rounds: labelled keypoints and boxes may reach past the image's border by up to `MARGIN` pixel, and are
+  kept as annotated, so that scores equal those of COCO's tools. Farther out, the record is rejected;
+- a polygon of fewer than three points covers nothing and is ignored; a mask must cover something.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import pyarrow as pa
+
+from personlab.data.record import BadRecordError, integer, numbers, record_id, repeated
+from personlab.data.segmentation import rle_and_area
+from personlab.errors import UserError
+from personlab.people import Annotation, FloatArray
+from personlab.skeleton import KEYPOINTS, K
+from personlab.tables import IMAGES, PEOPLE, REJECTS, Split, person_record
+
+MARGIN: Final = 1.0
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one split of a COCO layout keeps its files."""
+
+    root: Path
+    split: Split
+
+    @property
+    def annotations(self) -> Path:
+        return self.root / "annotations" / f"person_keypoints_{self.split}2017.json"
+
+    @property
+    def images(self) -> Path:
+        return self.root / f"{self.split}2017"
+
+
+@dataclass(frozen=True)
+class Records:
+    """The raw records of an annotation file, not looked at yet."""
+
+    images: list[Any]
+    people: list[Any]
+    others: int  # annotations of other categories
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image that was found, decoded and measured. file_name is relative to the layout's root."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Person:
+    image_id: int
+    annotation: Annotation
+
+
+@dataclass(frozen=True)
+class Reject:
+    """file: where the bad record stands, relative to the layout's root; record: e.g. "annotation 1234"."""
+
+    file: str
+    record: str
+    reason: str
+
+
+def load(layout: Layout) -> Records:
+    """Parse the annotation file of a split.
+
+    Raises:
+        UserError: the file is missing, is not JSON or not COCO's, or has no image or no person category.
+    """
+    path = layout.annotations
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a COCO layout needs it") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); is it complete? Get it again") from None
+    images, annotations, categories = (
+        _list_of(path, content, key) for key in ("images", "annotations", "categories")
+    )
+    person = [c.get("id") for c in categories if isinstance(c, dict) and c.get("name") == "person"]
+    if len(person) != 1:
+        raise UserError(f"{path}: 'categories' must name 'person' once, not {len(person)} times")
+    if not images:
+        raise UserError(f"{path}: lists no image; there is nothing to do")
+    # An annotation without a category is no other category's: it is looked at, and rejected.
+    people = [
+        a for a in annotations if not isinstance(a, dict) or a.get("category_id", person[0]) == person[0]
+    ]
+    return Records(images, people, len(annotations) - len(people))
+
+
+def _list_of(path: Path, content: Any, key: str) -> list[Any]:
+    if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        raise UserError(f"{path}: no list '{key}' in it; not a COCO annotation file")
+    return list(content[key])
+
+
+# --- images -------------------------------------------------------------------------------------------------
+
+
+def check_images(layout: Layout, records: Sequence[Any]) -> Iterator[Image | Reject]:
+    """Find, fully decode and measure every image, several at a time; in the order of the records."""
+    repeats = repeated(records)
+    folder = layout.images.resolve()
+
+    def check(position: int) -> Image | Reject:
+        record = records[position]
+        try:
+            if position in repeats:
+                raise BadRecordError(repeats[position])
+            return _image(layout, folder, record)
+        except BadRecordError as error:
+            return _reject(layout, "image", position, record, error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(check, range(len(records)))
+
+
+def _image(layout: Layout, folder: Path, record: Any) -> Image:
+    image_id = integer(record, "id", 0, 2**63)
+    height, width = integer(record, "height", 1, 2**31), integer(record, "width", 1, 2**31)
+    name = record.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise BadRecordError("has no file_name")
+    _check_jpeg(_inside(folder, name), name, (width, height))
+    return Image(image_id, f"{layout.images.name}/{PurePosixPath(name)}", height, width)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file's path, which no '..', absolute name or link may lead out of the folder."""
+    try:
+        path = (folder / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name no file can have
+        raise BadRecordError(f"file_name '{name}' cannot be followed ({error})") from None
+    if not path.is_relative_to(folder) or ".." in PurePosixPath(name).parts:
+        raise BadRecordError(f"file_name '{name}' leads out of the image folder")
+    return path
+
+
+def _check_jpeg(path: Path, name: str, size: tuple[int, int]) -> None:
+    try:
+        with PIL.Image.open(path) as image:
+            if image.format not in ("JPEG", "MPO"):  # MPO: a JPEG that holds further pictures
+                raise BadRecordError(f"{name} is a {image.format}, not a JPEG")
+            if image.size != size:  # before decoding: sizes that nobody expects cost nothing
+                found, stated = (f"{width} x {height}" for width, height in (image.size, size))
+                raise BadRecordError(f"{name} is {found} pixels, the annotations say {stated}")
+            image.load()
+    except FileNotFoundError:
+        raise BadRecordError(f"{name}: no such file") from None
+    except PIL.UnidentifiedImageError:
+        raise BadRecordError(f"{name} is not an image") from None
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise BadRecordError(f"{name} cannot be decoded ({error})") from None
+
+
+def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> dict[int, Image | Reject]:
+    """What became of each image that annotations may refer to."""
+    found = dict[int, Image | Reject]()
+    for record, outcome in zip(records, checked, strict=True):
+        image_id = record_id(record)
+        if image_id is not None:
+            found.setdefault(image_id, outcome)  # the first of a repeated id stands
+    return found
+
+
+# --- people -------------------------------------------------------------------------------------------------
+
+
+def check_people(
+    layout: Layout, records: Sequence[Any], images: Mapping[int, Image | Reject]
+) -> Iterator[Person | Reject]:
+    """Check every person; in the order of the records. A person goes where its image went."""
+    repeats = repeated(records)
+    for position, record in enumerate(records):
+        try:
+            if position in repeats:
+                raise BadRecordError(repeats[position])
+            yield _person(record, images)
+        except BadRecordError as error:
+            yield _reject(layout, "annotation", position, record, error)
+
+
+def _person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
+    person_id, image_id = integer(record, "id", 0, 2**63), integer(record, "image_id", 0, 2**63)
+    image = images.get(image_id)
+    if image is None:
+        raise BadRecordError(f"image {image_id} is not among the images")
+    if isinstance(image, Reject):
+        raise BadRecordError(f"image {image_id} was rejected: {image.reason}")
+    if "category_id" not in record:
+        raise BadRecordError("has no category_id")
+    if record.get("iscrowd", 0) not in (0, 1):
+        raise BadRecordError(f"iscrowd is {record['iscrowd']!r}, not 0 or 1")
+    keypoints, visibility = _keypoints(record.get("keypoints"), image)
+    rle, mask_area = rle_and_area(record.get("segmentation"), image.height, image.width)
+    annotation = Annotation(
+        id=person_id,
+        keypoints=keypoints,
+        visibility=visibility,
+        imputed=False,
+        box=_box(record.get("bbox"), image),
+        area=_area(record.get("area", mask_area)),
+        crowd=bool(record.get("iscrowd", 0)),
+        rle=rle,
+    )
+    return Person(image_id, annotation)
+
+
+def _keypoints(value: Any, image: Image) -> tuple[FloatArray, npt.NDArray[np.int8]]:
+    """K x 2 and K. Without `keypoints` (as in COCO's instances files) nothing is labelled."""
+    if value is None:
+        return np.zeros((K, 2), np.float32), np.zeros(K, np.int8)
+    triples = numbers(value, "keypoints")
+    if len(triples) != 3 * K:
+        raise BadRecordError(f"keypoints holds {len(triples)} numbers, not {3 * K}")
+    xy, visibility = np.split(triples.reshape(K, 3), [2], axis=1)
+    visibility = visibility[:, 0]
+    if not np.isin(visibility, (0, 1, 2)).all():
+        raise BadRecordError("a keypoint's visibility is not 0, 1 or 2")
+    labelled = visibility > 0
+    outside = labelled & _outside(xy, image).any(axis=1)
+    if outside.any():
+        k = int(outside.argmax())
+        x, y = xy[k]
+        raise BadRecordError(f"{KEYPOINTS[k]} at ({x:g}, {y:g}) is {_out_of(image)}")
+    return np.where(labelled[:, None], xy, 0).astype(np.float32), visibility.astype(np.int8)
+
+
+def _box(value: Any, image: Image) -> tuple[float, float, float, float]:
+    box = numbers(value, "bbox")
+    if len(box) != 4:
+        raise BadRecordError(f"bbox holds {len(box)} numbers, not 4")
+    x, y, width, height = box.tolist()
+    if np.float32(width) <= 0 or np.float32(height) <= 0:  # tables hold float32
+        raise BadRecordError(f"bbox has no area: {width:g} x {height:g}")
+    if _outside(np.array([[x, y], [x + width, y + height]]), image).any():
+        raise BadRecordError(f"bbox ({x:g}, {y:g}, {width:g}, {height:g}) is {_out_of(image)}")
+    return x, y, width, height
+
+
+def _outside(xy: Array, image: Image) -> npt.NDArray[np.bool_]:
+    return (xy < -MARGIN) | (xy > np.array([image.width, image.height]) + MARGIN)
+
+
+def _out_of(image: Image) -> str:
+    return f"outside the image of {image.width} x {image.height}"
+
+
+def _area(value: Any) -> float:
+    (area,) = numbers([value], "area")
+    if area <= 0:
+        raise BadRecordError(f"area is {area:g}")
+    return float(area)
+
+
+def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRecordError) -> Reject:
+    known = record_id(record)
+    name = f"{kind} {known}" if known is not None else f"{kind} without id, number {position} of the list"
+    reason = str(error).encode(errors="backslashreplace").decode()  # half a surrogate pair is JSON, not text
+    return Reject(layout.annotations.relative_to(layout.root).as_posix(), name, reason)
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def images_table(images: Mapping[Split, Iterable[Image]]) -> pa.Table:
+    rows = [
+        {
+            "split": split,
+            "image_id": image.id,
+            "file_name": image.file_name,
+            "height": image.height,
+            "width": image.width,
+        }
+        for split in images
+        for image in images[split]
+    ]
+    return _sorted(pa.Table.from_pylist(rows, IMAGES), "split", "image_id")
+
+
+def people_table(people: Mapping[Split, Iterable[Person]]) -> pa.Table:
+    rows = [
+        {"split": split, "image_id": person.image_id, **_record(person.annotation)}
+        for split in people
+        for person in people[split]
+    ]
+    return _sorted(pa.Table.from_pylist(rows, PEOPLE), "split", "image_id", "person_id")
+
+
+def _record(person: Annotation) -> dict[str, Any]:
+    return person_record(person, confidence=person.visibility > 0)
+
+
+def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
+    table = pa.Table.from_pylist([vars(reject) for reject in rejects], REJECTS)
+    return _sorted(table, "file", "record", "reason")
+
+
+def _sorted(table: pa.Table, *keys: str) -> pa.Table:
+    return table.sort_by([(key, "ascending") for key in keys])

@@ -1,0 +1,64 @@
+"""Fields of raw JSON records, as they come from a file that anyone may have written."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class BadRecordError(Exception):
+    """Why a record is rejected."""
+
+
+def record_id(record: Any) -> int | None:
+    """The id, if there is one."""
+    value = record.get("id") if isinstance(record, dict) else None
+    return value if type(value) is int else None
+
+
+def integer(record: Any, key: str, low: int, high: int) -> int:
+    """A field that is a whole number in [low, high)."""
+    if not isinstance(record, dict):
+        raise BadRecordError("is not an object")
+    value = record.get(key)
+    if type(value) is not int or not low <= value < high:
+        raise BadRecordError(f"{key} is {json.dumps(value)[:40]}, not a whole number from {low} up")
+    return value
+
+
+def numbers(value: Any, what: str) -> npt.NDArray[np.float64]:
+    """A list of finite numbers."""
+    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
+        raise BadRecordError(f"{what} is not a list of numbers")
+    try:
+        array = np.array(value, dtype=np.float64)
+    except OverflowError:
+        raise BadRecordError(f"{what} holds a number that is too large") from None
+    if not np.isfinite(array).all():
+        raise BadRecordError(f"{what} holds a number that is not finite")
+    return array
+
+
+def repeated(records: Sequence[Any]) -> dict[int, str]:
+    """Position -> reason of the records that repeat the id of another.
+
+    The first stays. But where an image id stands for different files, nobody can tell whose the people are,
+    and all of them go.
+    """
+    groups = dict[int, list[int]]()
+    for position, record in enumerate(records):
+        shared_id = record_id(record)
+        if shared_id is not None:
+            groups.setdefault(shared_id, []).append(position)
+    repeats = dict[int, str]()
+    for shared_id, (first, *others) in groups.items():
+        files = {str(records[position].get("file_name")) for position in (first, *others)}
+        if len(files) > 1:
+            repeats |= dict.fromkeys(
+                (first, *others), f"id {shared_id} stands for {len(files)} different files"
+            )
+        else:
+            repeats |= dict.fromkeys(others, f"id {shared_id} was used before")
+    return repeats
