@@ -1,0 +1,238 @@
+"""Score the predictions of the validation shards, and show them: metrics, plots, a gallery, a report."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from personlab import render, tables
+from personlab.data.example import decode_jpeg
+from personlab.data.view import ImageArray
+from personlab.errors import UserError
+from personlab.files import atomic_folder, write_atomic
+from personlab.metrics import report
+from personlab.metrics.coco import Matches, ground_truth, match
+from personlab.params import Params
+from personlab.people import Detection
+from personlab.progress import progress
+from personlab.skeleton import K
+
+log = logging.getLogger("personlab")
+
+Row = dict[str, Any]
+Detections = Mapping[int, Sequence[Detection]]
+
+_JPEG_QUALITY: Final = 90
+_OVERVIEW_CELL: Final = (520, 200)  # width and height in pixels of a picture pair
+_OVERVIEW_COLUMNS: Final = 3
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One image of the gallery."""
+
+    row: Row  # of a shard, complete
+    detections: Sequence[Detection]  # the confident ones, best first
+    name: str  # rank and image id
+    caption: str  # how well it went
+
+
+def run(params: Params, root: Path) -> None:
+    """Write data/evaluate: metrics.json, plots/*.json, report.md, gallery/NN-<image id>.jpg and gallery.jpg.
+
+    Raises:
+        UserError: there are no images to evaluate, or the predictions are not those of these images.
+    """
+    shards = _parts(root / "data/targets/val", "targets")
+    images = _rows(shards, tables.SHARD, [name for name in tables.SHARD.names if name != "jpeg"])
+    detections = _detections(images, _rows(_parts(root / "data/infer", "infer"), tables.PREDICTIONS))
+
+    truth = ground_truth(images.values())
+    keypoints = match(truth, detections, "keypoints")
+    segm = match(truth, detections, "segm", params.infer.max_people)
+    for matches in (keypoints, segm):
+        log.info("evaluate: %d images, %s\n%s", len(images), matches.task, report.text(matches))
+
+    certain = _certain(keypoints)
+    chosen = _spread(_quality(keypoints, segm), params.evaluate.gallery)
+    exhibits = _exhibits(chosen, _with_jpegs(shards, chosen), detections, certain, (keypoints, segm))
+    with atomic_folder(root / "data/evaluate") as output:
+        _write_json(output / "metrics.json", {m.task: report.metrics(m) for m in (keypoints, segm)})
+        curves = report.precision_recall(keypoints) + report.precision_recall(segm)
+        _write_json(output / "plots/precision_recall.json", curves)
+        _write_json(output / "plots/oks_per_keypoint.json", report.oks_per_keypoint(keypoints))
+        _write_gallery(output, exhibits)
+        facts = _facts(images, detections, certain)
+        write_atomic(
+            output / "report.md",
+            report.markdown((keypoints, segm), facts=facts, picture="gallery.jpg" if exhibits else None),
+        )
+    log.info("evaluate: %d pictures in data/evaluate/gallery, worst to best", len(exhibits))
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def _parts(folder: Path, stage: str) -> list[Path]:
+    parts = sorted(folder.glob("*.parquet"))
+    if not parts:
+        raise UserError(f"{folder}: no Parquet files; run the stage {stage} first ('dvc repro {stage}')")
+    return parts
+
+
+def _rows(parts: Sequence[Path], schema: pa.Schema, columns: list[str] | None = None) -> dict[int, Row]:
+    """The rows of all parts by image id."""
+    rows: dict[int, Row] = {}
+    for part in parts:
+        for row in tables.read_table(part, schema, columns).to_pylist():
+            if row["image_id"] in rows:
+                raise UserError(f"{part}: image {row['image_id']} is in an earlier row or part too")
+            rows[row["image_id"]] = row
+    if not rows:
+        raise UserError(f"{parts[0].parent}: no images, so there is nothing to evaluate")
+    return rows
+
+
+def _detections(images: Mapping[int, Row], predictions: Mapping[int, Row]) -> dict[int, list[Detection]]:
+    """The detections of every image; images in = predictions in, of the same size."""
+    for only, where in (
+        (images.keys() - predictions.keys(), "data/infer lacks"),
+        (predictions.keys() - images.keys(), "data/targets/val lacks"),
+    ):
+        if only:
+            raise UserError(
+                f"{where} {len(only)} of the other's images, image {min(only)} first; run 'dvc repro infer'"
+            )
+    for image_id, image in images.items():
+        size, predicted = ((row["height"], row["width"]) for row in (image, predictions[image_id]))
+        if size != predicted:
+            raise UserError(
+                f"data/infer: image {image_id} is {predicted} pixels (height, width), in data/targets/val "
+                f"{size}; run 'dvc repro infer'"
+            )
+    return {
+        image_id: [_detection(record) for record in row["people"]] for image_id, row in predictions.items()
+    }
+
+
+def _detection(record: Row) -> Detection:
+    return Detection(
+        keypoints=np.array(record["keypoints"], np.float32).reshape(K, 2),
+        keypoint_scores=np.array(record["keypoint_scores"], np.float32),
+        score=record["score"],
+        rle=record["mask"],
+    )
+
+
+def _with_jpegs(shards: Sequence[Path], image_ids: Sequence[int]) -> dict[int, Row]:
+    """The complete shard rows of some images. Only now are images read: 5000 of them fill a gigabyte."""
+    rows: dict[int, Row] = {}
+    for shard in shards:
+        table = tables.read_table(shard, tables.SHARD)
+        wanted = pc.is_in(table["image_id"], pa.array(image_ids, pa.int64()))
+        rows |= {row["image_id"]: row for row in table.filter(wanted).to_pylist()}
+    return rows
+
+
+# --- the gallery --------------------------------------------------------------------------------------------
+
+
+def _certain(keypoints: Matches) -> float:
+    """From which score on people are drawn: the one that gives the best F1, or all if nobody was found."""
+    best = keypoints.best_score()
+    return best if math.isfinite(best) else 0.0
+
+
+def _quality(keypoints: Matches, segm: Matches) -> dict[int, float]:
+    """How well each image went: the mean of both tasks, or the one that has a say; others are left out."""
+    poses, masks = keypoints.per_image(), segm.per_image()
+    known = {i: [q for q in (poses[i], masks[i]) if not math.isnan(q)] for i in poses}
+    return {image_id: sum(values) / len(values) for image_id, values in known.items() if values}
+
+
+def _spread(quality: Mapping[int, float], count: int) -> list[int]:
+    """`count` images from the worst to the best, evenly spaced in rank."""
+    ranked = sorted(quality, key=lambda image_id: (quality[image_id], image_id))
+    ranks = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+    return [ranked[rank] for rank in ranks]
+
+
+def _exhibits(
+    image_ids: Sequence[int],
+    rows: Mapping[int, Row],
+    detections: Detections,
+    certain: float,
+    evaluations: Sequence[Matches],
+) -> list[Exhibit]:
+    qualities = [matches.per_image() for matches in evaluations]
+    digits = max(2, len(str(len(image_ids))))
+    return [
+        Exhibit(
+            row=rows[image_id],
+            detections=[person for person in detections[image_id] if person.score >= certain],
+            name=f"{rank:0{digits}}-{image_id}",
+            caption="poses {}, masks {}".format(*(_percent(quality[image_id]) for quality in qualities)),
+        )
+        for rank, image_id in enumerate(image_ids, start=1)
+    ]
+
+
+def _percent(quality: float) -> str:
+    return "–" if math.isnan(quality) else f"{quality:.0%}"
+
+
+def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
+    """gallery/<name>.jpg, one per exhibit, and gallery.jpg with all of them."""
+    (output / "gallery").mkdir()
+    pairs: list[ImageArray] = []
+    for exhibit in progress(exhibits, label="evaluate gallery"):
+        annotated, found = _pictures(exhibit)
+        people = sum(not person["crowd"] for person in exhibit.row["people"])
+        captions = [
+            f"image {exhibit.row['image_id']}, annotated: {people}",
+            f"found: {len(exhibit.detections)} ({exhibit.caption})",
+        ]
+        sheet = render.contact_sheet([annotated, found], 2, captions)
+        _write_jpeg(output / "gallery" / f"{exhibit.name}.jpg", sheet)
+        pairs.append(np.hstack((annotated, found)))
+    if pairs:
+        captions = [f"{exhibit.name}: {exhibit.caption}" for exhibit in exhibits]
+        overview = render.contact_sheet(pairs, _OVERVIEW_COLUMNS, captions, cell=_OVERVIEW_CELL)
+        _write_jpeg(output / "gallery.jpg", overview)
+
+
+def _pictures(exhibit: Exhibit) -> tuple[ImageArray, ImageArray]:
+    image = decode_jpeg(exhibit.row["jpeg"], name=exhibit.row["file_name"])
+    people = sorted(map(tables.annotation, exhibit.row["people"]), key=lambda person: person.area)
+    return render.draw_annotations(image, people), render.draw_people(image, exhibit.detections)
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def _facts(images: Mapping[int, Row], detections: Detections, certain: float) -> list[str]:
+    people = [person for row in images.values() for person in row["people"] if not person["crowd"]]
+    posed = sum(any(person["visibility"]) and not person["imputed"] for person in people)
+    found = [person for image in detections.values() for person in image]
+    sure = sum(person.score >= certain for person in found)
+    return [
+        f"{len(images)} images in, {len(detections)} predictions in",
+        f"{len(people)} people, {posed} of them with keypoints, and the crowds, which are not counted",
+        f"{len(found)} detections, {sure} of them, shown in the pictures, with scores from {certain:.3f} on",
+    ]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _write_jpeg(path: Path, image: ImageArray) -> None:
+    Image.fromarray(image).save(path, quality=_JPEG_QUALITY)
