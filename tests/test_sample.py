@@ -153,6 +153,11 @@ def test_too_small_images_are_refused(tmp_path: Path) -> None:
         write_sample(tmp_path, train_images=1, val_images=1, width=32, height=240, seed=0)
 
 
+def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="seed -1 is negative"):
+        write_sample(tmp_path, train_images=1, val_images=1, width=320, height=240, seed=-1)
+
+
 def _lone_figure(yaw: float, pose: Pose | None = None) -> Figure:
     """Somebody of 200 pixels alone before a level camera."""
     rng = np.random.default_rng(3)

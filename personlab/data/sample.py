@@ -64,8 +64,10 @@ def write_sample(
     Sizes in pixels. Coordinates are exact to 1/100 pixel, with pixel centres at whole numbers.
 
     Raises:
-        UserError: the images are too small to show anybody.
+        UserError: the images are too small to show anybody, or the seed is negative.
     """
+    if seed < 0:
+        raise UserError(f"acquire.sample: seed {seed} is negative; set it to 0 or more")
     if min(width, height) < LEAST_SIDE:
         raise UserError(
             f"acquire.sample: images of {width}x{height} pixels are too small to show people; "
