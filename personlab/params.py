@@ -150,6 +150,14 @@ class Train(Section):
     max_failures: int = Field(default=2, ge=-1)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.crop - 1) % self.stride:
+            raise ValueError(f"train.crop: {self.crop} is not a multiple of stride {self.stride} plus 1")
+        if self.batch % self.workers:
+            raise ValueError(f"train.batch: {self.batch} cannot be shared by {self.workers} workers")
+        return self
+
 
 class Infer(Section):
     """Multi-scale inference over the validation shards."""

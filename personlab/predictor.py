@@ -53,7 +53,7 @@ class Predictor:
         levels = [self.level(image, side) for side in self.sides]
         found = self.decoder.poses(levels, height=height, width=width)
         masks = self.decoder.masks(levels, found, height=height, width=width)
-        return list(_detections(found, masks))
+        return list(detections(found, masks))
 
     @torch.inference_mode()
     def level(self, image: ImageArray, side: int) -> Level:
@@ -82,7 +82,8 @@ def decoder(network: PersonLab, infer: params.Infer, codec: params.Codec) -> Dec
     )
 
 
-def _detections(found: Found, masks: Iterator[Tensor]) -> Iterator[Detection]:
+def detections(found: Found, masks: Iterator[Tensor]) -> Iterator[Detection]:
+    """Poses and their masks (height x width bool, in the same order) as plain numbers and run lengths."""
     poses = found.poses
     rows: Sequence[tuple[Tensor, Tensor, Tensor]] = list(
         zip(poses.keypoints.cpu(), poses.keypoint_scores.cpu(), poses.scores.cpu(), strict=True)

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +22,13 @@ from rich.text import Text
 log = logging.getLogger("personlab")
 
 T = TypeVar("T")
+
+
+class Tracker(Protocol):
+    """What `progress` is, for those who are handed one."""
+
+    def __call__(self, iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]: ...
+
 
 LOG_EVERY: Final = 30.0  # seconds
 

@@ -1,0 +1,53 @@
+# personlab: `make demo` and `make test` each do all of their own set-up. They need Python 3.11 and git.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help demo test test-fast lint ui bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: .venv/ready ## train and evaluate on the rendered sample dataset (about 20 minutes on 2 cores)
+	dvc repro
+	@echo && dvc metrics show data/evaluate/metrics.json
+	@echo && echo "Pictures: data/evaluate/gallery.jpg (overview), data/evaluate/gallery/ (worst to best)," && \
+	 echo "data/impute/imputed.png. Report: data/evaluate/report.md. Curves: dvc plots show"
+
+test: .venv/ready ## run the whole test suite
+	pytest --cov --cov-report=term:skip-covered
+
+test-fast: .venv/ready ## run the tests that take seconds
+	pytest -m "not slow"
+
+lint: .venv/ready ## check style, format and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: .venv/ready ## serve the flows and the Prefect UI on 127.0.0.1
+	python -m flows.ui
+
+bench: .venv/ready ## measure speed beside the alternatives
+	python -m benchmarks.codec
+
+lock: ## choose the newest working set anew and write it down
+	rm -rf .venv && $(PYTHON) -m venv .venv && pip install --quiet ".[dev]" && pip uninstall --quiet --yes personlab
+	(echo "# Every package of the working set, exact. Made by 'make lock' from pyproject.toml." && \
+	 pip freeze | sed 's/+cpu$$//') > requirements.lock
+
+clean: ## remove the environment and caches, keep data
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "personlab needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	pip install --quiet --disable-pip-version-check -r requirements.lock
+	pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@

@@ -1,0 +1,112 @@
+"""The codec's round trip: what comes back of people whose keypoints are all there, and of those with gaps."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as rle_tools
+
+from personlab import oracle
+from personlab.codec.decode import Decoder
+from personlab.errors import UserError
+from personlab.people import Annotation
+from personlab.progress import progress
+from personlab.skeleton import KEYPOINTS, K
+
+MEAN = oracle.MeanPerson(np.stack([np.linspace(0.1, 0.9, K), np.linspace(0, 1, K)], 1).astype(np.float32))
+
+
+def person(visibility: np.ndarray) -> Annotation:
+    mask = np.zeros((200, 160), np.uint8, order="F")
+    mask[20:180, 30:110] = 1
+    box = (30.0, 20.0, 80.0, 160.0)
+    keypoints = MEAN.keypoints * np.array([80, 160], np.float32) + np.array([30, 20], np.float32)
+    return Annotation(
+        id=1,
+        keypoints=keypoints,
+        visibility=visibility.astype(np.int8),
+        imputed=False,
+        box=box,
+        area=float(mask.sum()),
+        crowd=False,
+        rle=rle_tools.encode(mask)["counts"],
+    )
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_a_person_with_every_keypoint_comes_back(stride: int) -> None:
+    whole = person(np.full(K, 2))
+    found = oracle.round_trip([whole], Decoder(), height=200, width=160, side=401, stride=stride)
+    np.testing.assert_allclose(found[0].keypoints, whole.keypoints, atol=0.5)
+    assert found[0].score > 0.9
+    overlap = rle_tools.iou(
+        [{"size": [200, 160], "counts": found[0].rle}], [{"size": [200, 160], "counts": whole.rle}], [0]
+    )
+    assert overlap[0, 0] > 0.9
+
+
+def test_a_gap_at_the_elbow_loses_the_wrist() -> None:
+    visibility = np.full(K, 2)
+    visibility[KEYPOINTS.index("left_elbow")] = 0
+    (best,) = oracle.connected([person(visibility)])
+    lost = [name for name, score in zip(KEYPOINTS, best.keypoint_scores, strict=True) if score == 0]
+    assert lost == ["left_elbow", "left_wrist"]
+
+
+def test_completing_labels_everything_and_moves_nothing_that_was_labelled() -> None:
+    visibility = np.arange(K) % 3
+    gaps = person(visibility)
+    whole = MEAN.complete(gaps)
+    assert (whole.visibility > 0).all()
+    np.testing.assert_array_equal(whole.keypoints[visibility > 0], gaps.keypoints[visibility > 0])
+    np.testing.assert_allclose(whole.keypoints, gaps.keypoints, atol=1e-3)  # it was the mean person's
+
+
+def test_mean_person_is_the_mean_of_the_labelled() -> None:
+    visibility = np.full(K, 2)
+    visibility[3] = 0
+    elsewhere = dataclasses.replace(person(visibility), keypoints=person(visibility).keypoints.copy())
+    elsewhere.keypoints[3] = 1e6
+    mean = oracle.MeanPerson.of([person(np.full(K, 2)), elsewhere])
+    np.testing.assert_allclose(mean.keypoints, MEAN.keypoints, atol=1e-5)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"images": [], "annotations": []}', "[1, 2]"])
+def test_what_is_not_a_coco_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "broken.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"broken\.json"):
+        oracle.read(path)
+
+
+@pytest.mark.testdata
+@pytest.mark.slow
+def test_real_annotations_survive_the_round_trip(coco_mini: Path) -> None:
+    truth = oracle.read(coco_mini / "annotations" / "person_keypoints_val2017.json")
+    report = oracle.score(truth, Decoder(), side=801, stride=8, complete=True, progress=progress)
+    assert report.keypoints.columns()["AP"] >= 0.97
+    assert report.bound == pytest.approx(1.0)
+
+
+def test_one_whole_person_scores_full_marks(tmp_path: Path) -> None:
+    annotation = person(np.full(K, 2))
+    triples = np.concatenate([annotation.keypoints, annotation.visibility[:, None]], 1)
+    record = {
+        "id": 1,
+        "image_id": 7,
+        "category_id": 1,
+        "keypoints": triples.ravel().tolist(),
+        "num_keypoints": K,
+        "bbox": list(annotation.box),
+        "area": annotation.area,
+        "iscrowd": 0,
+        "segmentation": {"size": [200, 160], "counts": annotation.rle.decode()},
+    }
+    path = tmp_path / "people.json"
+    category = {"id": 1, "name": "person"}
+    image = {"id": 7, "height": 200, "width": 160}
+    path.write_text(json.dumps({"images": [image], "annotations": [record], "categories": [category]}))
+    report = oracle.score(oracle.read(path), Decoder(), side=401, stride=8, complete=False, progress=progress)
+    assert report.keypoints.columns()["AP"] == pytest.approx(1.0)
