@@ -218,7 +218,7 @@ def unzip(archive: Path, folder: Path) -> None:
     """
     try:
         with zipfile.ZipFile(archive) as zipped, atomic_folder(folder) as partial_folder:
-            files = [entry for entry in zipped.infolist() if not entry.is_dir()]
+            files = [entry for entry in zipped.infolist() if not entry.filename.endswith("/")]
             targets = [partial_folder / _inside(archive, entry, folder.name) for entry in files]
             _check_space(folder, _unpacked_size(archive, files))
             pairs = list(zip(files, targets, strict=True))
@@ -234,12 +234,11 @@ def unzip(archive: Path, folder: Path) -> None:
 
 def _inside(archive: Path, entry: zipfile.ZipInfo, folder: str) -> Path:
     """Path of an entry below the folder."""
-    top, *below = PurePosixPath(entry.filename).parts
+    parts = PurePosixPath(entry.filename).parts
+    top, below = parts[:1], parts[1:]
     link = stat.S_ISLNK(entry.external_attr >> 16)
-    if top != folder or not below or ".." in below or "\\" in entry.filename or link:
-        raise UserError(
-            f"{archive}: unexpected entry '{entry.filename}'; only files in {folder}/ belong there"
-        )
+    if top != (folder,) or not below or ".." in below or "\\" in entry.filename or link:
+        raise UserError(f"{archive}: entry '{entry.filename}' is not a file in {folder}/; nothing unpacked")
     return Path(*below)
 
 
