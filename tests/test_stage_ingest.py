@@ -1,0 +1,261 @@
+"""From a COCO layout to tables: nothing gets lost, same input same bytes, and errors say what to do."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from personlab.data import download
+from personlab.errors import UserError
+from personlab.params import Acquire, Ingest, Params, Sample
+from personlab.stages import acquire, ingest
+from personlab.tables import IMAGES, PEOPLE, REJECTS, read_table
+from tests.layouts import image, person, without, write_image, write_layout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project beside a good layout: train 1 shows two people, train 2 nobody, val 11 one, val 12 nobody."""
+    layout = tmp_path / "layout"
+    crowd = person(52, 1, iscrowd=1, keypoints=[0] * 51, area=5000.0)
+    write_layout(layout, "train", [image(2), image(1)], [person(51, 1), crowd])
+    unlabelled = without(person(53, 11), "keypoints", "num_keypoints")
+    write_layout(layout, "val", [image(11), image(12)], [unlabelled])
+    (tmp_path / "project").mkdir()
+    return tmp_path / "project"
+
+
+def params(**changes: Any) -> Params:
+    return Params(acquire=Acquire(source="directory", directory="../layout"), ingest=Ingest(**changes))
+
+
+def run(project: Path, **changes: Any) -> dict[str, Any]:
+    acquire.run(params(**changes), project)
+    ingest.run(params(**changes), project)
+    metrics: dict[str, Any] = json.loads((project / "data/ingest/metrics.json").read_text())
+    return metrics
+
+
+def rows(project: Path, name: str) -> list[dict[str, Any]]:
+    schema = {"images": IMAGES, "people": PEOPLE, "rejects": REJECTS}[name]
+    found: list[dict[str, Any]] = read_table(project / f"data/ingest/{name}.parquet", schema).to_pylist()
+    return found
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+# --- ingest -------------------------------------------------------------------------------------------------
+
+
+def test_tables_and_counts(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="personlab"):
+        metrics = run(project)
+    assert [(r["split"], r["image_id"], r["file_name"]) for r in rows(project, "images")] == [
+        ("train", 1, "train2017/1.jpg"),
+        ("val", 11, "val2017/11.jpg"),
+        ("val", 12, "val2017/12.jpg"),
+    ]
+    assert [(r["split"], r["image_id"], r["person_id"], r["crowd"]) for r in rows(project, "people")] == [
+        ("train", 1, 51, False),
+        ("train", 1, 52, True),
+        ("val", 11, 53, False),
+    ]
+    assert rows(project, "people")[0]["confidence"] == [1.0, 1.0] + [0.0] * 15
+    assert rows(project, "rejects") == []
+    nobody = {"with_keypoints": 0, "small_without_keypoints": 0, "large_without_keypoints": 0, "crowds": 0}
+    assert metrics == {
+        "train": {
+            "images": {"in": 2, "out": 1, "left_out": 1, "rejected": 0, "with_keypoints": 1},
+            "people": {"in": 2, "out": 2, "rejected": 0} | nobody | {"with_keypoints": 1, "crowds": 1},
+        },
+        "val": {
+            "images": {"in": 2, "out": 2, "left_out": 0, "rejected": 0, "with_keypoints": 0},
+            "people": {"in": 1, "out": 1, "rejected": 0} | nobody | {"small_without_keypoints": 1},
+        },
+    }
+    assert (
+        "ingest: train: 2 images in = 1 out + 1 left out (they show nobody) + 0 rejected" in caplog.messages
+    )
+
+
+def test_images_without_people_may_stay(project: Path) -> None:
+    metrics = run(project, train_images_with_people_only=False)
+    assert metrics["train"]["images"]["out"] == 2
+    assert metrics["train"]["images"]["left_out"] == 0
+
+
+def test_rows_in_are_rows_out_and_rejects(project: Path) -> None:
+    layout = project.parent / "layout"
+    people = [person(51, 1), person(52, 2), person(53, 3), person(54, 9), person(51, 1)]
+    write_layout(layout, "train", [image(1), image(2), image(3), image(4)], people)
+    write_image(layout / "train2017/2.jpg", "PNG")
+    (layout / "train2017/4.jpg").unlink()
+    metrics = run(project, max_reject_fraction=0.5)["train"]
+    assert metrics["images"] == {"in": 4, "out": 2, "left_out": 0, "rejected": 2, "with_keypoints": 2}
+    assert (metrics["people"]["in"], metrics["people"]["out"], metrics["people"]["rejected"]) == (5, 2, 3)
+    file = "annotations/person_keypoints_train2017.json"
+    assert [tuple(reject.values()) for reject in rows(project, "rejects")] == [
+        (file, "annotation 51", "id 51 was used before"),
+        (file, "annotation 52", "image 2 was rejected: 2.jpg is a PNG, not a JPEG"),
+        (file, "annotation 54", "image 9 is not among the images"),
+        (file, "image 2", "2.jpg is a PNG, not a JPEG"),
+        (file, "image 4", "4.jpg: no such file"),
+    ]
+
+
+def test_too_many_rejects_fail_and_are_listed(project: Path) -> None:
+    (project.parent / "layout/train2017/1.jpg").write_text("")
+    message = (
+        r"ingest: 3 records \(42\.9%\) rejected, more than ingest\.max_reject_fraction allows \(1\.0%\)"
+        r"(.|\n)*ingest-rejects\.csv; the first:"
+        r"\n  annotations/person_keypoints_train2017\.json, image 1: 1\.jpg is not an image"
+    )
+    with pytest.raises(UserError, match=message):
+        run(project)
+    assert not (project / "data/ingest").exists()
+    listed = (project / "runs/ingest-rejects.csv").read_text().splitlines()
+    assert listed[0] == "file,record,reason"
+    assert len(listed) == 4
+    write_image(project.parent / "layout/train2017/1.jpg")
+    run(project)
+    assert not (project / "runs/ingest-rejects.csv").exists()
+
+
+def test_a_split_without_images_is_an_error(project: Path) -> None:
+    write_layout(project.parent / "layout", "train", [image(1)], [])
+    with pytest.raises(UserError, match="no image of train is left: 0 rejected, 1 left out"):
+        run(project)
+
+
+def test_same_input_same_bytes(project: Path) -> None:
+    run(project)
+    first = digests(project / "data")
+    assert set(first) == {"acquire/source.json"} | {
+        f"ingest/{name}" for name in ("images.parquet", "people.parquet", "rejects.parquet", "metrics.json")
+    }
+    run(project)
+    assert digests(project / "data") == first
+
+
+def test_changed_annotations_are_noticed(project: Path) -> None:
+    run(project)
+    before = digests(project / "data")
+    changed = write_layout(project.parent / "layout", "val", [image(11), image(12)], [])
+    with pytest.raises(
+        UserError, match=r"val2017\.json \(val\): changed since acquire; run 'dvc repro --force"
+    ):
+        ingest.run(params(), project)
+    changed.unlink()
+    with pytest.raises(UserError, match=r"val2017\.json: no such file, though it was there at acquire"):
+        ingest.run(params(), project)
+    assert digests(project / "data") == before
+
+
+@pytest.mark.testdata
+def test_coco_mini(project: Path, coco_mini: Path) -> None:
+    real = Params(acquire=Acquire(source="directory", directory=str(coco_mini)))
+    acquire.run(real, project)
+    ingest.run(real, project)
+    metrics = json.loads((project / "data/ingest/metrics.json").read_text())
+    for split, images, people, labelled, without_keypoints, crowds in (
+        ("train", (80, 36, 44), 172, (86, 28), 81, 5),
+        ("val", (79, 79, 0), 118, (68, 32), 49, 1),
+    ):
+        found, persons = metrics[split]["images"], metrics[split]["people"]
+        assert (found["in"], found["out"], found["left_out"], found["rejected"]) == (*images, 0)
+        assert (persons["in"], persons["out"], persons["rejected"]) == (people, people, 0)
+        assert (persons["with_keypoints"], found["with_keypoints"]) == labelled
+        unlabelled = persons["small_without_keypoints"] + persons["large_without_keypoints"]
+        assert (unlabelled, persons["crowds"]) == (without_keypoints, crowds)
+
+
+# --- acquire ------------------------------------------------------------------------------------------------
+
+
+def test_source_says_what_there_is(project: Path) -> None:
+    acquire.run(params(), project)
+    layout = project.parent / "layout"
+    annotations = layout / "annotations/person_keypoints_train2017.json"
+    source = acquire.read_source(project)
+    assert (source.source, source.root) == ("directory", layout.as_posix())
+    assert source.splits["train"] == acquire.SplitSource(
+        annotations="annotations/person_keypoints_train2017.json",
+        sha256=hashlib.sha256(annotations.read_bytes()).hexdigest(),
+        images=2,
+        people=2,
+        other_annotations=0,
+    )
+    assert acquire.image_root(project) == layout
+
+
+def test_a_layout_inside_the_project_is_relative(project: Path) -> None:
+    (project.parent / "layout").rename(project / "mine")
+    acquire.run(Params(acquire=Acquire(source="directory", directory="mine")), project)
+    assert acquire.read_source(project).root == "mine"
+    assert acquire.image_root(project) == project / "mine"
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("annotations/person_keypoints_val2017.json", r"person_keypoints_val2017\.json: no such file"),
+        ("train2017", r"train2017: no such folder"),
+        ("", r"layout: no such folder"),
+    ],
+)
+def test_what_is_missing_of_a_layout_is_named(project: Path, missing: str, message: str) -> None:
+    (project.parent / "layout" / missing).rename(project.parent / "elsewhere")
+    with pytest.raises(UserError, match=message):
+        acquire.run(params(), project)
+    assert not (project / "data/acquire").exists()
+
+
+def test_truncated_annotations_fail_at_acquire(project: Path) -> None:
+    path = project.parent / "layout/annotations/person_keypoints_val2017.json"
+    path.write_text(path.read_text()[:-9])
+    with pytest.raises(UserError, match=r"person_keypoints_val2017\.json: not valid JSON"):
+        acquire.run(params(), project)
+
+
+def test_the_sample_is_rendered_where_ingest_finds_it(project: Path) -> None:
+    sample = Sample(train_images=3, val_images=2, width=96, height=64)
+    settings = Params(acquire=Acquire(sample=sample), ingest=Ingest(train_images_with_people_only=False))
+    acquire.run(settings, project)
+    ingest.run(settings, project)
+    assert acquire.read_source(project).root == "data/acquire"
+    assert len(rows(project, "images")) == 5
+    assert rows(project, "rejects") == []
+    assert all((project / "data/acquire" / row["file_name"]).is_file() for row in rows(project, "images"))
+
+
+def test_coco_2017_is_downloaded_into_its_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = list[tuple[str, Path]]()
+
+    def fetch(url: str, folder: Path) -> None:
+        fetched.append((url, folder))
+        (project.parent / "layout").rename(folder)
+
+    monkeypatch.setattr(acquire, "fetch_archives", fetch)
+    settings = Params(acquire=Acquire(source="coco2017", directory="coco", url="http://127.0.0.1"))
+    acquire.run(settings, project)
+    assert fetched == [("http://127.0.0.1", project / "coco")]
+    assert acquire.read_source(project).root == "coco"
+    folders = {archive.folder for archive in download.COCO_2017}
+    assert folders == {path.name for path in (project / "coco").iterdir()}
+
+
+def test_reading_a_source_that_is_missing_or_broken(project: Path) -> None:
+    with pytest.raises(UserError, match=r"source\.json: no such file; run 'dvc repro acquire' first"):
+        acquire.read_source(project)
+    acquire.run(params(), project)
+    (project / "data/acquire/source.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=r"source\.json: not what acquire wrote \(.*\); run 'dvc repro --force"
+    ):
+        acquire.read_source(project)
