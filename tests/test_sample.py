@@ -12,13 +12,21 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from personlab.data.backdrop import SUPERSAMPLING, Canvas
-from personlab.data.body import Build, make_body, rotation
-from personlab.data.outfit import Plain, random_outfit
-from personlab.data.pose import ARM_LIMITS, BACK_LIMITS, HEAD_LIMITS, LEG_LIMITS, Limb, Pose, random_pose
-from personlab.data.quadric import View, cone, render, sphere
-from personlab.data.sample import outline, write_sample
-from personlab.data.scene import Camera, Figure, _figure, draw_person, make_scene, place_person
+from personlab.data.sample.backdrop import SUPERSAMPLING, Canvas
+from personlab.data.sample.body import Build, make_body, rotation
+from personlab.data.sample.dataset import outline, write_sample
+from personlab.data.sample.outfit import Plain, random_outfit
+from personlab.data.sample.pose import (
+    ARM_LIMITS,
+    BACK_LIMITS,
+    HEAD_LIMITS,
+    LEG_LIMITS,
+    Limb,
+    Pose,
+    random_pose,
+)
+from personlab.data.sample.quadric import View, cone, render, sphere
+from personlab.data.sample.scene import Camera, Figure, _figure, draw_person, make_scene, place_person
 from personlab.errors import UserError
 from personlab.people import BoolArray, FloatArray
 from personlab.skeleton import KEYPOINTS

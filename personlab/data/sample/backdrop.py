@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from personlab.data.pose import Rng, pick
-from personlab.data.quadric import Window
+from personlab.data.sample.pose import Rng, pick
+from personlab.data.sample.quadric import Window
 from personlab.people import BoolArray, FloatArray
 
 SUPERSAMPLING: Final = 2

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from personlab.data.backdrop import (
+from personlab.data.sample.backdrop import (
     SUPERSAMPLING,
     Canvas,
     draw_backrest,
@@ -20,10 +20,10 @@ from personlab.data.backdrop import (
     draw_seat,
     paint_backdrop,
 )
-from personlab.data.body import Body, compose, make_body, random_build, rotation
-from personlab.data.outfit import random_outfit
-from personlab.data.pose import Pose, Rng, pick, random_pose
-from personlab.data.quadric import View, render
+from personlab.data.sample.body import Body, compose, make_body, random_build, rotation
+from personlab.data.sample.outfit import random_outfit
+from personlab.data.sample.pose import Pose, Rng, pick, random_pose
+from personlab.data.sample.quadric import View, render
 from personlab.people import BoolArray, FloatArray
 
 

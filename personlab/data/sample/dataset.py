@@ -5,19 +5,20 @@ its split and its number, so the same seed gives the same bytes and no image of 
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import cv2
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from personlab.data.pose import Rng
-from personlab.data.scene import Figure, Scene, make_scene
+from personlab.data.sample.pose import Rng
+from personlab.data.sample.scene import Figure, Scene, make_scene
 from personlab.errors import UserError
 from personlab.files import write_atomic
 from personlab.people import BoolArray
+from personlab.progress import Tracker
 from personlab.skeleton import KEYPOINTS, K
 
 JPEG_QUALITY: Final = 92
@@ -39,14 +40,6 @@ COCO_SKELETON: Final = (
 # a head turned away, now and then on the body.
 OMITTED_FACE: Final = 0.8
 OMITTED_BODY: Final = 0.25
-
-T = TypeVar("T")
-
-
-class Tracker(Protocol):
-    """Shows how far along a loop is; `personlab.progress.progress` is one."""
-
-    def __call__(self, iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]: ...
 
 
 def write_sample(

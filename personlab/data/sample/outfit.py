@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from personlab.data.pose import Rng, pick
-from personlab.data.quadric import Paint
+from personlab.data.sample.pose import Rng, pick
+from personlab.data.sample.quadric import Paint
 from personlab.people import FloatArray
 
 Colour = FloatArray  # 3, RGB in 0..1

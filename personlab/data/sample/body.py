@@ -11,9 +11,9 @@ from functools import reduce
 
 import numpy as np
 
-from personlab.data.outfit import EYE, Face, Hem, Outfit, Plain, ShirtFront
-from personlab.data.pose import Limb, Pose, Rng, Spine
-from personlab.data.quadric import Paint, Quadric, cone, ellipsoid, sphere
+from personlab.data.sample.outfit import EYE, Face, Hem, Outfit, Plain, ShirtFront
+from personlab.data.sample.pose import Limb, Pose, Rng, Spine
+from personlab.data.sample.quadric import Paint, Quadric, cone, ellipsoid, sphere
 from personlab.people import FloatArray
 from personlab.skeleton import KEYPOINTS
 
