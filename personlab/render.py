@@ -5,6 +5,7 @@ middle sand; a person's mask has a colour of its own. Whatever is drawn grows wi
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import cv2
@@ -35,6 +36,8 @@ PEOPLE: Final = (
 # Of contact sheets; lengths in pixels.
 _PAPER, _MAT, _INK = (250, 250, 248), (226, 227, 228), (38, 40, 46)
 _MARGIN, _TEXT, _LEADING = 12, 15, 5
+
+_JPEG_QUALITY = 90
 
 _NECK = K  # an extra point halfway between the shoulders, so that heads sit on bodies
 _FACE = range(KEYPOINTS.index("right_ear") + 1)
@@ -136,6 +139,10 @@ def contact_sheet(
         page.paste(_mounted(image, width, height), (left, top))
         pen.multiline_text((left + 1, top + height + 4), caption, fill=_INK, font=font, spacing=_LEADING)
     return np.asarray(page)
+
+
+def write_jpeg(path: Path, image: ImageArray) -> None:
+    Image.fromarray(image).save(path, quality=_JPEG_QUALITY)
 
 
 # --- masks ------------------------------------------------------------------------------------------------

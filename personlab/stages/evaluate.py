@@ -11,7 +11,6 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from personlab import render, tables
 from personlab.data.example import decode_jpeg
@@ -30,7 +29,6 @@ log = logging.getLogger("personlab")
 Row = dict[str, Any]
 Detections = Mapping[int, Sequence[Detection]]
 
-_JPEG_QUALITY: Final = 90
 _OVERVIEW_CELL: Final = (520, 200)  # width and height in pixels of a picture pair
 _OVERVIEW_COLUMNS: Final = 3
 
@@ -201,12 +199,12 @@ def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
             f"found: {len(exhibit.detections)} ({exhibit.caption})",
         ]
         sheet = render.contact_sheet([annotated, found], 2, captions)
-        _write_jpeg(output / "gallery" / f"{exhibit.name}.jpg", sheet)
+        render.write_jpeg(output / "gallery" / f"{exhibit.name}.jpg", sheet)
         pairs.append(np.hstack((annotated, found)))
     if pairs:
         captions = [f"{exhibit.name}: {exhibit.caption}" for exhibit in exhibits]
         overview = render.contact_sheet(pairs, _OVERVIEW_COLUMNS, captions, cell=_OVERVIEW_CELL)
-        _write_jpeg(output / "gallery.jpg", overview)
+        render.write_jpeg(output / "gallery.jpg", overview)
 
 
 def _pictures(exhibit: Exhibit) -> tuple[ImageArray, ImageArray]:
@@ -232,7 +230,3 @@ def _facts(images: Mapping[int, Row], detections: Detections, certain: float) ->
 
 def _write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def _write_jpeg(path: Path, image: ImageArray) -> None:
-    Image.fromarray(image).save(path, quality=_JPEG_QUALITY)

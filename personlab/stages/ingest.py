@@ -1,14 +1,15 @@
 """COCO JSON and JPEGs to validated tables; every record that is not taken over is explained.
 
-Writes images.parquet, people.parquet, rejects.parquet and metrics.json to data/ingest. Rows in are rows out
-and rejects (and images that are left out on purpose), counted for images and people of each split.
+Writes images.parquet, people.parquet, rejects.parquet, metrics.json and sheet.jpg (a look at the data) to
+data/ingest. Rows in are rows out and rejects (and images that are left out on purpose), counted for images
+and people of each split.
 """
 
 import csv
 import io
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Final
 
 from personlab import tables
 from personlab.data import coco
+from personlab.data.crops import read_image
+from personlab.data.view import ImageArray
 from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
 from personlab.params import Params
 from personlab.people import Annotation
 from personlab.progress import progress
+from personlab.render import contact_sheet, draw_annotations, write_jpeg
 from personlab.stages.acquire import check_unchanged, image_root
 from personlab.tables import SPLITS, Split
 
@@ -28,6 +32,7 @@ log = logging.getLogger("personlab")
 
 SMALL: Final = 32**2  # COCO's small: an area of fewer pixels
 SHOWN: Final = 5  # reasons in the error message
+SHEET: Final = 24  # images of the contact sheet
 KINDS: Final = ("with_keypoints", "small_without_keypoints", "large_without_keypoints", "crowds")
 
 Metrics = dict[str, dict[str, int]]  # of a split: of its images and its people
@@ -78,6 +83,7 @@ def run(params: Params, root: Path) -> None:
             path = output / f"{name}.parquet"
             tables.write_table(table, path, params_hash=tables.params_hash(params.ingest))
         write_atomic(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_jpeg(output / "sheet.jpg", _sheet(splits["train"], folder))
     for split, counts in metrics.items():
         _log(split, counts)
 
@@ -101,6 +107,18 @@ def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
         rejected_people=[person for person in people if isinstance(person, coco.Reject)],
         left_out=[image for image in accepted if image.id not in showing],
     )
+
+
+def _sheet(train: Ingested, folder: Path) -> ImageArray:
+    """The first training images with what is annotated on them: look at it before you believe it."""
+    people = defaultdict(list)
+    for person in train.people:
+        people[person.image_id].append(person.annotation)
+    shown = [
+        draw_annotations(read_image(folder / image.file_name), people[image.id])
+        for image in train.images[:SHEET]
+    ]
+    return contact_sheet(shown, columns=6, cell=(320, 240))
 
 
 def _rejects(splits: Mapping[Split, Ingested]) -> list[coco.Reject]:

@@ -37,7 +37,7 @@ from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.params import Codec, Model, Params, Section, Train
-from personlab.stages.cluster import checkpoint_of, connect, forget, run_config, watch
+from personlab.stages.cluster import connect, fit, forget, node_cpus, run_config, watch
 
 log = logging.getLogger("personlab")
 
@@ -45,7 +45,8 @@ _STATE = "state.pt"
 _LOG_EVERY = 50  # steps
 _SHUFFLED = 1024  # images among which the next one is drawn
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Recipe(Section):
@@ -83,11 +84,13 @@ def run(params: Params, root: Path) -> None:
             scaling_config=ScalingConfig(
                 num_workers=recipe.train.workers,
                 use_gpu=recipe.train.gpu,
+                # Half a processor each leaves some for Ray Data, which would wait forever for its share;
+                # what a worker really uses is set by its threads.
+                resources_per_worker={"CPU": 0.5, **({"GPU": 1} if recipe.train.gpu else {})},
             ),
             run_config=settings,
         )
-        result = trainer.fit()
-        _export(recipe, checkpoint_of(result), live, root)
+        _export(recipe, fit(trainer), live, root)
     forget(settings)
 
 
@@ -108,6 +111,7 @@ def _work(config: dict[str, Any]) -> None:
     """What each training worker does."""
     recipe = Recipe.model_validate(config["recipe"])
     train, device, board = recipe.train, get_device(), config["board"]
+    torch.set_num_threads(max(1, node_cpus() // train.workers))
     torch.manual_seed(train.seed)
     network = build(recipe.model, recipe.codec, stride=train.stride, root=Path(config["root"]))
     supervised = Supervised(network.train(), Objective.of(recipe.model, recipe.codec, train)).to(device)
