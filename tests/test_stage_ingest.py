@@ -137,7 +137,8 @@ def test_same_input_same_bytes(project: Path) -> None:
     run(project)
     first = digests(project / "data")
     assert set(first) == {"acquire/source.json"} | {
-        f"ingest/{name}" for name in ("images.parquet", "people.parquet", "rejects.parquet", "metrics.json")
+        f"ingest/{name}"
+        for name in ("images.parquet", "people.parquet", "rejects.parquet", "metrics.json", "sheet.jpg")
     }
     run(project)
     assert digests(project / "data") == first
