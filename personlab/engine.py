@@ -123,7 +123,10 @@ def validate(network: PersonLab, objective: Objective, batches: Iterable[Batch])
 class Average:
     """Polyak-Ruppert averaging: the mean of the parameters after every step from `start` on.
 
-    The mean is kept in float64: after 10^5 steps a float32 mean no longer moves.
+    Normalisation statistics are averaged alike: averaged weights shift what passes through the network, and
+    the last step's statistics do not fit them (their mean does about as well as measuring them anew).
+    Frozen ones stay what they are. The mean is kept in float64: a float32 one would hardly move any more
+    after some 10^5 steps.
     """
 
     def __init__(self, *, start: int) -> None:
@@ -133,21 +136,20 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the parameters as they are after step `step`; ignored before `start`."""
+        """Take in the network as it is after step `step`; ignored before `start`."""
         if step < self.start:
             return
         self._count += 1
-        for name, parameter in network.named_parameters():
+        for name, tensor in network.state_dict().items():
+            if not tensor.is_floating_point():
+                continue
             if name in self._mean:
-                self._mean[name] += (parameter - self._mean[name]) / self._count
+                self._mean[name] += (tensor - self._mean[name]) / self._count
             else:
-                self._mean[name] = parameter.double()
+                self._mean[name] = tensor.to(torch.float64, copy=True)
 
     def of(self, network: nn.Module) -> dict[str, Tensor]:
-        """The network's state dict with its parameters averaged (as they are, before `start`).
-
-        Buffers (normalisation statistics) are the network's own.
-        """
+        """The network's state dict, averaged (as it is, before `start`); counts are the network's own."""
         state = network.state_dict()
         return {name: self._mean.get(name, own).to(own.dtype).clone() for name, own in state.items()}
 
