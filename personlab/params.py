@@ -92,6 +92,7 @@ class Estimator(Section):
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 100
     gpu: bool = False
+    max_failures: int = Field(default=2, ge=-1)
     seed: int = 0
 
     @model_validator(mode="after")

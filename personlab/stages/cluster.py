@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, WorkerGroupError
+from ray.train.data_parallel_trainer import DataParallelTrainer
 
+from personlab.errors import UserError
 from personlab.params import Section
 from personlab.progress import progress
 
@@ -130,6 +132,26 @@ def watch(total: int, label: str) -> Iterator[Any]:
         done.set()
         viewer.join(timeout=10)
         ray.kill(board)
+
+
+def node_cpus() -> int:
+    """CPUs of the largest node: what one worker can have at most."""
+    return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+
+
+def fit(trainer: DataParallelTrainer) -> Path:
+    """Train, and return the folder of the last checkpoint.
+
+    Raises:
+        UserError: raised by a worker; what else stops the training keeps its traceback.
+    """
+    try:
+        return checkpoint_of(trainer.fit())
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            if isinstance(failure, UserError):
+                raise failure from None
+        raise
 
 
 def checkpoint_of(result: Result) -> Path:

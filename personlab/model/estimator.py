@@ -1,0 +1,181 @@
+"""The single-person pose estimator that imputes keypoints (G-RMI: Papandreou et al. 2017, section 3.2).
+
+It looks at a crop around one person and predicts, for every keypoint, a heatmap (is it within R of this
+cell?) and offsets to it; Hough voting fuses the two into a precise position. Unlike PersonLab's own fields
+these are about one person: others in the crop are background.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from personlab import params
+from personlab.codec.fields import cell_positions
+from personlab.codec.hough import Votes, accumulate
+from personlab.data.view import ImageArray, View
+from personlab.errors import UserError
+from personlab.model import checkpoint
+from personlab.model.resnet import ResNet
+from personlab.people import FloatArray
+from personlab.skeleton import KEYPOINTS, K
+
+# G-RMI weighs the heatmap's loss four times the offsets'.
+_HEATMAP_WEIGHT: Final = 4.0
+# Accumulator bins of the decoder, in crop pixels: wide enough that votes which agree meet in one place.
+_BIN: Final = 2.0
+
+_FORMAT: Final = "personlab-estimator-1"
+
+# ImageNet's channel means and deviations, on a scale of 0..255.
+MEAN: Final = (123.675, 116.28, 103.53)
+STD: Final = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class PersonFields:
+    """What the estimator predicts of a batch of crops; B x K x H x W cells."""
+
+    heatmap: Tensor  # B x K x H x W, logits
+    short: Tensor  # B x K x 2 x H x W, keypoint - cell, (x, y) in crop pixels
+
+
+class Estimator(nn.Module):
+    """A narrow atrous ResNet-18 with one 1x1 convolution per field.
+
+    settings: the width of the network, its stride, the crop's size and the radius R of the disks.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: params.Estimator) -> None:
+        super().__init__()
+        self.settings = settings
+        self.backbone = ResNet("resnet18", width=settings.width, output_stride=settings.stride)
+        channels = self.backbone.channels[1]
+        self.heatmap = nn.Conv2d(channels, K, 1)
+        self.short = nn.Conv2d(channels, 2 * K, 1)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        # Training starts from heatmaps that are almost nowhere 1, as they are.
+        prior = math.pi * settings.radius**2 / (settings.crop_height * settings.crop_width)
+        nn.init.constant_(self.heatmap.bias, math.log(prior / (1 - prior)))  # type: ignore[arg-type]
+
+    def forward(self, crops: Tensor) -> PersonFields:
+        """crops: B x 3 x crop_height x crop_width RGB, uint8 or floats in 0..255."""
+        images = (crops.float() - self.mean) / self.std
+        features = self.backbone(images.contiguous(memory_format=torch.channels_last))[1]
+        # The convolution's unit is the radius, so that training moves numbers of about 1.
+        short = self.short(features).unflatten(1, (K, 2)).float() * self.settings.radius
+        return PersonFields(heatmap=self.heatmap(features).float(), short=short)
+
+    def loss(self, fields: PersonFields, keypoints: Tensor, labelled: Tensor) -> Tensor:
+        """Logistic loss over all cells plus L1 / R of the offsets on the disks.
+
+        keypoints: B x K x 2 crop pixels; labelled: B x K. Unlabelled keypoints define nothing.
+        """
+        height, width = fields.heatmap.shape[-2:]
+        position = cell_positions(height, width, self.settings.stride, keypoints.device)
+        towards, disk = person_targets(keypoints, labelled, position, radius=self.settings.radius)
+        logistic = F.binary_cross_entropy_with_logits(fields.heatmap, disk.float(), reduction="none")
+        heatmap = logistic.mean((-1, -2))[labelled].sum() / labelled.sum().clamp(min=1)
+        distance = (fields.short - towards).abs().sum(2)[disk].sum() / self.settings.radius
+        return _HEATMAP_WEIGHT * heatmap + distance / disk.sum().clamp(min=1)
+
+    @torch.inference_mode()
+    def estimate(self, crops: Sequence[ImageArray], views: Sequence[View]) -> FloatArray:
+        """Keypoints of people whose crops (see `data.crops`) these are: N x K x 3.
+
+        x and y are pixels of the image that the view looks at, the third is the confidence.
+        """
+        batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self.heatmap.weight.device)
+        settings = self.settings
+        found: FloatArray = decode(self(batch), settings).cpu().numpy()
+        for keypoints, view in zip(found, views, strict=True):
+            keypoints[:, :2] = view.inverse_points(keypoints[:, :2])
+        return found
+
+    def card(self, training: Mapping[str, Any]) -> dict[str, Any]:
+        """The card of a checkpoint: all that `from_checkpoint` needs.
+
+        training: where the weights come from, for people to read.
+        """
+        return {
+            "format": _FORMAT,
+            "estimator": self.settings.model_dump(),
+            "skeleton": list(KEYPOINTS),
+            "training": dict(training),
+        }
+
+
+def from_checkpoint(path: Path) -> Estimator:
+    """The estimator saved at `path` (*.safetensors), ready to estimate.
+
+    Raises:
+        UserError: the file cannot be read, or is not an estimator of this skeleton.
+    """
+    state, card = checkpoint.load(path)
+    if card.get("format") != _FORMAT or card.get("skeleton") != list(KEYPOINTS):
+        raise UserError(f"{path}: not an estimator of this version; run the estimator stage again")
+    try:
+        settings = params.Estimator.model_validate(card.get("estimator"))
+    except ValidationError as error:
+        raise UserError(f"{path}: its card describes no estimator of this version: {error}") from None
+    estimator = Estimator(settings)
+    checkpoint.fit(estimator, state, path)
+    return estimator.eval()
+
+
+def person_targets(
+    keypoints: Tensor, labelled: Tensor, position: Tensor, *, radius: float
+) -> tuple[Tensor, Tensor]:
+    """Offsets to the keypoints, B x K x 2 x H x W, and the disks on which they count, B x K x H x W.
+
+    The disks are also the heatmap's targets. keypoints: B x K x 2 crop pixels; labelled: B x K; position:
+    2 x H x W of the output cells.
+    """
+    towards = keypoints[..., None, None] - position
+    return towards, (towards.square().sum(2) <= radius**2) & labelled[..., None, None]
+
+
+def decode(fields: PersonFields, settings: params.Estimator) -> Tensor:
+    """Where the votes of all cells meet: B x K x 3 of x, y in crop pixels and confidence in [0, 1].
+
+    The position is the centre of the 3 x 3 bins around the fullest bin of the Hough accumulator, the
+    confidence the votes in them: about 1 if a whole disk of certain votes agrees. No votes: position 0, 0.
+    """
+    rows, columns = fields.heatmap.shape[-2:]
+    position = cell_positions(rows, columns, settings.stride, fields.heatmap.device)
+    kind = torch.arange(K, device=position.device)[:, None, None].expand_as(fields.heatmap[0]).reshape(-1)
+    share = settings.stride**2 / (math.pi * settings.radius**2)
+    found = []
+    for heatmap, short in zip(fields.heatmap, fields.short, strict=True):
+        votes = Votes(
+            xy=(short + position).movedim(1, -1).reshape(-1, 2),
+            kind=kind,
+            weight=heatmap.sigmoid().reshape(-1) * share,
+        )
+        hough = accumulate(votes, height=settings.crop_height, width=settings.crop_width, bin=_BIN)
+        found.append(_peaks(hough.score))
+    return torch.stack(found)
+
+
+def _peaks(score: Tensor) -> Tensor:
+    """The one peak of each of K score maps: K x 3 of x, y in pixels and mass."""
+    best, columns = score.flatten(1).argmax(1), score.shape[-1]
+    steps = torch.tensor([-1, 0, 1], device=score.device)
+    row, column = (best // columns)[:, None] + steps, (best % columns)[:, None] + steps  # K x 3
+    kind = torch.arange(K, device=score.device)[:, None, None]
+    window = F.pad(score, (1, 1, 1, 1))[kind, row[:, :, None] + 1, column[:, None] + 1]
+    mass = window.sum((1, 2))
+    x = (window.sum(1) * column).sum(1) / mass.clamp(min=1e-12)
+    y = (window.sum(2) * row).sum(1) / mass.clamp(min=1e-12)
+    return torch.stack((x * _BIN, y * _BIN, mass.clamp(max=1.0)), -1)

@@ -1,0 +1,165 @@
+"""The estimator and impute stages, end to end on a few rendered images; what imputing does to a person."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from personlab import tables
+from personlab.errors import UserError
+from personlab.params import Acquire, Estimator, Impute, Params, Sample
+from personlab.people import Annotation
+from personlab.skeleton import KEYPOINTS, K
+from personlab.stages import acquire, estimator, impute, ingest
+
+PARAMS = Params(
+    acquire=Acquire(sample=Sample(train_images=16, val_images=6, width=320, height=240, seed=5)),
+    estimator=Estimator(width=4, steps=10, batch=4, checkpoint_every=4),
+    impute=Impute(min_score=0.0, batch=3),
+)
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    acquire.run(PARAMS, root)
+    ingest.run(PARAMS, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(ingested: Path, ray_local: None) -> Path:
+    estimator.run(PARAMS, ingested)
+    return ingested
+
+
+@pytest.fixture(scope="module")
+def imputed(trained: Path) -> Path:
+    impute.run(PARAMS, trained)
+    return trained
+
+
+def people(root: Path, stage: str) -> list[dict[str, object]]:
+    return tables.read_table(root / "data" / stage / "people.parquet", tables.PEOPLE).to_pylist()
+
+
+@pytest.mark.slow
+class TestEstimatorStage:
+    def test_metrics_are_of_the_val_people_with_keypoints(self, trained: Path) -> None:
+        metrics = json.loads((trained / "data/estimator/metrics.json").read_text())
+        expected = [p for p in people(trained, "ingest") if p["split"] == "val" and any(p["visibility"])]
+        assert metrics["people"] == len(expected) > 0
+        for size in ("full", "small"):
+            assert 0 <= metrics[size]["oks"] <= 1
+            assert 0 <= metrics[size]["pck"] <= 1
+
+    def test_loss_curve_covers_every_step(self, trained: Path) -> None:
+        curve = json.loads((trained / "data/estimator/plots/loss.json").read_text())
+        assert [point["step"] for point in curve] == list(range(1, 11))
+        assert all(np.isfinite(point["loss"]) for point in curve)
+
+    def test_pck_of_every_keypoint_and_size(self, trained: Path) -> None:
+        points = json.loads((trained / "data/estimator/plots/pck.json").read_text())
+        assert {p["size"] for p in points} == {"full", "small"}
+        assert {p["keypoint"] for p in points} <= set(KEYPOINTS)
+        assert all(0 <= p["pck"] <= 1 for p in points)
+
+    def test_a_finished_run_leaves_no_checkpoints(self, trained: Path) -> None:
+        assert list((trained / "runs").iterdir()) == []
+
+    def test_an_image_that_went_missing_is_named(
+        self, ingested: Path, ray_local: None, tmp_path: Path
+    ) -> None:
+        """The error comes from a process of a process: its message must get through."""
+        once = PARAMS.estimator.model_copy(update={"max_failures": 0})
+        (tmp_path / "data").mkdir()
+        for stage in ("acquire", "ingest"):
+            (tmp_path / "data" / stage).symlink_to(ingested / "data" / stage)
+        gone = estimator.people_with_keypoints(ingested, "train")[0].path
+        kept = gone.rename(gone.with_suffix(".gone"))
+        try:
+            with pytest.raises(UserError, match=r"cannot be read"):
+                estimator.run(PARAMS.model_copy(update={"estimator": once}), tmp_path)
+        finally:
+            kept.rename(gone)
+        assert not (tmp_path / "data/estimator").exists()
+
+
+@pytest.mark.slow
+class TestImputeStage:
+    def test_rows_in_are_rows_out(self, imputed: Path) -> None:
+        before, after = people(imputed, "ingest"), people(imputed, "impute")
+        assert [p["person_id"] for p in before] == [p["person_id"] for p in after]
+
+    def test_only_train_people_with_a_mask_and_no_keypoints_change(self, imputed: Path) -> None:
+        for before, after in zip(people(imputed, "ingest"), people(imputed, "impute"), strict=True):
+            wanted = before["split"] == "train" and not before["crowd"] and not any(before["visibility"])
+            if not wanted:
+                assert after == before
+            elif after["imputed"]:
+                assert set(after["visibility"]) <= {0, 2}
+                assert {k: after[k] for k in ("box", "area", "mask")} == {
+                    k: before[k] for k in ("box", "area", "mask")
+                }
+            else:
+                assert after == before
+
+    def test_counts(self, imputed: Path) -> None:
+        counts = json.loads((imputed / "data/impute/metrics.json").read_text())
+        flagged = sum(bool(p["imputed"]) for p in people(imputed, "impute"))
+        assert counts["imputed"] == flagged > 0
+        assert counts["considered"] == counts["imputed"] + counts["left_without"]
+
+    def test_twice_is_the_same_bytes(self, imputed: Path) -> None:
+        def content() -> dict[str, bytes]:
+            return {path.name: path.read_bytes() for path in (imputed / "data/impute").iterdir()}
+
+        before = content()
+        assert set(before) == {"people.parquet", "metrics.json", "imputed.png"}
+        impute.run(PARAMS, imputed)
+        assert content() == before
+
+    def test_nobody_is_sure_enough(
+        self, imputed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "data").mkdir()
+        for stage in ("acquire", "ingest", "estimator"):
+            (tmp_path / "data" / stage).symlink_to(imputed / "data" / stage)
+        with caplog.at_level(logging.INFO, "personlab"):
+            impute.run(PARAMS.model_copy(update={"impute": Impute(min_score=1.0)}), tmp_path)
+        assert people(tmp_path, "impute") == people(imputed, "ingest")
+        assert "= 0 imputed" in caplog.text
+
+
+class TestWithKeypoints:
+    person = Annotation(
+        id=1,
+        keypoints=np.zeros((K, 2), np.float32),
+        visibility=np.zeros(K, np.int8),
+        imputed=False,
+        box=(10, 10, 20, 40),
+        area=500.0,
+        crowd=False,
+        rle=b"mask",
+    )
+
+    def estimate(self) -> np.ndarray:
+        return np.column_stack([np.full((K, 2), 20.0), np.full(K, 0.9)]).astype(np.float32)
+
+    def test_sure_keypoints_inside_the_image_are_kept(self) -> None:
+        estimate = self.estimate()
+        estimate[3, 2] = 0.1  # unsure
+        estimate[4, 0] = 100.0  # just outside
+        estimate[5, 0] = 99.0  # just inside
+        person = impute.with_keypoints(self.person, estimate, height=80, width=100, min_score=0.3)
+        assert person.imputed
+        assert person.visibility.tolist() == [2, 2, 2, 0, 0] + [2] * (K - 5)
+        assert person.keypoints[3].tolist() == [0, 0]
+        assert person.keypoints[5].tolist() == [99, 20]
+
+    def test_nothing_sure_changes_nothing(self) -> None:
+        estimate = self.estimate() * (1, 1, 0.1)
+        person = impute.with_keypoints(self.person, estimate, height=80, width=100, min_score=0.3)
+        assert person is self.person
