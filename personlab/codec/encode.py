@@ -3,7 +3,7 @@
 All of it is closed form on the output grid: no loop over people, keypoints or pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -47,6 +47,7 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
     Crowd regions define nothing; people without keypoints leave the heatmap undefined over their mask.
     """
     people = _with_nobody(people)
+    people = replace(people, keypoints=people.keypoints.where(people.labelled[..., None], 0.0))
     height, width = people.masks.shape[-2:]
     position = cell_positions(height, width, stride, people.masks.device)  # 2 x H x W
     labelled = people.labelled & ~people.crowd[:, None]

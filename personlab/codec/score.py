@@ -43,7 +43,10 @@ class Poses:
 
 
 def presence(fields: Fields, keypoints: Tensor, *, height: float, width: float) -> Tensor:
-    """p_k(y_jk): heatmaps sampled at N x K x 2 keypoints -> N x K; zero where x > width or y > height."""
+    """p_k(y_jk): heatmaps sampled at N x K x 2 keypoints -> N x K; zero where x > width or y > height.
+
+    Half a pixel more still counts: a keypoint on the border is traced to one side of it or the other.
+    """
     grid_height, grid_width = fields.heatmap.shape[-2:]
     scale = keypoints.new_tensor(
         [2 / (fields.stride * max(grid_width - 1, 1)), 2 / (fields.stride * max(grid_height - 1, 1))]
@@ -51,7 +54,7 @@ def presence(fields: Fields, keypoints: Tensor, *, height: float, width: float) 
     grid = (keypoints * scale - 1).transpose(0, 1)[:, :, None]  # K x N x 1 x 2
     sampled = F.grid_sample(fields.heatmap[0][:, None], grid, padding_mode="border", align_corners=True)
     x, y = keypoints.unbind(-1)
-    inside = (x >= 0) & (y >= 0) & (x <= width) & (y <= height)
+    inside = (x >= -0.5) & (y >= -0.5) & (x <= width + 0.5) & (y <= height + 0.5)
     return sampled[:, 0, :, 0].T * inside
 
 
