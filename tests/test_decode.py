@@ -1,0 +1,419 @@
+"""From fields to people: round trips, the slow reference, bad input, and what must not matter."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from personlab.codec.decode import Decoder, Found, Level
+from personlab.codec.encode import encode
+from personlab.codec.fields import Fields, stack
+from personlab.codec.score import extent
+from personlab.skeleton import FLIP, K
+from tests.reference import codec as reference
+from tests.reference.scenes import Scene, adversarial, figure, predicted, random_fields, scene
+
+DECODER = Decoder()
+TWO = [figure(60.3, 25.2, 160.0), figure(170.7, 41.4, 130.0)]
+
+
+def perfect(case: Scene) -> Fields:
+    return encode(case.people, stride=case.stride, radius=DECODER.radius).fields
+
+
+def poses(
+    fields: Fields, decoder: Decoder = DECODER, *, scale: float = 1.0, size: tuple[int, int] | None = None
+) -> Found:
+    """The people in fields of one level, in an image as large as the fields unless said otherwise."""
+    height, width = size or tuple((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
+    return decoder.poses([Level(fields, scale)], height=height, width=width)
+
+
+def masks(fields: Fields, decoder: Decoder = DECODER) -> Tensor:
+    """The masks of everybody found: N x height x width."""
+    height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
+    levels = [Level(fields, 1.0)]
+    found = decoder.poses(levels, height=height, width=width)
+    return torch.stack(list(decoder.masks(levels, found, height=height, width=width)))
+
+
+def nearest(found: Found, expected: Tensor) -> Tensor:
+    """The found poses in the order of the expected ones (P x K x 2)."""
+    apart = (found.poses.keypoints[None] - expected[:, None]).norm(dim=-1).mean(-1)
+    return found.poses.keypoints[apart.argmin(1)]
+
+
+def double(fields: Fields) -> Fields:
+    return fields.replace(**{name: tensor.double() for name, tensor in fields.tensors().items()})
+
+
+# round trips: what was encoded is found again
+
+
+@pytest.mark.parametrize(("stride", "radius"), [(8, 32.0), (16, 32.0), (32, 48.0)])
+def test_people_are_found_where_they_were(stride: int, radius: float) -> None:
+    """To 1e-2 px, with certainty, and nobody else. All four cells around a keypoint must lie on its disk for
+    its targets to be interpolated, which needs a radius of at least sqrt(2) strides."""
+    people = [TWO[0], TWO[1] + torch.tensor([112.0, 0.0])]
+    case = scene(people, height=257, width=353, stride=stride)
+    fields = encode(case.people, stride=stride, radius=radius).fields
+    found = poses(fields, Decoder(radius=radius))
+    assert len(found.poses.scores) == 2
+    assert torch.allclose(nearest(found, torch.stack(people)), torch.stack(people), atol=1e-2)
+    assert (found.poses.scores > 0.97).all()
+    assert torch.allclose(found.poses.presence, torch.ones(2, K))
+    assert found.level_of.tolist() == [0, 0]
+
+
+def test_at_stride_32_the_papers_disks_are_smaller_than_cells() -> None:
+    """Targets are zero beyond the disks, and some of the cells around a keypoint are: poses are a few pixels
+    off. What a network says beyond its disks is smoother than that."""
+    case = scene(TWO, height=257, width=257, stride=32)
+    found = poses(perfect(case))
+    off = (nearest(found, torch.stack(TWO)) - torch.stack(TWO)).norm(dim=-1).mean(-1)
+    assert (off < 8).all()
+
+
+@pytest.mark.parametrize("nms", ["soft", "hard"])
+@pytest.mark.parametrize("scoring", ["expected-oks", "hough"])
+def test_all_four_pairs_of_scoring_and_suppression_find_the_people(scoring: str, nms: str) -> None:
+    found = poses(perfect(scene(TWO, height=257, width=257, stride=8)), Decoder(scoring=scoring, nms=nms))
+    assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=1e-2)
+    assert len(found.poses.scores) == 2
+
+
+@pytest.mark.parametrize("scale", [0.6, 1.0, 1.7])
+def test_people_who_touch_all_borders_are_wholly_there(scale: float) -> None:
+    """Rounding must not put a keypoint of the image's outermost pixels outside of it."""
+    height, width = 173, 149
+    pose = figure(0.0, 0.0, 1.0) - figure(0.0, 0.0, 1.0).amin(0)
+    pose = pose / pose.amax(0) * torch.tensor([width - 1.0, height - 1.0])
+    case = scene([pose * scale], height=305, width=257, stride=8)
+    found = poses(perfect(case), scale=scale, size=(height, width))
+    assert len(found.poses.scores) == 1
+    assert torch.allclose(found.poses.keypoints[0], pose, atol=1e-2)
+    assert (found.poses.presence == 1).all()
+
+
+def test_duplicates_are_one_person() -> None:
+    found = poses(perfect(adversarial()["duplicates"]))
+    assert len(found.poses.scores) == 1
+
+
+def test_a_person_of_1000_px() -> None:
+    case = adversarial()["1000 px tall"]
+    found = poses(perfect(case))
+    assert len(found.poses.scores) == 1
+    assert torch.allclose(found.poses.keypoints, case.people.keypoints, atol=1e-2)
+
+
+def test_nobody() -> None:
+    fields = perfect(adversarial()["nobody"])
+    found = poses(fields)
+    assert found.poses.keypoints.shape == (0, K, 2)
+    assert not list(DECODER.masks([Level(fields, 1.0)], found, height=129, width=129))
+
+
+def test_an_unlabelled_elbow_costs_the_wrist_only() -> None:
+    """Without the elbow nothing leads to the wrist; everything else is found."""
+    case = scene([TWO[0]], height=257, width=257, stride=8)
+    case.people.labelled[0, 7] = False  # left elbow; the wrist (9) hangs on it
+    found = poses(perfect(case))
+    best = found.poses.keypoints[0]
+    rest = [k for k in range(K) if k not in (7, 9)]
+    assert torch.allclose(best[rest], TWO[0][rest], atol=1e-2)
+    # the wrist stands alone, a person of its own
+    assert any((pose[9] - TWO[0][9]).norm() < 0.1 for pose in found.poses.keypoints[1:])
+
+
+def test_at_most_so_many_people() -> None:
+    fields = predicted(adversarial()["fifty people"], radius=DECODER.radius)
+    everybody = poses(fields, Decoder(max_people=1000))
+    assert len(everybody.poses.scores) > 40
+    best = poses(fields, Decoder(max_people=7))
+    assert torch.equal(best.poses.scores, everybody.poses.scores[:7])
+    assert torch.equal(best.poses.keypoints, everybody.poses.keypoints[:7])
+
+
+def test_best_first() -> None:
+    found = poses(predicted(adversarial()["fifty people"], radius=DECODER.radius))
+    assert (found.poses.scores.diff() <= 0).all()
+
+
+# bad input
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["heatmap", "short", "mid", "seg", "long"])
+def test_a_value_that_is_not_finite_is_an_error_that_names_the_field(name: str, value: float) -> None:
+    fields = random_fields(0, rows=3, columns=4, stride=8, spread=5.0)
+    fields.tensors()[name].view(-1)[5] = value
+    with pytest.raises(ValueError, match=f"field '{name}' .* not finite"):
+        poses(fields)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_constant_heatmaps(value: float) -> None:
+    """All zero: nobody. Saturated: the short-range offsets decide who is there, and everything is finite."""
+    fields = random_fields(0, rows=9, columns=9, stride=8, spread=20.0)
+    fields = fields.replace(heatmap=torch.full_like(fields.heatmap, value))
+    found = poses(fields)
+    count = len(found.poses.scores)
+    assert 0 < count <= 20 if value else count == 0
+    for tensor in (found.poses.keypoints, found.poses.keypoint_scores, found.poses.scores):
+        assert torch.isfinite(tensor).all()
+    assert len(list(DECODER.masks([Level(fields, 1.0)], found, height=65, width=65))) == count
+
+
+def test_a_map_of_a_single_cell() -> None:
+    fields = random_fields(0, rows=1, columns=1, stride=32, spread=1.0)
+    assert torch.isfinite(poses(fields).poses.keypoints).all()
+
+
+# the slow reference
+
+
+def assert_matches_reference(fields: Fields, decoder: Decoder) -> None:
+    """The same people in the same order, to 1e-6 in double precision (test_group.py says why double)."""
+    fields = double(fields)
+    height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
+    expected = reference.decode(
+        *(t[0].numpy() for t in (fields.heatmap, fields.short, fields.mid)),
+        stride=fields.stride,
+        radius=decoder.radius,
+        nms_radius=decoder.nms_radius,
+        bin=decoder.bin,
+        threshold=decoder.seed_threshold,
+        steps=decoder.mid_refinements,
+        height=height,
+        width=width,
+        scoring=decoder.scoring,
+        nms=decoder.nms,
+    )
+    best = poses(fields, replace(decoder, max_people=1000)).poses
+    assert len(best.scores) == len(expected)
+    for j, person in enumerate(expected):
+        assert float(best.scores[j]) == pytest.approx(person.score, abs=1e-6)
+        if person.score > 1e-9:  # those of score 0 are equals, in any order
+            for found, wanted in (
+                (best.keypoints[j], person.pose),
+                (best.presence[j], person.presence),
+                (best.keypoint_scores[j], person.keypoint_scores),
+            ):
+                np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", adversarial())
+def test_reference_on_adversarial_scenes(name: str) -> None:
+    """Coarser bins and fewer of the fifty people keep the slow side under a second or two."""
+    case = adversarial()[name]
+    if name == "fifty people":
+        case = case.select(list(range(12)))
+    fields = predicted(case, radius=DECODER.radius)
+    assert_matches_reference(fields, Decoder(bin=8.0 if fields.seg.shape[1] > 30 else 2.0))
+
+
+@pytest.mark.slow
+def test_reference_on_fifty_people() -> None:
+    assert_matches_reference(predicted(adversarial()["fifty people"], radius=DECODER.radius), DECODER)
+
+
+@pytest.mark.parametrize("nms", ["soft", "hard"])
+@pytest.mark.parametrize("scoring", ["expected-oks", "hough"])
+def test_reference_on_random_fields(scoring: str, nms: str) -> None:
+    fields = random_fields(11, rows=5, columns=6, stride=8, spread=12.0)
+    decoder = Decoder(radius=20.0, scoring=scoring, nms=nms, mid_refinements=1)
+    assert_matches_reference(fields, decoder)
+
+
+@pytest.mark.parametrize(
+    "name", ["one person", "touching, 3 px apart", "half outside", "gaps in the annotation"]
+)
+def test_masks_match_the_reference(name: str) -> None:
+    """All pixels but the few (one in a thousand) where rounding decides."""
+    fields = predicted(adversarial()[name], radius=DECODER.radius)
+    found = poses(fields)
+    long, short, seg = (t[0].double().numpy() for t in (fields.long, fields.short, fields.seg))
+    long = reference.refine_long(long, short, stride=8, steps=2)
+    chosen = range(min(2, len(found.poses.scores)))
+    for j, mask in zip(chosen, masks(fields), strict=False):
+        pose, present = found.poses.keypoints[j].double().numpy(), found.poses.presence[j].tolist()
+        distance = reference.embedding_distance(
+            seg, long, pose, present, reference.extent(pose, present), stride=8
+        )
+        expected = reference.mask(seg, distance, step=1 / 8, height=129, width=129, threshold=0.25)
+        assert (mask.numpy() != expected).mean() < 1e-3
+        assert expected.sum() > 200 or name == "gaps in the annotation"
+
+
+# masks
+
+
+def test_the_mask_of_a_person_alone_is_the_person() -> None:
+    """Its box, to half a cell: a mask known at cells says no more about where between two cells it ends."""
+    pose = TWO[0]
+    case = scene([pose], height=257, width=257, stride=8)
+    mask = masks(perfect(case))[0]
+    (left, top), (right, bottom) = pose.amin(0) - 6, pose.amax(0) + 6
+    y, x = torch.arange(257)[:, None], torch.arange(257)
+    inner = (x >= left + 8) & (x <= right - 8) & (y >= top + 8) & (y <= bottom - 8)
+    outer = (x >= left - 8) & (x <= right + 8) & (y >= top - 8) & (y <= bottom + 8)
+    assert (mask | ~inner).all()
+    assert (~mask | outer).all()
+
+
+def test_neighbours_share_no_pixels_and_lose_none() -> None:
+    found = masks(perfect(scene(TWO, height=257, width=257, stride=8)))
+    assert not (found[0] & found[1]).any()
+    assert (found.sum((1, 2)) > 5000).all()
+
+
+def test_the_same_person_found_twice_owns_its_pixels_twice() -> None:
+    """The assignment is not exclusive: a second pose of somebody has the same mask."""
+    fields = perfect(scene([TWO[0]], height=257, width=257, stride=8))
+    found = poses(fields)
+    twice = Found(poses=found.poses.select(torch.tensor([0, 0])), level_of=found.level_of[[0, 0]])
+    one, other = DECODER.masks([Level(fields, 1.0)], twice, height=257, width=257)
+    assert torch.equal(one, other)
+    assert one.any()
+
+
+def test_masks_need_no_refinement_where_offsets_are_right() -> None:
+    fields = perfect(scene(TWO, height=257, width=257, stride=8))
+    refined, plain = masks(fields), masks(fields, Decoder(long_refinements=0))
+    assert float((refined != plain).float().mean()) < 0.01
+
+
+# what must not matter
+
+
+def apart(found: Found, other: Found) -> float:
+    """The largest distance between a keypoint of one and the same keypoint of the other, same order."""
+    return float((found.poses.keypoints - other.poses.keypoints).abs().max())
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.permutations(range(3)))
+def test_order_of_people_does_not_matter(order: list[int]) -> None:
+    people = [figure(40.0, 20.0, 90.0), figure(120.0, 25.0, 80.0), figure(200.0, 22.0, 70.0)]
+    case = scene(people, height=129, width=241, stride=8)
+    one, other = (poses(predicted(c, radius=32.0)) for c in (case, case.select(order)))
+    assert torch.equal(one.poses.keypoints, other.poses.keypoints)
+    assert torch.equal(one.poses.scores, other.poses.scores)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.floats(0.25, 4.0))
+def test_scale_of_a_level_scales_the_poses(scale: float) -> None:
+    """The same fields, said to show an image `scale` times smaller: the same poses, that much smaller."""
+    fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0)
+    size = round(256 / scale) + 1
+    padded = size if (size - 1) * scale >= 256 else size + 1
+    one, other = poses(fields), poses(fields, scale=scale, size=(padded, padded))
+    count = min(len(one.poses.scores), 2)
+    assert torch.allclose(other.poses.keypoints[:count] * scale, one.poses.keypoints[:count], atol=1e-2)
+    assert torch.allclose(other.poses.scores[:count], one.poses.scores[:count], atol=1e-3)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(-2, 2), st.integers(-2, 2), st.sampled_from([8, 16]))
+def test_moving_people_by_whole_cells_moves_them(down: int, right: int, stride: int) -> None:
+    step = torch.tensor([right, down]) * float(stride)
+    middle = torch.tensor([48.0, 48.0])
+    here, there = (
+        poses(perfect(scene([p + middle + move for p in TWO], height=321, width=353, stride=stride)))
+        for move in (torch.zeros(2), step)
+    )
+    people = torch.stack(TWO) + middle
+    assert torch.allclose(nearest(there, people + step), nearest(here, people) + step, atol=1e-2)
+    assert torch.allclose(there.poses.scores, here.poses.scores, atol=1e-3)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 1000))
+def test_mirrored_fields_hold_mirrored_people(seed: int) -> None:
+    """Left is right; rounding and the order in which equal bins are read are all that may differ."""
+    fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0, seed=seed)
+    one, other = poses(fields), poses(fields.mirrored())
+    back = other.poses.keypoints[:, list(FLIP)] * torch.tensor([-1.0, 1.0]) + torch.tensor([256.0, 0.0])
+    assert torch.allclose(back[:2], one.poses.keypoints[:2], atol=5e-2)
+    assert torch.allclose(other.poses.scores[:2], one.poses.scores[:2], atol=1e-3)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_a_person_alone_is_the_same_person_beside_others_far_away(stride: int) -> None:
+    """To the bit for keypoints and scores, and for the mask, with people 200 px and more away."""
+    near, far = figure(60.3, 25.2, 120.0), figure(350.0, 31.0, 100.0)
+    alone, together = (
+        perfect(scene(people, height=161, width=417, stride=stride)) for people in ([near], [near, far])
+    )
+    one, other = poses(alone), poses(together)
+    assert (len(one.poses.scores), len(other.poses.scores)) == (1, 2)
+    j = int((other.poses.keypoints[:, 0, 0] < 200).nonzero())
+    assert torch.allclose(other.poses.keypoints[j], one.poses.keypoints[0], atol=1e-4)
+    assert float(other.poses.scores[j]) == pytest.approx(float(one.poses.scores[0]), abs=1e-5)
+    assert torch.equal(masks(together)[j], masks(alone)[0])
+
+
+def test_an_image_of_a_batch_is_that_image() -> None:
+    cases = [scene([pose], height=257, width=257, stride=8) for pose in TWO]
+    singles = [encode(c.people, stride=8, radius=32.0) for c in cases]
+    batch = stack(singles).fields
+    for index, single in enumerate(singles):
+        one, other = poses(single.fields), poses(batch.image(index))
+        assert torch.equal(one.poses.keypoints, other.poses.keypoints)
+        assert torch.equal(one.poses.scores, other.poses.scores)
+
+
+# pyramids
+
+
+def pyramid(people: Sequence[Tensor], scales: Sequence[float], *, side: int) -> list[Level]:
+    """Perfect fields of one image of side x side pixels at several scales."""
+    levels = []
+    for scale in scales:
+        cells = -(-int((side - 1) * scale + 0.5) // 8) * 8 + 1
+        case = scene([pose * scale for pose in people], height=cells, width=cells, stride=8)
+        levels.append(Level(perfect(case), scale))
+    return levels
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 1.0), (0.75, 1.5), (0.5, 1.0, 2.0)])
+def test_all_levels_agree_on_where_people_are(scales: tuple[float, ...]) -> None:
+    """Offsets are in pixels of their own level: combined without a thought they would be off by the scale."""
+    levels = pyramid(TWO, scales, side=257)
+    found = DECODER.poses(levels, height=257, width=257)
+    assert len(found.poses.scores) == 2
+    assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=2e-2)
+    assert (found.poses.scores > 0.9).all()
+
+
+def test_twice_the_same_level_is_that_level() -> None:
+    fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0)
+    one = poses(fields)
+    two = DECODER.poses([Level(fields, 1.0), Level(fields, 1.0)], height=257, width=257)
+    assert apart(one, two) < 1e-2
+    assert torch.allclose(one.poses.scores, two.poses.scores, atol=1e-4)
+
+
+def test_a_level_that_sees_nobody_does_not_hide_them() -> None:
+    levels = pyramid(TWO, (1.0, 1.0), side=257)
+    blind = levels[0].fields
+    blind = blind.replace(**{name: torch.zeros_like(t) for name, t in blind.tensors().items()})
+    levels = [Level(blind, 1.0), levels[1]]
+    found = DECODER.poses(levels, height=257, width=257)
+    assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=1e-2)
+    assert found.level_of.tolist() == [1, 1]
+    for mask in DECODER.masks(levels, found, height=257, width=257):
+        assert mask.sum() > 5000
+
+
+def test_the_extent_of_a_pose_scales_with_it() -> None:
+    found = poses(perfect(scene(TWO, height=257, width=257, stride=8)))
+    assert torch.allclose(found.poses.scaled(3.0).extent(), 3 * found.poses.extent())
+    assert torch.allclose(found.poses.extent(), extent(found.poses.keypoints, found.poses.presence))

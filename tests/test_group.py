@@ -1,0 +1,260 @@
+"""Grouping: seeds, tracing and acceptance by hand, the slow reference, and what must not matter."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from personlab.codec.encode import encode
+from personlab.codec.fields import Fields
+from personlab.codec.group import Seeds, accept, find_seeds, trace
+from personlab.codec.hough import HoughMap, accumulate, cast_votes
+from personlab.skeleton import K
+from tests.reference import codec as reference
+from tests.reference.scenes import Scene, adversarial, figure, predicted, random_fields, scene
+
+RADIUS, NMS_RADIUS, THRESHOLD = 32.0, 10.0, 0.01
+
+
+def score_map(*peaks: tuple[int, int, int, float], rows: int = 8, columns: int = 9) -> HoughMap:
+    """A map that is zero but for (kind, row, column, score)."""
+    score = torch.zeros(K, rows, columns)
+    for kind, row, column, value in peaks:
+        score[kind, row, column] = value
+    return HoughMap(score=score, bin=2.0)
+
+
+def seeds_at(*places: tuple[float, float, int]) -> Seeds:
+    """Seeds at (x, y) of a kind, given best first."""
+    table = torch.tensor(places).view(-1, 3)
+    return Seeds(table[:, :2], table[:, 2].long(), torch.linspace(1, 0.5, len(table)))
+
+
+def voted(fields: Fields, bin: float = 2.0) -> HoughMap:
+    height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
+    return accumulate(cast_votes(fields, radius=RADIUS), height=height, width=width, bin=bin)
+
+
+def found(fields: Fields, *, bin: float = 2.0, steps: int = 2) -> Tensor:
+    """Keypoints of the people found, best first: N x K x 2."""
+    seeds = find_seeds(voted(fields, bin), threshold=THRESHOLD)
+    keypoints = trace(fields, seeds, mid_steps=steps)
+    return keypoints[accept(seeds, keypoints, nms_radius=NMS_RADIUS)]
+
+
+# seeds by hand
+
+
+def test_a_point_mass_is_found_where_it_is() -> None:
+    fields = predicted(scene([figure(60.3, 25.2, 85.0)], height=129, width=129, stride=8), radius=32, noise=0)
+    seeds = find_seeds(voted(fields), threshold=THRESHOLD)
+    assert sorted(seeds.kind.tolist()) == list(range(K))
+    assert torch.allclose(seeds.xy, figure(60.3, 25.2, 85.0)[seeds.kind], atol=1e-3)
+
+
+def test_seeds_come_best_first_and_above_the_threshold() -> None:
+    seeds = find_seeds(score_map((0, 2, 2, 0.3), (5, 2, 2, 0.9), (0, 6, 6, 0.01)), threshold=0.01)
+    assert seeds.kind.tolist() == [5, 0]
+    assert seeds.score.tolist() == pytest.approx([0.9, 0.3])
+    assert seeds.xy.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+
+
+def test_only_maxima_among_eight_neighbours() -> None:
+    seeds = find_seeds(score_map((0, 2, 2, 0.9), (0, 3, 3, 0.8), (0, 2, 4, 0.7)), threshold=0.01)
+    assert len(seeds.score) == 1
+    # at the centroid of its 3 x 3 bins, of which (2, 4) is none
+    assert seeds.xy[0].tolist() == pytest.approx([2 * (2 + 0.8 / 1.7), 2 * (2 + 0.8 / 1.7)])
+
+
+def test_equal_neighbours_are_one_maximum() -> None:
+    for other in ((2, 3), (3, 1), (3, 2), (3, 3)):
+        seeds = find_seeds(score_map((0, 2, 2, 0.5), (0, *other, 0.5)), threshold=0.01)
+        assert len(seeds.score) == 1
+        assert seeds.xy[0].tolist() == pytest.approx([other[1] + 2.0, other[0] + 2.0])
+
+
+def test_seeds_on_the_border_of_the_map() -> None:
+    seeds = find_seeds(score_map((0, 0, 0, 0.5), (0, 7, 8, 0.4)), threshold=0.01)
+    assert seeds.xy.tolist() == [[0.0, 0.0], [16.0, 14.0]]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_maps(value: float) -> None:
+    """Zero everywhere has no maximum; one everywhere has the first bin of each type."""
+    seeds = find_seeds(HoughMap(score=torch.full((K, 6, 5), value), bin=2.0), threshold=0.01)
+    assert len(seeds.kind) == (K if value else 0)
+
+
+# tracing by hand
+
+
+@pytest.mark.parametrize("kind", range(K))
+def test_any_keypoint_finds_all_others(kind: int) -> None:
+    pose = figure(60.3, 25.2, 85.0)
+    case = scene([pose], height=129, width=129, stride=8)
+    fields = encode(case.people, stride=8, radius=RADIUS).fields
+    for steps in (0, 2):
+        traced = trace(fields, seeds_at((*pose[kind].tolist(), kind)), mid_steps=steps)
+        assert torch.allclose(traced[0], pose, atol=1e-3)
+
+
+def test_short_offsets_correct_wrong_mid_offsets() -> None:
+    """Every mid-range offset is (3, -4) px off, and every step of equation 2 makes up for all of it."""
+    pose = figure(60.3, 25.2, 85.0)
+    fields = encode(scene([pose], height=129, width=129, stride=8).people, stride=8, radius=RADIUS).fields
+    wrong = fields.replace(mid=fields.mid + torch.tensor([3.0, -4.0]).view(2, 1, 1))
+    seed = seeds_at((*pose[0].tolist(), 0))
+    assert torch.allclose(trace(wrong, seed, mid_steps=1)[0], pose, atol=1e-3)
+    unrefined = trace(wrong, seed, mid_steps=0)[0]
+    assert torch.allclose(unrefined[1], pose[1] + torch.tensor([3.0, -4.0]), atol=1e-3)
+
+
+def test_tracing_out_of_the_map_is_no_error() -> None:
+    fields = random_fields(0, rows=4, columns=5, stride=8, spread=1000.0)
+    traced = trace(fields, seeds_at((0.0, 0.0, 0), (32.0, 24.0, 16)), mid_steps=2)
+    assert torch.isfinite(traced).all()
+
+
+def test_no_seeds() -> None:
+    fields = random_fields(0, rows=4, columns=5, stride=8, spread=10.0)
+    traced = trace(fields, seeds_at(), mid_steps=2)
+    assert traced.shape == (0, K, 2)
+    assert accept(seeds_at(), traced, nms_radius=NMS_RADIUS).shape == (0,)
+
+
+# acceptance by hand
+
+
+def poses_at(*xs: float) -> Tensor:
+    """People whose keypoints are all at (x, 0)."""
+    return torch.tensor(xs)[:, None, None] * torch.tensor([1.0, 0.0]).expand(len(xs), K, 2)
+
+
+def test_a_seed_within_the_radius_is_rejected_the_rim_included() -> None:
+    xs = (0.0, 10.0, 10.1, 20.05, 20.2)
+    accepted = accept(seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0)
+    assert accepted.tolist() == [0, 2, 4]
+
+
+def test_only_the_same_keypoint_rejects() -> None:
+    poses = poses_at(0.0, 0.0)
+    poses[0, 1] = torch.tensor([100.0, 0.0])  # the first person's left eye is elsewhere
+    assert accept(seeds_at((0, 0, 0), (0, 0, 1)), poses, nms_radius=10.0).tolist() == [0, 1]
+    assert accept(seeds_at((0, 0, 0), (0, 0, 2)), poses, nms_radius=10.0).tolist() == [0]
+
+
+def test_a_rejected_seed_rejects_nobody() -> None:
+    xs = (0.0, 9.0, 18.0)
+    assert accept(seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0).tolist() == [0, 2]
+
+
+# the slow reference
+
+
+def reference_groups(fields: Fields, *, bin: float, steps: int, on_grid: bool) -> list[np.ndarray]:
+    height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
+    heatmap, short, mid = (t[0].double().numpy() for t in (fields.heatmap, fields.short, fields.mid))
+    score = reference.hough(
+        heatmap, short, stride=fields.stride, radius=RADIUS, height=height, width=width, bin=bin
+    )
+    if on_grid:
+        mid, steps = reference.refine_mid(mid, short, stride=fields.stride, steps=steps), 0
+    return reference.group(
+        mid,
+        short,
+        reference.seeds(score, bin=bin, threshold=THRESHOLD),
+        stride=fields.stride,
+        steps=steps,
+        nms_radius=NMS_RADIUS,
+    )
+
+
+@pytest.mark.parametrize("name", adversarial())
+def test_reference_on_adversarial_scenes(name: str) -> None:
+    """The same people in the same order. In double precision, to 1e-6 px: where people overlap, offsets
+    change by a person's height from cell to cell, and 16 edges multiply what single precision rounds away."""
+    fields = _double(predicted(adversarial()[name], radius=RADIUS))
+    bin = 8.0 if fields.seg.shape[1] > 30 else 2.0
+    expected = reference_groups(fields, bin=bin, steps=2, on_grid=False)
+    poses = found(fields, bin=bin)
+    assert len(poses) == len(expected)
+    if expected:
+        np.testing.assert_allclose(poses.numpy(), np.stack(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_reference_on_random_fields(seed: int) -> None:
+    fields = _double(random_fields(seed, rows=7, columns=6, stride=8, spread=12.0))
+    expected = reference_groups(fields, bin=2.0, steps=1, on_grid=False)
+    poses = found(fields, steps=1)
+    assert len(poses) == len(expected) > 5
+    np.testing.assert_allclose(poses.numpy(), np.stack(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["one person", "on the border", "half outside", "1000 px tall"])
+def test_single_precision_is_enough(name: str) -> None:
+    """To 1e-2 px where people do not overlap: float32 holds 1e-4 px of a place 1000 px away."""
+    fields = predicted(adversarial()[name], radius=RADIUS)
+    bin = 8.0 if fields.seg.shape[1] > 30 else 2.0
+    expected = reference_groups(fields, bin=bin, steps=2, on_grid=False)
+    np.testing.assert_allclose(found(fields, bin=bin).numpy(), np.stack(expected), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["one person", "on the border", "touching, 3 px apart"])
+def test_refining_at_a_place_is_refining_the_map_and_sampling_it(name: str) -> None:
+    """The paper refines the whole map, then samples it at y_k; tracing refines at y_k itself. With targets
+    for fields both end at the same place, to 0.05 px where two people share a cell and 1e-3 px elsewhere."""
+    fields = predicted(adversarial()[name], radius=RADIUS, noise=0.0)
+    expected = reference_groups(fields, bin=2.0, steps=2, on_grid=True)
+    poses = found(fields)
+    assert len(poses) == len(expected)
+    tolerance = 0.05 if name.startswith("touching") else 1e-3
+    np.testing.assert_allclose(poses.numpy(), np.stack(expected), rtol=0, atol=tolerance)
+
+
+def _double(fields: Fields) -> Fields:
+    return fields.replace(**{name: tensor.double() for name, tensor in fields.tensors().items()})
+
+
+# what must not matter
+
+
+def moved(case: Scene, dx: float, dy: float, pad: int) -> Scene:
+    """The scene in the middle of an input `pad` cells larger on every side, moved by (dx, dy)."""
+    shift = torch.tensor([dx, dy]) + float(pad * case.stride)
+    larger = 2 * pad * case.stride
+    return scene(
+        list(case.people.keypoints + shift),
+        height=case.height + larger,
+        width=case.width + larger,
+        stride=case.stride,
+    )
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(-3, 3), st.integers(-3, 3), st.sampled_from([8, 16]))
+def test_moving_people_by_whole_cells_moves_their_poses(down: int, right: int, stride: int) -> None:
+    case = scene([figure(50.3, 25.2, 85.0), figure(88.7, 31.4, 70.0)], height=129, width=129, stride=stride)
+    step = torch.tensor([right, down]) * float(stride)
+    here, there = (
+        found(encode(s.people, stride=stride, radius=RADIUS).fields)
+        for s in (moved(case, 0.0, 0.0, 3), moved(case, *step.tolist(), 3))
+    )
+    assert len(here) == len(there) == 2
+    assert torch.allclose(_sorted(there), _sorted(here) + step, atol=1e-2)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.permutations(range(3)))
+def test_order_of_people_does_not_change_who_is_found(order: list[int]) -> None:
+    case = adversarial()["fifty people"].select([0, 1, 2])
+    one, other = (
+        found(encode(c.people, stride=16, radius=RADIUS).fields) for c in (case, case.select(order))
+    )
+    assert torch.allclose(_sorted(one), _sorted(other), atol=1e-3)
+
+
+def _sorted(poses: Tensor) -> Tensor:
+    return poses[poses[:, 0, 0].argsort()]
