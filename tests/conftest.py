@@ -36,3 +36,12 @@ def ray_local() -> Iterator[None]:
 
     with cluster.connect():
         yield
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A throw-away Prefect server with an empty database, shared by all tests that run flows."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

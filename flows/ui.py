@@ -1,0 +1,142 @@
+"""`make ui`: a Prefect server for this project alone, with its flows ready to run; Ctrl-C ends both.
+
+The server listens on 127.0.0.1 only, keeps its database in .prefect/ inside the project and sends no
+telemetry. PERSONLAB_UI_PORT chooses another port than 4200.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from personlab.errors import UserError
+
+HOST = "127.0.0.1"
+START_SECONDS = 180.0  # a new database takes a slow machine more than a minute
+STOP_SECONDS = 60.0  # a runner first ends the stage that it runs
+
+
+def main() -> None:
+    for request in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(request, interrupt)
+    try:
+        show(Path.cwd(), port=int(os.environ.get("PERSONLAB_UI_PORT", "4200")))
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def show(project: Path, port: int) -> None:
+    """Run the server and the runner until one of them ends or we are interrupted.
+
+    Raises:
+        UserError: the port is taken, or the server or the runner ended by itself.
+    """
+    if taken(port):
+        raise UserError(f"port {port} is in use; choose another: PERSONLAB_UI_PORT=4201 make ui")
+    url = f"http://{HOST}:{port}"
+    env = environment(project, url)
+    serve = ("-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
+    print("starting the Prefect server ...", flush=True)
+    with child("server", serve, env) as server:
+        wait_until_healthy(f"{url}/api/health", server)
+        with child("runner", ("-m", "flows.deployments"), env) as runner:
+            print(f"\nPrefect UI: {url}   (Ctrl-C stops it)\n", flush=True)
+            try:
+                watch(server=server, runner=runner)
+            finally:
+                cancel_runs(f"{url}/api")
+
+
+def watch(**processes: subprocess.Popen[bytes]) -> NoReturn:
+    while True:
+        for name, process in processes.items():
+            if process.poll() is not None:
+                raise UserError(f"the {name} ended with status {process.returncode}; see above")
+        time.sleep(0.5)
+
+
+def cancel_runs(api: str) -> None:
+    """Cancel what the runner runs, as the UI's button does, and wait: a runner that stops kills its runs."""
+    ours = {"deployment_id": {"is_null_": False}, "state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}}
+    deadline = time.monotonic() + STOP_SECONDS
+    with suppress(urllib.error.URLError):  # the server may be what ended
+        while (runs := ask(f"{api}/flow_runs/filter", {"flow_runs": ours})) and time.monotonic() < deadline:
+            for run in runs:
+                if run["state_type"] == "RUNNING":
+                    print(f"cancelling {run['name']} ...", flush=True)
+                    ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+            time.sleep(0.5)
+
+
+def ask(url: str, question: Mapping[str, Any]) -> Any:
+    request = urllib.request.Request(
+        url, json.dumps(question).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def environment(project: Path, url: str) -> dict[str, str]:
+    return os.environ | {
+        "PREFECT_HOME": str(project / ".prefect"),
+        "PREFECT_API_URL": f"{url}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+@contextmanager
+def child(name: str, arguments: tuple[str, ...], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that is asked to end when the block is left, and made to if it does not.
+
+    It gets a session of its own, so that Ctrl-C reaches us alone and we choose who ends first.
+    """
+    process = subprocess.Popen((sys.executable, *arguments), env=env, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            print(f"the {name} does not end; killing it", flush=True)
+            process.kill()
+            process.wait()
+
+
+def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise UserError(f"the server ended with status {server.returncode}; see above")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise UserError(f"the server did not answer {url} within {START_SECONDS:.0f} s; see above")
+
+
+def taken(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()
