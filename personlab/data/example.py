@@ -43,7 +43,8 @@ def decode_jpeg(jpeg: bytes, *, name: str) -> ImageArray:
     Raises:
         UserError: the bytes are not an image.
     """
-    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if jpeg else None
     if pixels is None:
         raise UserError(f"{name}: its bytes in the shard are not a JPEG; run dvc repro --force targets")
     image: ImageArray = pixels

@@ -1,0 +1,211 @@
+"""Views: pixels, points and masks must move alike."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from personlab.data.view import PADDING, ImageArray, View, fit
+from personlab.people import BoolArray
+
+HEIGHT, WIDTH = 61, 83
+
+VIEWS = {
+    "as it is": View(1.0, (0.0, 0.0), 65, 89),
+    "larger": View(2.5, (0.0, 0.0), 161, 217),
+    "a little larger": View(1.3, (3.7, -8.2), 81, 113),
+    "a little smaller": View(0.93, (0.0, 0.0), 57, 81),
+    "half": View(0.5, (4.25, 2.5), 41, 49),
+    "tiny": View(0.21, (0.0, 0.0), 17, 25),
+    "shifted outside": View(1.0, (-20.3, 15.6), 65, 65),
+    "mirrored": View(1.0, (0.0, 0.0), 65, 89, mirror_width=WIDTH),
+    "mirrored, larger and shifted": View(1.7, (-30.5, 4.2), 97, 113, mirror_width=WIDTH),
+    "mirrored and smaller": View(0.6, (2.0, 3.0), 41, 57, mirror_width=WIDTH),
+}
+
+
+def views() -> st.SearchStrategy[View]:
+    return st.builds(
+        View,
+        scale=st.floats(0.2, 4.0),
+        shift=st.tuples(st.floats(-30, 30), st.floats(-30, 30)),
+        height=st.sampled_from([17, 33]),
+        width=st.sampled_from([17, 41]),
+        mirror_width=st.sampled_from([0, WIDTH]),
+    )
+
+
+def dot(x: int, y: int, radius: int) -> ImageArray:
+    """A white square around (x, y) on black."""
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image[y - radius : y + radius + 1, x - radius : x + radius + 1] = 255
+    return image
+
+
+# pixels and points
+
+
+def shown(view: View) -> list[tuple[int, int]]:
+    """Places of the image of which the view shows so much around that a dot there is wholly visible."""
+    reach = (_radius(view) + 2) * view.scale + 2
+    far = np.array([view.width, view.height]) - 1 - reach
+    places = [(x, y) for y in range(6, HEIGHT - 6, 8) for x in range(6, WIDTH - 6, 8)]
+    return [
+        p for p in places if (reach < (at := view.points(np.array(p, np.float32)))).all() and (at < far).all()
+    ]
+
+
+def _radius(view: View) -> int:
+    return int(np.ceil(1 / view.scale))
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_dot_is_found_at_its_point(name: str) -> None:
+    """The centre of what a dot adds to the image is its point, to a quarter of a pixel: sampling a sharp dot
+    on a coarser lattice moves its centre by that much at worst."""
+    view = VIEWS[name]
+    places = shown(view)
+    assert places
+    dark = view.image(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).astype(float)
+    y, x = np.mgrid[: view.height, : view.width]
+    for place in places:
+        light = (view.image(dot(*place, _radius(view))) - dark).sum(-1)
+        centre = np.array([(light * x).sum(), (light * y).sum()]) / light.sum()
+        np.testing.assert_allclose(centre, view.points(np.array(place, np.float32)), atol=0.25)
+
+
+def test_unscaled_pixels_are_the_pixels() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    seen = VIEWS["as it is"].image(image)
+    assert seen.shape == (65, 89, 3)
+    assert (seen[:HEIGHT, :WIDTH] == image).all()
+    assert (seen[HEIGHT:] == PADDING).all()
+    assert (seen[:, WIDTH:] == PADDING).all()
+    mirrored = VIEWS["mirrored"].image(image)
+    assert (mirrored[:HEIGHT, :WIDTH] == image[:, ::-1]).all()
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1.0, 2.0, 4.0])
+def test_the_first_pixel_stays_the_first_pixel(scale: float) -> None:
+    """No half-pixel shifts: pixel (0, 0) is (0, 0) at every scale, and so is every whole step from it."""
+    view = View(scale, (0.0, 0.0), 33, 33)
+    assert view.points(np.zeros(2, np.float32)).tolist() == [0, 0]
+    ramp = np.repeat(np.arange(HEIGHT, dtype=np.uint8)[:, None] * 4, WIDTH, axis=1)
+    seen = view.image(np.stack([ramp] * 3, -1))[..., 0].astype(float)
+    rows = np.arange(4, 9) if scale < 1 else np.arange(33)
+    np.testing.assert_allclose(seen[rows, 3], rows / scale * 4, atol=1.0)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.3, 0.7, 0.999999999])
+def test_shrinking_does_not_alias(scale: float) -> None:
+    """A one-pixel checkerboard becomes grey, not a coarser pattern, and flat colours stay as they are."""
+    board = (np.indices((400, 400)).sum(0) % 2 * 255).astype(np.uint8)
+    view = View(scale, (0.0, 0.0), int(400 * scale) - 1, int(400 * scale) - 1)
+    seen = view.image(np.stack([board] * 3, -1))[2:-2, 2:-2, 0].astype(float)
+    flat = view.image(np.full((400, 400, 3), 77, np.uint8))
+    assert (flat == 77).all()
+    if scale < 0.5:
+        assert seen.std() < 30 < board.std()
+        assert seen.mean() == pytest.approx(127.5, abs=3)
+
+
+def test_beyond_the_image_is_padding() -> None:
+    view = View(1.0, (500.0, 0.0), 33, 33)
+    assert (view.image(np.zeros((HEIGHT, WIDTH, 3), np.uint8)) == PADDING).all()
+
+
+# points
+
+
+@settings(max_examples=50, deadline=None)
+@given(views(), st.floats(-50, 150), st.floats(-50, 150))
+def test_there_and_back(view: View, x: float, y: float) -> None:
+    point = np.array([[x, y]], np.float32)
+    np.testing.assert_allclose(view.inverse_points(view.points(point)), point, atol=1e-3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(views())
+def test_points_keep_their_shape_and_distances(view: View) -> None:
+    points = np.random.default_rng(0).uniform(0, 80, (2, 5, 2)).astype(np.float32)
+    seen = view.points(points)
+    assert seen.shape == points.shape
+    assert seen.dtype == np.float32
+    before = np.linalg.norm(points[0] - points[1], axis=-1)
+    np.testing.assert_allclose(
+        np.linalg.norm(seen[0] - seen[1], axis=-1), view.scale * before, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_a_mirror_swaps_the_first_and_the_last_column() -> None:
+    view = View(2.0, (1.0, -3.0), 33, 33, mirror_width=WIDTH)
+    corners = np.array([[0, 0], [WIDTH - 1, HEIGHT - 1]], np.float32)
+    assert view.points(corners).tolist() == [[2.0 * (WIDTH - 1) + 1, -3.0], [1.0, 2.0 * (HEIGHT - 1) - 3]]
+
+
+# masks
+
+
+def nearest_pixel_is_set(view: View, mask: BoolArray, stride: int) -> BoolArray:
+    """For every cell: is the pixel whose point is nearest set, if any is within half a pixel? One by one."""
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]]
+    seen = view.points(np.stack([x, y], -1).astype(np.float32))
+    rows, columns = (view.height - 1) // stride + 1, (view.width - 1) // stride + 1
+    result = np.zeros((rows, columns), bool)
+    for row in range(rows):
+        for column in range(columns):
+            away = np.abs(seen - [stride * column, stride * row]).max(-1)
+            at = np.unravel_index(away.argmin(), away.shape)
+            result[row, column] = away[at] <= 0.5 * view.scale and mask[at]
+    return result
+
+
+@settings(max_examples=30, deadline=None)
+@given(views(), st.integers(0, 2**31), st.sampled_from([8, 16]))
+def test_masks_agree_with_points(view: View, seed: int, stride: int) -> None:
+    rng = np.random.default_rng(seed)
+    # off the halves, where two pixels are equally near
+    shift = tuple(round(s) + rng.uniform(0.05, 0.15) * min(view.scale, 1) for s in view.shift)
+    view = View(round(view.scale * 4 + 1) / 4, shift, view.height, view.width, view.mirror_width)
+    mask = rng.random((HEIGHT, WIDTH)) < 0.5
+    expected = nearest_pixel_is_set(view, mask, stride)
+    assert (view.mask_at_cells(mask, stride) == expected).all()
+
+
+def test_masks_of_several_people_and_of_nobody() -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.random((3, HEIGHT, WIDTH)) < 0.5
+    view = VIEWS["mirrored and smaller"]
+    together = view.mask_at_cells(masks, 8)
+    assert together.shape == (3, 6, 8)
+    for mask, alone in zip(masks, together, strict=True):
+        assert (view.mask_at_cells(mask, 8) == alone).all()
+    assert view.mask_at_cells(masks[:0], 8).shape == (0, 6, 8)
+
+
+def test_sampling_a_mask_leaves_it_alone() -> None:
+    mask = np.ones((HEIGHT, WIDTH), bool)
+    View(1.0, (-500.0, 0.0), 33, 33).mask_at_cells(mask, 8)
+    assert mask.all()
+
+
+def test_outside_the_image_is_nobody() -> None:
+    mask = np.ones((HEIGHT, WIDTH), bool)
+    seen = View(1.0, (16.0, 0.0), 65, 129).mask_at_cells(mask, 8)
+    x = np.arange(0, 129, 8) - 16
+    assert (seen[0] == ((x >= 0) & (x < WIDTH))).all()
+    assert not seen[8].any()  # row 64 of 61
+
+
+# fit
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([65, 401, 801, 1401]))
+def test_fit_makes_the_longest_side_the_side(height: int, width: int, side: int) -> None:
+    scale, high, wide = fit(height, width, side)
+    if max(height, width) > 1:
+        assert max(high, wide) == side
+    assert abs((height - 1) * scale + 1 - high) <= 0.5
+    assert abs((width - 1) * scale + 1 - wide) <= 0.5
+    assert min(high, wide) >= 1
