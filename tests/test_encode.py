@@ -43,9 +43,7 @@ def two(first: tuple[float, float], second: tuple[float, float], **changes: Tens
         keypoints[person, EYE] = torch.tensor(nose) + torch.tensor([10.0, 0.0])
     labelled = torch.zeros(2, K, dtype=torch.bool)
     labelled[:, [NOSE, EYE]] = True
-    people = Instances(
-        keypoints, labelled, torch.zeros(2, 9, 9, dtype=torch.bool), torch.zeros(2, dtype=torch.bool)
-    )
+    people = Instances(keypoints, labelled, torch.zeros(2, 9, 9), torch.zeros(2, dtype=torch.bool))
     return Scene(replace(people, **changes), 65, 65, 8)
 
 
@@ -83,7 +81,7 @@ def test_mid_is_undefined_not_zero_where_an_end_is_missing() -> None:
 
 
 def test_long_needs_exactly_one_person_and_an_annotated_keypoint() -> None:
-    masks = torch.zeros(2, 9, 9, dtype=torch.bool)
+    masks = torch.zeros(2, 9, 9)
     masks[0, 2, :5], masks[1, 2, 3:] = True, True
     targets = encoded(two((16.0, 32.0), (42.0, 32.0), masks=masks))
     assert targets.long_valid[0, NOSE, 2].tolist() == [True] * 3 + [False] * 2 + [True] * 4
@@ -95,7 +93,7 @@ def test_long_needs_exactly_one_person_and_an_annotated_keypoint() -> None:
 
 
 def test_crowd_defines_nothing() -> None:
-    masks = torch.zeros(2, 9, 9, dtype=torch.bool)
+    masks = torch.zeros(2, 9, 9)
     masks[0, 2], masks[1, 2, 4:] = True, True
     crowd = torch.tensor([False, True])
     targets = encoded(two((16.0, 32.0), (48.0, 48.0), masks=masks, crowd=crowd))
@@ -108,7 +106,7 @@ def test_crowd_defines_nothing() -> None:
 
 
 def test_people_without_keypoints_hide_the_heatmap_only() -> None:
-    masks = torch.zeros(2, 9, 9, dtype=torch.bool)
+    masks = torch.zeros(2, 9, 9)
     masks[1, 2, 4:] = True
     case = two((16.0, 32.0), (0.0, 0.0), masks=masks)
     case.people.labelled[1] = False

@@ -39,8 +39,8 @@ def batch(seed: int = 0, size: int = 2) -> Batch:
     side = cells(SIDE, STRIDE)
     targets = []
     for _ in range(size):
-        mask = torch.zeros(1, side, side, dtype=torch.bool)
-        mask[:, 1:4, 1:3] = True
+        mask = torch.zeros(1, side, side)
+        mask[:, 1:4, 1:3] = 1.0
         people = Instances(
             keypoints=SIDE * torch.rand(1, K, 2, generator=generator),
             labelled=torch.ones(1, K, dtype=torch.bool),

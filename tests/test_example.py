@@ -93,9 +93,9 @@ def test_people_as_they_are() -> None:
     assert torch.equal(people.keypoints[0], figure(40.25, 15.5, 70.0))
     assert people.labelled[0].tolist() == [True, True, False] * 5 + [True, True]  # hidden ones are labelled
     assert people.crowd.tolist() == [False, True]
-    expected = box_mask(25, 10, 56, 85)[::8, ::8]
+    expected = PLAIN.coverage(box_mask(25, 10, 56, 85)[None], 8)[0]
     assert (people.masks[0].numpy() == expected).all()
-    assert (people.keypoints.dtype, people.masks.dtype) == (torch.float32, torch.bool)
+    assert (people.keypoints.dtype, people.masks.dtype) == (torch.float32, torch.float32)
 
 
 def test_a_mirrored_left_hand_is_a_right_hand() -> None:

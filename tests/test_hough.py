@@ -37,7 +37,7 @@ def perfect(x: float, y: float, *, side: int, stride: int) -> Fields:
     labelled = torch.zeros(1, K, dtype=torch.bool)
     labelled[0, 0] = True
     n = cells(side, stride)
-    people = Instances(keypoints, labelled, torch.zeros(1, n, n, dtype=torch.bool), torch.tensor([False]))
+    people = Instances(keypoints, labelled, torch.zeros(1, n, n), torch.tensor([False]))
     return encode(people, stride=stride, radius=RADIUS).fields
 
 

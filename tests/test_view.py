@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from personlab.data.view import PADDING, ImageArray, View, fit
-from personlab.people import BoolArray
+from personlab.people import BoolArray, FloatArray
 
 HEIGHT, WIDTH = 61, 83
 
@@ -146,55 +146,59 @@ def test_a_mirror_swaps_the_first_and_the_last_column() -> None:
 # masks
 
 
-def nearest_pixel_is_set(view: View, mask: BoolArray, stride: int) -> BoolArray:
-    """For every cell: is the pixel whose point is nearest set, if any is within half a pixel? One by one."""
-    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]]
-    seen = view.points(np.stack([x, y], -1).astype(np.float32))
+def covered_share(view: View, mask: BoolArray, stride: int) -> FloatArray:
+    """For every cell: the share of its part of the image that lies on set pixels, pixel by pixel."""
     rows, columns = (view.height - 1) // stride + 1, (view.width - 1) // stride + 1
-    result = np.zeros((rows, columns), bool)
-    for row in range(rows):
-        for column in range(columns):
-            away = np.abs(seen - [stride * column, stride * row]).max(-1)
-            at = np.unravel_index(away.argmin(), away.shape)
-            result[row, column] = away[at] <= 0.5 * view.scale and mask[at]
+    result = np.zeros((rows, columns), np.float32)
+    for row, column in np.ndindex(rows, columns):
+        corners = np.array([[column - 0.5, row - 0.5], [column + 0.5, row + 0.5]]) * stride
+        box = view.inverse_points(corners)
+        (left, top), (right, bottom) = box.min(0), box.max(0)
+        covered = inside = 0.0
+        for y, x in np.ndindex(*mask.shape):
+            wide = min(right, x + 0.5) - max(left, x - 0.5)
+            high = min(bottom, y + 0.5) - max(top, y - 0.5)
+            if wide > 0 and high > 0:
+                inside += wide * high
+                covered += wide * high * mask[y, x]
+        result[row, column] = covered / inside if inside > 1e-3 else 0.0
     return result
 
 
-@settings(max_examples=30, deadline=None)
-@given(views(), st.integers(0, 2**31), st.sampled_from([8, 16]))
-def test_masks_agree_with_points(view: View, seed: int, stride: int) -> None:
-    rng = np.random.default_rng(seed)
-    # off the halves, where two pixels are equally near
-    shift = tuple(round(s) + rng.uniform(0.05, 0.15) * min(view.scale, 1) for s in view.shift)
-    view = View(round(view.scale * 4 + 1) / 4, shift, view.height, view.width, view.mirror_width)
-    mask = rng.random((HEIGHT, WIDTH)) < 0.5
-    expected = nearest_pixel_is_set(view, mask, stride)
-    assert (view.mask_at_cells(mask, stride) == expected).all()
+@pytest.mark.parametrize("name", sorted(VIEWS))
+@pytest.mark.parametrize("stride", [4, 8])
+def test_coverage_is_the_share_of_pixels(name: str, stride: int) -> None:
+    mask = np.random.default_rng(0).random((HEIGHT, WIDTH)) < 0.5
+    expected = covered_share(VIEWS[name], mask, stride)
+    np.testing.assert_allclose(VIEWS[name].coverage(mask[None], stride)[0], expected, atol=2e-3)
 
 
-def test_masks_of_several_people_and_of_nobody() -> None:
+def test_coverage_of_several_people_and_of_nobody() -> None:
     rng = np.random.default_rng(0)
     masks = rng.random((3, HEIGHT, WIDTH)) < 0.5
     view = VIEWS["mirrored and smaller"]
-    together = view.mask_at_cells(masks, 8)
+    together = view.coverage(masks, 8)
     assert together.shape == (3, 6, 8)
     for mask, alone in zip(masks, together, strict=True):
-        assert (view.mask_at_cells(mask, 8) == alone).all()
-    assert view.mask_at_cells(masks[:0], 8).shape == (0, 6, 8)
+        np.testing.assert_array_equal(view.coverage(mask[None], 8)[0], alone)
+    assert view.coverage(masks[:0], 8).shape == (0, 6, 8)
 
 
-def test_sampling_a_mask_leaves_it_alone() -> None:
-    mask = np.ones((HEIGHT, WIDTH), bool)
-    View(1.0, (-500.0, 0.0), 33, 33).mask_at_cells(mask, 8)
-    assert mask.all()
-
-
-def test_outside_the_image_is_nobody() -> None:
-    mask = np.ones((HEIGHT, WIDTH), bool)
-    seen = View(1.0, (16.0, 0.0), 65, 129).mask_at_cells(mask, 8)
+def test_a_full_mask_covers_the_image_and_nothing_outside() -> None:
+    seen = View(1.0, (16.0, 0.0), 65, 129).coverage(np.ones((1, HEIGHT, WIDTH), bool), 8)[0]
     x = np.arange(0, 129, 8) - 16
-    assert (seen[0] == ((x >= 0) & (x < WIDTH))).all()
-    assert not seen[8].any()  # row 64 of 61
+    touched = (x + 4 > -0.5) & (x - 4 < WIDTH - 0.5)
+    np.testing.assert_allclose(seen[0], touched, atol=1e-6)
+
+
+def test_the_half_line_of_the_coverage_is_the_border_of_the_mask() -> None:
+    """A straight border anywhere inside a cell lies (nearly) where the interpolated coverage is one half."""
+    for border in range(24, 32):
+        mask = np.zeros((1, 61, 81), bool)
+        mask[:, :, border:] = True  # its border is at border - 0.5
+        row = View(1.0, (0.0, 0.0), 65, 81).coverage(mask, 8)[0, 3]
+        at = np.interp(0.5, row, np.arange(len(row)) * 8.0)
+        assert abs(at - (border - 0.5)) < 0.5  # where the nearest sampled cell can be 4 pixels off
 
 
 # fit

@@ -26,7 +26,7 @@ class Instances:
 
     keypoints: Tensor  # P x K x 2 float32, (x, y) in input pixels; may lie outside the input
     labelled: Tensor  # P x K bool
-    masks: Tensor  # P x H x W bool, sampled at the output cells
+    masks: Tensor  # P x H x W, share of each output cell's pixels that the person's mask covers
     crowd: Tensor  # P bool
 
     def to(self, device: torch.device | str) -> Self:
@@ -41,8 +41,9 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
     heatmap   1 within `radius` of a type-k keypoint of anyone
     short     y_jk - x for the person j whose keypoint k is closest, on the keypoint disks
     mid       y_jl - x for that same person, where it has both ends of the edge (k, l)
-    seg       1 on any person's mask
-    long      y_jk - x where exactly one person's mask covers x
+    seg       the share of the cell that lies on people's masks: what p_S has to be for its 0.5 line,
+              interpolated between cells, to fall on the masks' borders
+    long      y_jk - x where exactly one person's mask covers x (most of its cell)
 
     Crowd regions define nothing; people without keypoints leave the heatmap undefined over their mask.
     """
@@ -61,25 +62,25 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
     mid = _towards(people.keypoints[sources, ends], position)
     mid_valid = disk[_SOURCES] & labelled[sources, ends]
 
-    crowd = (people.masks & people.crowd[:, None, None]).any(0)
-    covers = people.masks & ~people.crowd[:, None, None]  # P x H x W
-    covered = covers.sum(0)
-    owner = covers.to(torch.uint8).argmax(0)  # H x W: the only person there, where covered == 1
+    ordinary = people.masks * ~people.crowd[:, None, None]  # P x H x W
+    crowd = (people.masks * people.crowd[:, None, None] > 0).any(0)
+    covers = ordinary >= 0.5
+    owner = covers.to(torch.uint8).argmax(0)  # H x W: the only person there, where it is one
     long = _towards(people.keypoints[owner].permute(2, 0, 1, 3), position)
-    long_valid = ((covered == 1) & ~crowd) & labelled[owner].permute(2, 0, 1)
+    long_valid = ((covers.sum(0) == 1) & ~crowd) & labelled[owner].permute(2, 0, 1)
 
-    anonymous = (covers & ~labelled.any(1)[:, None, None]).any(0)  # people without any keypoint
+    anonymous = (ordinary > 0) & ~labelled.any(1)[:, None, None]  # people without any keypoint
     fields = Fields(
         heatmap=disk.float()[None],
         short=(short * disk[:, None])[None],
         mid=(mid * mid_valid[:, None])[None],
-        seg=(covered > 0).float()[None],
+        seg=ordinary.sum(0).clamp(max=1)[None],
         long=(long * long_valid[:, None])[None],
         stride=stride,
     )
     return Targets(
         fields=fields,
-        heatmap_valid=(~crowd & ~anonymous)[None],
+        heatmap_valid=(~crowd & ~anonymous.any(0))[None],
         mid_valid=mid_valid[None],
         seg_valid=~crowd[None],
         long_valid=long_valid[None],

@@ -92,9 +92,10 @@ class Fields:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the network should predict, and where that is defined (DESIGN of the fields: undefined is masked).
+    """What the network should predict, and where that is defined; what is undefined is masked, never zero.
 
-    `heatmap` and `seg` hold 0 or 1. The short-range offsets are defined exactly where the heatmap is 1.
+    `heatmap` holds 0 or 1, `seg` shares from 0 to 1. The short-range offsets are defined exactly where the
+    heatmap is 1.
     """
 
     fields: Fields

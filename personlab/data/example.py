@@ -60,13 +60,13 @@ def see(people: Sequence[Annotation], view: View, *, height: int, width: int, st
         return Instances(
             keypoints=torch.zeros(0, K, 2),
             labelled=torch.zeros(0, K, dtype=torch.bool),
-            masks=torch.zeros(0, cells(view.height, stride), cells(view.width, stride), dtype=torch.bool),
+            masks=torch.zeros(0, cells(view.height, stride), cells(view.width, stride)),
             crowd=torch.zeros(0, dtype=torch.bool),
         )
     order = list(FLIP) if view.mirror_width else list(range(K))
     keypoints = view.points(np.stack([person.keypoints for person in people]))[:, order]
     labelled = np.stack([person.visibility > 0 for person in people])[:, order]
-    masks = view.mask_at_cells(decode_masks(people, height=height, width=width), stride)
+    masks = view.coverage(decode_masks(people, height=height, width=width), stride)
     return Instances(
         keypoints=torch.from_numpy(np.ascontiguousarray(keypoints)),
         labelled=torch.from_numpy(np.ascontiguousarray(labelled)),

@@ -6,11 +6,13 @@ cells and pixels stay on one lattice.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from personlab.codec.fields import cells
 from personlab.people import BoolArray, FloatArray
 
 ImageArray = npt.NDArray[np.uint8]
@@ -64,17 +66,38 @@ class View:
         )
         return resampled
 
-    def mask_at_cells(self, mask: BoolArray, stride: int) -> BoolArray:
-        """Sample full-size image masks (... x h x w) at the output cells; nearest pixel, False outside."""
-        h, w = mask.shape[-2:]
-        cells_y = np.arange(0, self.height, stride, dtype=np.float32)
-        cells_x = np.arange(0, self.width, stride, dtype=np.float32)
-        x = np.rint(self.inverse_points(np.stack([cells_x, np.zeros_like(cells_x)], -1))[:, 0]).astype(int)
-        y = np.rint(self.inverse_points(np.stack([np.zeros_like(cells_y), cells_y], -1))[:, 1]).astype(int)
-        inside = ((y >= 0) & (y < h))[:, None] & ((x >= 0) & (x < w))[None, :]
-        sampled: BoolArray = mask[..., y.clip(0, h - 1)[:, None], x.clip(0, w - 1)[None, :]]
-        sampled &= inside
-        return sampled
+    def coverage(self, masks: BoolArray, stride: int) -> FloatArray:
+        """How much of each output cell the masks cover: P x h x w image masks -> P x H x W in [0, 1].
+
+        A cell stands for the stride x stride pixels around it; the share counts the part of them that lies
+        in the image, and is exact (differences of the summed mask). Outside the image it is 0. Sampling
+        one pixel a cell instead would move mask borders by up to half a cell.
+        """
+        h, w = masks.shape[1:]
+        x = self._cell_edges(self.width, stride, axis=0).clip(-0.5, w - 0.5) + 0.5
+        y = self._cell_edges(self.height, stride, axis=1).clip(-0.5, h - 0.5) + 0.5
+        area = np.abs(np.diff(y)[:, None] * np.diff(x))
+        shares = np.zeros((len(masks), *area.shape), np.float32)
+        for share, mask in zip(shares, masks, strict=True):
+            summed = cv2.integral(mask.view(np.uint8))
+            corners = _lerp(_lerp(summed, y).T, x).T
+            covered = np.abs(np.diff(np.diff(corners, axis=0), axis=1))
+            np.divide(covered, area, out=share, where=area > 1e-3)
+        return shares.clip(0, 1)
+
+    def _cell_edges(self, side: int, stride: int, axis: int) -> FloatArray:
+        """Image coordinates of the borders between cells along one axis; they run backwards if mirrored."""
+        points = np.zeros((cells(side, stride) + 1, 2), np.float32)
+        points[:, axis] = (np.arange(len(points)) - 0.5) * stride
+        return self.inverse_points(points)[:, axis]
+
+
+def _lerp(rows: npt.NDArray[Any], at: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Rows of a matrix at fractional indices."""
+    below = np.minimum(at.astype(int), len(rows) - 2)
+    share = (at - below)[:, None].astype(np.float64)
+    lerped: npt.NDArray[np.float64] = rows[below] * (1 - share) + rows[below + 1] * share
+    return lerped
 
 
 def fit(height: int, width: int, side: int) -> tuple[float, int, int]:

@@ -41,7 +41,7 @@ class Targets:
 def targets(keypoints, labelled, masks, crowd, *, stride: int, radius: float) -> Targets:
     """Section 3.1 and 3.2, word by word.
 
-    keypoints P x K x 2, labelled P x K, masks P x H x W (at the cells), crowd P.
+    keypoints P x K x 2, labelled P x K, masks P x H x W (covered share of each cell), crowd P.
     """
     height, width = masks.shape[1:]
     t = Targets(
@@ -65,11 +65,11 @@ def targets(keypoints, labelled, masks, crowd, *, stride: int, radius: float) ->
                 if k in owner and labelled[owner[k]][end]:
                     t.mid_valid[e, *cell] = 1
                     t.mid[e, :, *cell] = _offset(x, keypoints[owner[k]][end])
-            here = [j for j in people if masks[j][cell]]
-            in_crowd = any(crowd[j] and masks[j][cell] for j in range(len(crowd)))
-            unannotated = any(not any(labelled[j]) for j in here)
+            here = [j for j in people if masks[j][cell] >= 0.5]
+            in_crowd = any(crowd[j] and masks[j][cell] > 0 for j in range(len(crowd)))
+            unannotated = any(not any(labelled[j]) and masks[j][cell] > 0 for j in people)
             t.heatmap_valid[cell] = not in_crowd and not unannotated
-            t.seg[cell] = len(here) > 0
+            t.seg[cell] = min(1.0, sum(float(masks[j][cell]) for j in people))
             t.seg_valid[cell] = not in_crowd
             # L_k(x) = y_jk - x inside the mask of the one person there is.
             if len(here) == 1 and not in_crowd:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def scene(poses: list[Tensor], *, height: int, width: int, stride: int, margin: 
     keypoints = torch.stack(poses) if poses else torch.zeros(0, K, 2)
     rows, columns = cells(height, stride), cells(width, stride)
     y, x = torch.arange(rows)[:, None] * stride, torch.arange(columns)[None] * stride
-    masks = torch.zeros(len(poses), rows, columns, dtype=torch.bool)
+    masks = torch.zeros(len(poses), rows, columns)
     for mask, pose in zip(masks, poses, strict=True):
         (left, top), (right, bottom) = pose.amin(0) - margin, pose.amax(0) + margin
         mask[:] = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
@@ -81,13 +82,18 @@ def random_scene(seed: int, *, people: int = 3, rows: int = 9, columns: int = 11
         Instances(
             torch.from_numpy(np.round(keypoints * 16) / 16).float(),
             torch.from_numpy(labelled),
-            torch.from_numpy(rng.random((people, rows, columns)) < 0.4),
+            torch.from_numpy(_shares(rng, (people, rows, columns))),
             torch.from_numpy(rng.random(people) < 0.2),
         ),
         height,
         width,
         stride,
     )
+
+
+def _shares(rng: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Shares of cells that masks cover: mostly none, some part (in exact sixteenths), some all."""
+    return (rng.integers(-20, 28, shape).clip(0, 16) / 16).astype(np.float32)
 
 
 def random_fields(

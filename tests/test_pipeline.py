@@ -1,0 +1,142 @@
+"""The whole pipeline through DVC: small, but every stage real, and killed in the middle."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
+TINY = {
+    "acquire": {
+        "source": "sample",
+        "sample": {"train_images": 16, "val_images": 4, "width": 160, "height": 120},
+    },
+    "codec": {"radius": 12, "nms_radius": 5, "bin": 1},
+    "estimator": {"steps": 4, "batch": 4, "width": 8},
+    "targets": {"row_group": 4},
+    "model": {"backbone": "resnet18", "width": 8},
+    "train": {"crop": 97, "batch": 2, "steps": 12, "optimizer": "adam", "checkpoint_every": 3},
+    "infer": {"sides": [129], "stride": 16},
+    "evaluate": {"gallery": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Git and DVC repository with this pipeline, tiny parameters, and nothing run yet."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "personlab", folder / "personlab", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data/.gitignore", folder / "data/.gitignore")
+    write_params(folder, TINY)
+    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
+    subprocess.run([*git, "init", "-q"], cwd=folder, check=True)
+    dvc("init", "-q", folder=folder)
+    subprocess.run([*git, "add", "."], cwd=folder, check=True)
+    subprocess.run([*git, "commit", "-qm", "tiny"], cwd=folder, check=True)
+    return folder
+
+
+def write_params(folder: Path, sections: dict) -> None:
+    (folder / "params.yaml").write_text(yaml.safe_dump(sections, sort_keys=False))
+
+
+def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def dvc(*arguments: str, folder: Path) -> str:
+    """What DVC printed; it must have succeeded."""
+    process = start(*arguments, folder=folder)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """SIGKILL the whole process group as soon as `ready`, as a power cut would."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "never came to the point where it was to be killed"
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_every_stage_runs_and_a_second_run_does_nothing(project: Path) -> None:
+    dvc("repro", folder=project)
+    scores = json.loads((project / "data/evaluate/metrics.json").read_text())
+    assert list(scores) == ["keypoints", "segm"]
+    assert (project / "data/evaluate/gallery.jpg").is_file()
+    assert (project / "data/train/plots/loss").is_dir()
+    for stage in STAGES:
+        assert (project / "data" / stage).is_dir()
+    again = dvc("repro", folder=project)
+    assert "Running stage" not in again
+    assert "up to date" in again
+
+
+def test_other_inference_reruns_only_infer_and_evaluate(project: Path) -> None:
+    write_params(project, TINY | {"infer": {"sides": [97, 129], "stride": 16, "nms": "hard"}})
+    output = dvc("repro", folder=project)
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["infer", "evaluate"]
+    assert "infer.nms" in dvc("params", "diff", folder=project)
+    assert "AP" in dvc("metrics", "show", "data/evaluate/metrics.json", folder=project)
+    assert "evaluate" in dvc("dag", folder=project)
+    dvc("plots", "show", "--out", str(project / "plots"), folder=project)
+    write_params(project, TINY)
+    assert "Running stage" not in dvc("repro", folder=project)  # from the run cache
+
+
+def test_an_experiment_changes_one_parameter(project: Path) -> None:
+    dvc("exp", "run", "-S", "infer.scoring=hough", "--name", "hough", folder=project)
+    shown = dvc("exp", "show", "--csv", folder=project)
+    assert "hough" in shown
+    write_params(project, TINY)
+
+
+def test_killed_targets_leave_nothing_behind_and_are_made_again(project: Path) -> None:
+    before = sorted((project / "data/targets").rglob("*.parquet"))
+    first = [path.read_bytes() for path in before]
+    running = start("repro", "--force", "--single-item", "targets", folder=project)
+    kill_when((project / "data/.targets.partial").is_dir, running)
+    assert not (project / "data/targets").exists()  # DVC had cleared it; nothing half-written took its place
+    dvc("repro", folder=project)
+    assert [path.read_bytes() for path in before] == first
+
+
+def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None:
+    weights = project / "data/train/model.safetensors"
+    uninterrupted = weights.read_bytes()
+    shutil.rmtree(project / "runs", ignore_errors=True)
+    running = start("repro", "--force", "--single-item", "train", folder=project)
+    kill_when(lambda: bool(list(project.glob("runs/train-*/checkpoint_*"))), running)
+    assert not weights.exists()
+    output = dvc("repro", "--force", "--single-item", "train", folder=project)
+    assert "going on from step" in output
+    assert weights.read_bytes() == uninterrupted
+    assert not list(project.glob("runs/train-*"))
