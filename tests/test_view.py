@@ -198,7 +198,7 @@ def test_the_half_line_of_the_coverage_is_the_border_of_the_mask() -> None:
         mask[:, :, border:] = True  # its border is at border - 0.5
         row = View(1.0, (0.0, 0.0), 65, 81).coverage(mask, 8)[0, 3]
         at = np.interp(0.5, row, np.arange(len(row)) * 8.0)
-        assert abs(at - (border - 0.5)) < 0.5  # where the nearest sampled cell can be 4 pixels off
+        assert abs(at - (border - 0.5)) < 0.75  # a sampled cell can be 4 pixels off
 
 
 # fit
