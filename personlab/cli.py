@@ -128,7 +128,8 @@ def oracle(
 
     scores = oracle.score(
         oracle.read(annotations),
-        Decoder(max_people=max_people),
+        # Targets are what refined fields should be: there is nothing left to refine.
+        Decoder(mid_refinements=0, long_refinements=0, max_people=max_people),
         side=side,
         stride=stride,
         complete=complete,

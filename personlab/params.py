@@ -81,16 +81,16 @@ class Codec(Section):
 class Estimator(Section):
     """The single-person estimator used for imputation (G-RMI)."""
 
-    width: PositiveInt = 32
-    crop_height: PositiveInt = 129
-    crop_width: PositiveInt = 97
+    width: PositiveInt = 24
+    crop_height: PositiveInt = 97
+    crop_width: PositiveInt = 73
     stride: Stride = 8
     radius: PositiveFloat = 10.0
-    batch: PositiveInt = 32
-    steps: PositiveInt = 400
-    learning_rate: PositiveFloat = 1e-3  # at its peak: it rises, then falls to nothing
+    batch: PositiveInt = 16
+    steps: PositiveInt = 1200
+    learning_rate: PositiveFloat = 2e-3  # at its peak: it rises, then falls to nothing
     precision: Precision = "float32"
-    checkpoint_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 200
     gpu: bool = False
     max_failures: int = Field(default=2, ge=-1)
     seed: int = 0
@@ -107,7 +107,7 @@ class Impute(Section):
     """Keypoints for small people that have none."""
 
     # imputed keypoints the estimator is less sure of stay unlabelled
-    min_score: Fraction = 0.3
+    min_score: Fraction = 0.5
     batch: PositiveInt = 64
     gpu: bool = False
 

@@ -30,7 +30,7 @@ from personlab.skeleton import KEYPOINTS, K
 # G-RMI weighs the heatmap's loss four times the offsets'.
 _HEATMAP_WEIGHT: Final = 4.0
 # Accumulator bins of the decoder, in crop pixels: wide enough that votes which agree meet in one place.
-_BIN: Final = 2.0
+_BIN: Final = 4.0
 
 _FORMAT: Final = "personlab-estimator-1"
 

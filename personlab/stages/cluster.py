@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.data
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, WorkerGroupError
 from ray.train.data_parallel_trainer import DataParallelTrainer
 
@@ -38,6 +39,7 @@ def connect() -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **quiet)
+        _quiet_data()
         try:
             yield
         finally:
@@ -47,10 +49,20 @@ def connect() -> Iterator[None]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+    _quiet_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _quiet_data() -> None:
+    """Stages show how far they are themselves: Ray Data's plans and bars stay in its log files."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # or it warns of just that
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.WARNING)
 
 
 def run_config(

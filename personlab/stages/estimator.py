@@ -137,6 +137,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         losses = saved.pop("losses")
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
+        config["board"].post.remote(len(losses), f"going on after step {len(losses)}")
 
     for step, batch in enumerate(_batches(settings, people, first=len(losses)), start=len(losses) + 1):
         images, keypoints, labelled = (tensor.to(device, non_blocking=True) for tensor in batch)
