@@ -82,7 +82,7 @@ def test_mid_is_undefined_not_zero_where_an_end_is_missing() -> None:
 
 def test_long_needs_exactly_one_person_and_an_annotated_keypoint() -> None:
     masks = torch.zeros(2, 9, 9)
-    masks[0, 2, :5], masks[1, 2, 3:] = True, True
+    masks[0, 2, :5], masks[1, 2, 3:] = 1, 1
     targets = encoded(two((16.0, 32.0), (42.0, 32.0), masks=masks))
     assert targets.long_valid[0, NOSE, 2].tolist() == [True] * 3 + [False] * 2 + [True] * 4
     assert targets.fields.long[0, NOSE, :, 2, 1].tolist() == [16.0 - 8.0, 32.0 - 16.0]
@@ -92,9 +92,26 @@ def test_long_needs_exactly_one_person_and_an_annotated_keypoint() -> None:
     assert targets.fields.seg.max() == 1
 
 
+def test_a_cell_is_on_the_mask_that_covers_most_of_it() -> None:
+    """p_S is the share of the cell itself; whose offsets are defined takes at least half of it. Whatever a
+    crowd or somebody without keypoints touches is not defined."""
+    shares = torch.tensor([0.0, 0.1, 0.4, 0.5, 0.6, 1.0, 1.0, 1.0, 1.0])
+    masks = torch.zeros(2, 9, 9)
+    masks[0, 2], masks[1, 2] = shares, torch.tensor([0.0] * 5 + [0.1, 0.4, 0.5, 1.0])
+    case = two((16.0, 32.0), (42.0, 32.0), masks=masks)
+    targets = encoded(case)
+    assert targets.fields.seg[0, 2].tolist() == shares.tolist()
+    assert targets.long_valid[0, NOSE, 2].tolist() == [False] * 3 + [True] * 4 + [False] * 2
+    case.people.labelled[1] = False
+    assert encoded(case).heatmap_valid[0, 2].tolist() == [True] * 5 + [False] * 4
+    crowd = replace(case, people=replace(case.people, crowd=torch.tensor([False, True])))
+    assert encoded(crowd).seg_valid[0, 2].tolist() == [True] * 5 + [False] * 4
+    assert encoded(crowd).long_valid[0, NOSE, 2].tolist() == [False] * 3 + [True] * 2 + [False] * 4
+
+
 def test_crowd_defines_nothing() -> None:
     masks = torch.zeros(2, 9, 9)
-    masks[0, 2], masks[1, 2, 4:] = True, True
+    masks[0, 2], masks[1, 2, 4:] = 1, 1
     crowd = torch.tensor([False, True])
     targets = encoded(two((16.0, 32.0), (48.0, 48.0), masks=masks, crowd=crowd))
     expected = [True] * 4 + [False] * 5
@@ -107,7 +124,7 @@ def test_crowd_defines_nothing() -> None:
 
 def test_people_without_keypoints_hide_the_heatmap_only() -> None:
     masks = torch.zeros(2, 9, 9)
-    masks[1, 2, 4:] = True
+    masks[1, 2, 4:] = 1
     case = two((16.0, 32.0), (0.0, 0.0), masks=masks)
     case.people.labelled[1] = False
     targets = encoded(case)

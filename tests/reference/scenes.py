@@ -54,7 +54,7 @@ class Scene:
 
 
 def scene(poses: list[Tensor], *, height: int, width: int, stride: int, margin: float = 6.0) -> Scene:
-    """Fully labelled people; their masks are the boxes around their keypoints, `margin` pixels wider."""
+    """Fully labelled people; their masks are the cells in boxes `margin` pixels around their keypoints."""
     keypoints = torch.stack(poses) if poses else torch.zeros(0, K, 2)
     rows, columns = cells(height, stride), cells(width, stride)
     y, x = torch.arange(rows)[:, None] * stride, torch.arange(columns)[None] * stride
