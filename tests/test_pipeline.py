@@ -21,10 +21,12 @@ STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer
 TINY = {
     "acquire": {
         "source": "sample",
-        "sample": {"train_images": 16, "val_images": 4, "width": 160, "height": 120},
+        "sample": {"train_images": 12, "val_images": 4, "width": 320, "height": 240},
     },
+    "ingest": {"max_reject_fraction": 0.01},
     "codec": {"radius": 12, "nms_radius": 5, "bin": 1},
     "estimator": {"steps": 4, "batch": 4, "width": 8},
+    "impute": {"min_score": 0.3},
     "targets": {"row_group": 4},
     "model": {"backbone": "resnet18", "width": 8},
     "train": {"crop": 97, "batch": 2, "steps": 12, "optimizer": "adam", "checkpoint_every": 3},
