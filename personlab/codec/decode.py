@@ -6,35 +6,22 @@ their own scale until they have become places. Every seed is traced at each leve
 level that is surest of it. One level is simply a pyramid of one.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from personlab.codec import compiled, pyramid
 from personlab.codec.fields import Fields
-from personlab.codec.group import Seeds, accept, find_seeds, trace
-from personlab.codec.hough import HoughMap, Votes, accumulate, cast_votes
+from personlab.codec.hough import HoughMap
 from personlab.codec.masks import embedding_distance, full_resolution
+from personlab.codec.pyramid import Frame, Grouped, Level, Steps
 from personlab.codec.refine import refine
-from personlab.codec.score import (
-    Poses,
-    expected_oks,
-    hard_nms,
-    hough_scores,
-    presence,
-    soft_nms,
-)
+from personlab.codec.score import Poses, hard_nms, hough_scores, soft_nms
 
-
-@dataclass(frozen=True)
-class Level:
-    """The fields of one image at one scale: probabilities, offsets as the network gave them."""
-
-    fields: Fields
-    scale: float  # input pixels per image pixel
+__all__ = ["Decoder", "Found", "Level"]
 
 
 @dataclass(frozen=True)
@@ -59,17 +46,19 @@ class Decoder:
             ValueError: a field holds a value that is not finite.
         """
         for level in levels:
-            _check_finite(level)
-        frame = _Frame.common(levels, height, width)
-        hough = self._vote(levels, frame)
-        seeds = find_seeds(hough, threshold=self.seed_threshold)
-        keypoints, present, level_of = self._trace(levels, frame, seeds)
-        unique = accept(seeds, keypoints, nms_radius=self.nms_radius)
-        poses = self._score(hough, keypoints[unique], present[unique])
-        best, order = self._suppress(poses)
+            _check_finite(level.fields)
+        frame = Frame.common(levels, height, width)
+        steps = steps_for(levels[0].fields.heatmap.device)
+        hough, seeds = steps.vote(
+            levels, frame, radius=self.radius, bin=self.bin, threshold=self.seed_threshold
+        )
+        people = steps.find_people(
+            levels, frame, seeds, mid_steps=self.mid_refinements, nms_radius=self.nms_radius
+        )
+        best, order = self._suppress(self._score(steps, hough, people))
         return Found(
             poses=best.select(slice(self.max_people)).scaled(1 / frame.scale),
-            level_of=level_of[unique][order][: self.max_people],
+            level_of=people.level_of[order][: self.max_people],
         )
 
     def masks(self, levels: Sequence[Level], found: "Found", *, height: int, width: int) -> Iterator[Tensor]:
@@ -87,38 +76,12 @@ class Decoder:
                 threshold=self.mask_distance,
             )
 
-    def _vote(self, levels: Sequence[Level], frame: "_Frame") -> HoughMap:
-        """Every level's votes in one accumulator; each level has an equal say."""
-        cast = [cast_votes(level.fields, radius=self.radius) for level in levels]
-        votes = Votes(
-            xy=torch.cat([v.xy * (frame.scale / level.scale) for v, level in zip(cast, levels, strict=True)]),
-            kind=torch.cat([v.kind for v in cast]),
-            weight=torch.cat([v.weight / len(levels) for v in cast]),
-        )
-        return accumulate(votes, height=frame.height, width=frame.width, bin=self.bin)
-
-    def _trace(self, levels: Sequence[Level], frame: "_Frame", seeds: Seeds) -> tuple[Tensor, Tensor, Tensor]:
-        """Each seed's keypoints (N x K x 2, frame pixels) and presence (N x K) at its surest level (N)."""
-        keypoints, present = [], []
-        for level in levels:
-            ratio = level.scale / frame.scale
-            traced = trace(level.fields, seeds.scaled(ratio), mid_steps=self.mid_refinements)
-            keypoints.append(traced / ratio)
-            present.append(
-                presence(
-                    level.fields, traced, height=(frame.height - 1) * ratio, width=(frame.width - 1) * ratio
-                )
-            )
-        surest = torch.stack([p.mean(1) for p in present]).argmax(0)
-        each = torch.arange(len(surest), device=surest.device)
-        return torch.stack(keypoints)[surest, each], torch.stack(present)[surest, each], surest
-
-    def _score(self, hough: HoughMap, keypoints: Tensor, present: Tensor) -> Poses:
+    def _score(self, steps: Steps, hough: HoughMap, people: Grouped) -> Poses:
         if self.scoring == "hough":
-            scores = hough_scores(hough, keypoints)
+            scores = hough_scores(hough, people.keypoints)
         else:
-            scores = expected_oks(hough, keypoints, present, radius=self.radius)
-        return Poses(keypoints, present, keypoint_scores=scores, scores=scores.mean(1))
+            scores = steps.expected_oks(hough, people.keypoints, people.presence, radius=self.radius)
+        return Poses(people.keypoints, people.presence, keypoint_scores=scores, scores=scores.mean(1))
 
     def _suppress(self, poses: Poses) -> tuple[Poses, Tensor]:
         if self.nms == "hard":
@@ -134,21 +97,14 @@ class Found:
     level_of: Tensor  # N
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """The pixels in which votes meet and poses are compared: the levels' geometric mean scale."""
-
-    scale: float  # frame pixels per image pixel
-    height: float
-    width: float
-
-    @classmethod
-    def common(cls, levels: Sequence[Level], height: int, width: int) -> Self:
-        scale = math.exp(sum(math.log(level.scale) for level in levels) / len(levels))
-        return cls(scale, (height - 1) * scale + 1, (width - 1) * scale + 1)
+def steps_for(device: torch.device) -> Steps:
+    """Loops on the CPU, vectorised everywhere else: the same results."""
+    return compiled if device.type == "cpu" else pyramid
 
 
-def _check_finite(level: Level) -> None:
-    for name, tensor in level.fields.tensors().items():
-        if not torch.isfinite(tensor.sum()):
+def _check_finite(fields: Fields) -> None:
+    for name, tensor in fields.tensors().items():
+        flat = tensor.reshape(-1)
+        # The square sum is one fast pass; that of huge numbers may overflow, and only then is a look due.
+        if not torch.isfinite(flat @ flat) and not torch.isfinite(flat).all():
             raise ValueError(f"field '{name}' holds a value that is not finite")

@@ -1,0 +1,182 @@
+"""How long the codec takes, beside tfjs body-pix 2.2.1 on the same fields in the same run.
+
+    python -m benchmarks.codec [--people 10 60] [--strides 8] [--rounds 30] [--json FILE]
+
+Every round times each step once and lets tfjs decode once, so that whatever else the machine does meets
+both. The table shows medians, and in brackets the fastest round, which says more on a busy machine. Without Node, or
+without a network to install body-pix over, our own figures stand alone. Two threads on the CPU; where
+there is a CUDA device, everything is measured there too.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.scenes import RADIUS, SIDE, people, predicted
+from benchmarks.tfjs import Tfjs, TfjsError, install
+from personlab.codec.decode import Decoder, Level, steps_for
+from personlab.codec.encode import encode
+from personlab.codec.pyramid import Frame
+from personlab.codec.refine import refine
+from personlab.codec.score import Poses, soft_nms
+
+CACHE = Path(".cache") / "bench-node"
+WARM_UP = 3
+
+# tfjs takes seconds for masks: they are measured with this many people, in this many rounds.
+MASKS_PEOPLE, MASKS_ROUNDS = 10, 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One step at one stride with so many people, in milliseconds a call."""
+
+    who: str  # cpu, cuda or tfjs
+    step: str
+    stride: int
+    people: int
+    median: float
+    fastest: float
+
+
+def main() -> None:
+    options = _options()
+    console = Console()
+    torch.set_num_threads(2)
+    try:
+        tfjs: AbstractContextManager[Tfjs | None] = Tfjs(install(CACHE))
+    except TfjsError as reason:
+        console.print(f"without tfjs body-pix: {reason}")
+        tfjs = nullcontext()
+    cases = [(stride, count) for stride in options.strides for count in options.people]
+    timings: list[Timing] = []
+    with tfjs as other:
+        for stride, count in track(cases, "measuring", console=console, transient=True):
+            timings += measure(stride, count, other, options.rounds)
+    console.print(table(timings))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")
+
+
+def measure(stride: int, count: int, tfjs: Tfjs | None, rounds: int) -> Iterator[Timing]:
+    """Every step on every device, and tfjs, in turns."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    calls = {
+        (device, step): _clocked(work, device)
+        for device in devices
+        for step, work in steps(stride, count, device).items()
+    }
+    slow: dict[tuple[str, str], Callable[[], float]] = {}
+    if tfjs:
+        with tempfile.TemporaryDirectory() as folder:
+            tfjs.load(predicted(people(count, stride=stride), stride=stride), count, Path(folder))
+        calls["tfjs", "poses"] = tfjs.poses
+        if count == MASKS_PEOPLE:
+            slow = {
+                ("tfjs", "masks"): lambda: tfjs.masks(17),
+                ("tfjs", "masks, 5 keypoints"): lambda: tfjs.masks(5),
+            }
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in [*calls, *slow]}
+    for _ in range(WARM_UP):
+        for call in calls.values():
+            call()
+    for round_ in range(rounds):
+        for key, call in (calls | slow if round_ < MASKS_ROUNDS else calls).items():
+            times[key].append(call())
+    for (who, step), taken in times.items():
+        yield Timing(who, step, stride, count, statistics.median(taken), min(taken))
+
+
+def steps(stride: int, count: int, device: str) -> dict[str, Callable[[], object]]:
+    """The steps of the codec, each ready to be called alone."""
+    instances = people(count, stride=stride)
+    fields = predicted(instances, stride=stride).to(device)
+    instances = instances.to(device)
+    decoder = Decoder(max_people=max(20, count))
+    levels = [Level(fields, 1.0)]
+    frame = Frame.common(levels, SIDE, SIDE)
+    loops = steps_for(fields.heatmap.device)
+
+    def vote():  # type: ignore[no-untyped-def]
+        return loops.vote(levels, frame, radius=RADIUS, bin=decoder.bin, threshold=decoder.seed_threshold)
+
+    def group():  # type: ignore[no-untyped-def]
+        return loops.find_people(
+            levels,
+            frame,
+            seeds,
+            mid_steps=decoder.mid_refinements,
+            nms_radius=decoder.nms_radius,
+        )
+
+    def score() -> object:
+        scores = loops.expected_oks(hough, found.keypoints, found.presence, radius=RADIUS)
+        poses = Poses(found.keypoints, found.presence, scores, scores.mean(1))
+        return soft_nms(poses, nms_radius=decoder.nms_radius)
+
+    hough, seeds = vote()
+    found = group()
+    decoded = decoder.poses(levels, height=SIDE, width=SIDE)
+    return {
+        "encode": lambda: encode(instances, stride=stride, radius=RADIUS),
+        "refine": lambda: refine(fields),
+        "vote": vote,
+        "group": group,
+        "score": score,
+        "poses": lambda: decoder.poses(levels, height=SIDE, width=SIDE),
+        "masks": lambda: list(decoder.masks(levels, decoded, height=SIDE, width=SIDE)),
+    }
+
+
+def _clocked(work: Callable[[], object], device: str) -> Callable[[], float]:
+    def call() -> float:
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) * 1e3
+
+    return call
+
+
+def table(timings: list[Timing]) -> Table:
+    """A row for each step, stride and number of people; a column for each who."""
+    by_who = {(t.who, t.step, t.stride, t.people): t for t in timings}
+    who = [name for name in ("cpu", "cuda", "tfjs") if any(t.who == name for t in timings)]
+    shown = Table(title=f"{SIDE} x {SIDE}, milliseconds a call: median (fastest)")
+    for heading in ("step", "stride", "people", *who, *(["tfjs / cpu"] if "tfjs" in who else [])):
+        shown.add_column(heading, justify="left" if heading == "step" else "right")
+    for step, stride, count in dict.fromkeys((t.step, t.stride, t.people) for t in timings):
+        row = [by_who.get((name, step, stride, count)) for name in who]
+        cells = [f"{t.median:.2f} ({t.fastest:.2f})" if t else "" for t in row]
+        ours, theirs = row[0], by_who.get(("tfjs", step, stride, count))
+        if ours and theirs:
+            cells.append(f"{theirs.median / ours.median:.1f} ({theirs.fastest / ours.fastest:.1f})")
+        shown.add_row(step, str(stride), str(count), *cells)
+    return shown
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.codec", description="Measure the codec beside tfjs body-pix 2.2.1."
+    )
+    parser.add_argument("--people", type=int, nargs="+", default=[1, 10, 30, 60], metavar="N")
+    parser.add_argument("--strides", type=int, nargs="+", default=[8, 16], choices=[8, 16, 32], metavar="S")
+    parser.add_argument("--rounds", type=int, default=30, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

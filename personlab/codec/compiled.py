@@ -1,0 +1,245 @@
+"""Voting, grouping and Expected-OKS on the CPU: what `pyramid` and `score` do, as compiled loops.
+
+Vectorised code must look at every bin, trace every seed and weigh every bin of every disk. Loops look at
+the bins that votes have reached, trace the seeds that nobody has claimed yet and skip the bins that are
+empty, on one core. Results are the same to rounding; `pyramid.Steps` says what each function does.
+
+The first call on a machine compiles (about ten seconds), and what was compiled is kept beside this file.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit
+from torch import Tensor
+
+from personlab.codec.group import Seeds
+from personlab.codec.hough import FAINTEST_VOTE, HoughMap
+from personlab.codec.pyramid import Frame, Grouped, Level
+from personlab.codec.score import extent
+from personlab.skeleton import EDGES, KAPPAS, K, walk
+
+_EDGES = np.array(EDGES)
+_WALKS = np.array([walk(k) for k in range(K)])
+
+Array = npt.NDArray[np.floating]
+Index = npt.NDArray[np.int64]
+
+
+def vote(
+    levels: Sequence[Level], frame: Frame, *, radius: float, bin: float, threshold: float
+) -> tuple[HoughMap, Seeds]:
+    rows, columns = (math.ceil((side - 1) / bin) + 1 for side in (frame.height, frame.width))
+    score = np.zeros((K, rows, columns), _array(levels[0].fields.heatmap).dtype)
+    reached = []
+    for level in levels:
+        heatmap, short, stride = *_arrays(level)[:2], level.fields.stride
+        share = stride**2 / (math.pi * radius**2) / len(levels)
+        to_bins = frame.scale / level.scale / bin
+        reached.append(_vote(score, heatmap, short, stride, to_bins, share, FAINTEST_VOTE, threshold))
+    xy, kind, height = _seeds(score, np.concatenate(reached))
+    order = np.lexsort((xy[:, 0], xy[:, 1], kind, -height))
+    best = Seeds(*(torch.from_numpy(column[order]) for column in (xy * score.dtype.type(bin), kind, height)))
+    return HoughMap(torch.from_numpy(score), bin), best
+
+
+def find_people(
+    levels: Sequence[Level], frame: Frame, seeds: Seeds, *, mid_steps: int, nms_radius: float
+) -> Grouped:
+    views = tuple(
+        (*_arrays(level), float(level.fields.stride), level.scale / frame.scale) for level in levels
+    )
+    found = _people(
+        views, frame.height, frame.width, seeds.xy.numpy(), seeds.kind.numpy(), mid_steps, nms_radius**2
+    )
+    return Grouped(*map(torch.from_numpy, found))
+
+
+def expected_oks(hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius: float) -> Tensor:
+    tolerance = 2 * (extent(keypoints, present)[:, None] * keypoints.new_tensor(KAPPAS)).square()
+    expected = _expected_oks(_array(hough.score), hough.bin, _array(keypoints), _array(tolerance), radius)
+    return present * torch.from_numpy(expected)
+
+
+def _arrays(level: Level) -> tuple[Array, Array, Array]:
+    """Heatmap, short- and mid-range offsets of the one image of this level."""
+    fields = level.fields
+    return _array(fields.heatmap[0]), _array(fields.short[0]), _array(fields.mid[0])
+
+
+def _array(tensor: Tensor) -> Array:
+    array: Array = tensor.detach().contiguous().numpy()
+    return array
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _vote(
+    score: Array,
+    heatmap: Array,
+    short: Array,
+    stride: int,
+    to_bins: float,
+    share: float,
+    faintest: float,
+    threshold: float,
+) -> Index:
+    """Cast the votes of one level; the bins (flat indices) that they lift above the threshold.
+
+    Votes only add, so a bin crosses the threshold once, and nobody need search all bins for those above.
+    """
+    kinds, height, width = heatmap.shape
+    rows, columns = score.shape[1:]
+    flat = score.reshape(-1)
+    reached = [np.int64(k) for k in range(0)]  # an empty list that knows its type
+    for k in range(kinds):
+        for row in range(height):
+            for column in range(width):
+                p = heatmap[k, row, column]
+                if p <= faintest:
+                    continue
+                x = (column * stride + short[k, 0, row, column]) * to_bins
+                y = (row * stride + short[k, 1, row, column]) * to_bins
+                if not (-1 < x < columns and -1 < y < rows):
+                    continue
+                left, top = math.floor(x), math.floor(y)
+                for i in range(max(top, 0), min(top + 2, rows)):
+                    for j in range(max(left, 0), min(left + 2, columns)):
+                        at = (k * rows + i) * columns + j
+                        before = flat[at]
+                        flat[at] += p * share * (1 - abs(x - j)) * (1 - abs(y - i))
+                        if before <= threshold < flat[at]:
+                            reached.append(np.int64(at))
+    return np.array(reached)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _seeds(score: Array, bins: Index) -> tuple[Array, Index, Array]:
+    """Which of the bins are local maxima: centroid (N x 2, bins), kind and score of each, in no order.
+
+    Of equal neighbours the first in reading order is the maximum.
+    """
+    _, rows, columns = score.shape
+    xy, kind = np.empty((len(bins), 2), score.dtype), np.empty(len(bins), np.int64)
+    height = np.empty(len(bins), score.dtype)
+    count = 0
+    for at in bins:
+        k, row, column = at // (rows * columns), at // columns % rows, at % columns
+        centre = score[k, row, column]
+        mass = dx = dy = 0.0
+        is_peak = True
+        for i in range(max(row - 1, 0), min(row + 2, rows)):
+            for j in range(max(column - 1, 0), min(column + 2, columns)):
+                value = score[k, i, j]
+                is_before = i < row or (i == row and j < column)
+                if value > centre or (is_before and value == centre):
+                    is_peak = False
+                mass += value
+                dx += value * (j - column)
+                dy += value * (i - row)
+        if is_peak:
+            xy[count, 0], xy[count, 1] = column + dx / mass, row + dy / mass
+            kind[count], height[count] = k, centre
+            count += 1
+    return xy[:count], kind[:count], height[:count]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _people(levels, frame_height, frame_width, seeds, kinds, mid_steps, squared_radius):  # type: ignore[no-untyped-def]
+    """Pop seeds best first; what nobody has claimed is traced at every level, and the surest one counts."""
+    keypoints = np.empty((len(seeds), K, 2), seeds.dtype)
+    present = np.empty((len(seeds), K), seeds.dtype)
+    level_of = np.empty(len(seeds), np.int64)
+    pose, there = np.empty((K, 2)), np.empty(K)
+    count = 0
+    for seed in range(len(seeds)):
+        kind = kinds[seed]
+        if _is_claimed(keypoints[:count, kind], seeds[seed], squared_radius):
+            continue
+        surest = -1.0
+        for index in range(len(levels)):
+            heatmap, short, mid, stride, ratio = levels[index]
+            pose[kind] = seeds[seed] * ratio
+            _trace(pose, kind, short, mid, stride, mid_steps)
+            bottom, right = (frame_height - 1) * ratio + 0.5, (frame_width - 1) * ratio + 0.5
+            for k in range(K):
+                x, y = pose[k]
+                inside = -0.5 <= x <= right and -0.5 <= y <= bottom
+                there[k] = _bilinear(heatmap[k], x / stride, y / stride) if inside else 0.0
+            if there.mean() > surest:
+                surest = there.mean()
+                keypoints[count], present[count], level_of[count] = pose / ratio, there, index
+        count += 1
+    return keypoints[:count], present[:count], level_of[:count]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _is_claimed(places: Array, xy: Array, squared_radius: float) -> bool:
+    for place in places:
+        if (place[0] - xy[0]) ** 2 + (place[1] - xy[1]) ** 2 <= squared_radius:
+            return True
+    return False
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _trace(pose: Array, kind: int, short: Array, mid: Array, stride: float, mid_steps: int) -> None:
+    """Fill in the pose (K x 2) from keypoint `kind` along the tree: equation 2 at each place."""
+    for edge in _WALKS[kind]:
+        source, target = _EDGES[edge]
+        x, y = pose[source]
+        dx = _bilinear(mid[edge, 0], x / stride, y / stride)
+        dy = _bilinear(mid[edge, 1], x / stride, y / stride)
+        x, y = x + dx, y + dy
+        for _ in range(mid_steps):
+            dx = _bilinear(short[target, 0], x / stride, y / stride)
+            dy = _bilinear(short[target, 1], x / stride, y / stride)
+            x, y = x + dx, y + dy
+        pose[target] = x, y
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _bilinear(field: Array, x: float, y: float) -> float:
+    """The field (H x W) at a place in cells; beyond the map, its value at the border."""
+    height, width = field.shape
+    x = min(max(0.0, x), width - 1.0)
+    y = min(max(0.0, y), height - 1.0)
+    left, top = int(x), int(y)
+    right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+    across, down = x - left, y - top
+    upper = field[top, left] + across * (field[top, right] - field[top, left])
+    lower = field[bottom, left] + across * (field[bottom, right] - field[bottom, left])
+    return float(upper + down * (lower - upper))
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _expected_oks(score: Array, bin: float, keypoints: Array, tolerance: Array, radius: float) -> Array:
+    """The mean of exp(-|x - y|^2 / tolerance) over the disk around y, weighted by the score map: N x K."""
+    expected = np.zeros(tolerance.shape, score.dtype)
+    rows, columns = score.shape[1:]
+    for n in range(len(keypoints)):
+        for k in range(K):
+            x, y = keypoints[n, k]
+            first, last = _bins_between(x - radius, x + radius, bin, columns)
+            mass = likeness = 0.0
+            for i in range(*_bins_between(y - radius, y + radius, bin, rows)):
+                dy2 = (bin * i - y) ** 2
+                for j in range(first, last):
+                    weight = score[k, i, j]
+                    if weight > 0:
+                        squared = (bin * j - x) ** 2 + dy2
+                        if squared <= radius**2:
+                            mass += weight
+                            likeness += weight * math.exp(-squared / tolerance[n, k])
+            if mass > 0:
+                expected[n, k] = likeness / mass
+    return expected
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _bins_between(low: float, high: float, bin: float, bins: int) -> tuple[int, int]:
+    """The bins, first and one past the last, whose centres lie from `low` to `high` pixels."""
+    first = min(max(0.0, math.ceil(low / bin)), float(bins))
+    last = min(max(-1.0, math.floor(high / bin)), bins - 1.0)
+    return int(first), int(last) + 1
