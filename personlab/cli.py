@@ -7,7 +7,6 @@ that are out of date; a command here runs one whether it is or not.
 
 import json
 import logging
-import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -144,10 +143,7 @@ def oracle(
 
 def _log_to_stderr() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    stage = os.environ.get("DVC_STAGE", "")
-    handler.setFormatter(
-        logging.Formatter(f"%(asctime)s {stage + ' ' if stage else ''}%(message)s", "%H:%M:%S")
-    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("personlab")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -61,6 +61,7 @@ def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
         lr=train.learning_rate,
         betas=(train.momentum, 0.999),
         weight_decay=train.weight_decay,
+        fused=True,
     )
 
 

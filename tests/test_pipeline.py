@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from personlab.params import Params
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -23,10 +24,8 @@ TINY = {
         "source": "sample",
         "sample": {"train_images": 12, "val_images": 4, "width": 320, "height": 240},
     },
-    "ingest": {"max_reject_fraction": 0.01},
     "codec": {"radius": 12, "nms_radius": 5, "bin": 1},
     "estimator": {"steps": 4, "batch": 4, "width": 8},
-    "impute": {"min_score": 0.3},
     "targets": {"row_group": 4},
     "model": {"backbone": "resnet18", "width": 8},
     "train": {"crop": 97, "batch": 2, "steps": 12, "optimizer": "adam", "checkpoint_every": 3},
@@ -54,7 +53,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_params(folder: Path, sections: dict) -> None:
-    (folder / "params.yaml").write_text(yaml.safe_dump(sections, sort_keys=False))
+    """Every parameter spelled out, as DVC wants the ones it watches."""
+    complete = Params.model_validate(sections).model_dump(mode="json")
+    (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
 
 
 def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
