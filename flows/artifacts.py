@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dvc.api  # type: ignore[import-untyped]
-from dvc.exceptions import DvcException  # type: ignore[import-untyped]
+import dvc.api
+from dvc.exceptions import DvcException
 from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
