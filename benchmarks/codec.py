@@ -3,9 +3,9 @@
     python -m benchmarks.codec [--people 10 60] [--strides 8] [--rounds 30] [--json FILE]
 
 Every round times each step once and lets tfjs decode once, so that whatever else the machine does meets
-both. The table shows medians, and in brackets the fastest round, which says more on a busy machine. Without Node, or
-without a network to install body-pix over, our own figures stand alone. Two threads on the CPU; where
-there is a CUDA device, everything is measured there too.
+both. The table shows medians, and in brackets the fastest round, which says more on a busy machine.
+Without Node, or without a network to install body-pix over, our own figures stand alone. Two threads on
+the CPU; where there is a CUDA device, everything is measured there too.
 """
 
 import argparse
@@ -35,7 +35,7 @@ CACHE = Path(".cache") / "bench-node"
 WARM_UP = 3
 
 # tfjs takes seconds for masks: they are measured with this many people, in this many rounds.
-MASKS_PEOPLE, MASKS_ROUNDS = 10, 5
+MASKS_PEOPLE, MASKS_ROUNDS = 10, 3
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""People to measure with: as many as asked for, in an 801 x 801 input, and what a network would say of them."""
+"""People to measure with, as many as asked for, and what a network would say of them."""
 
 import torch
 from torch import Tensor
@@ -57,13 +57,15 @@ def predicted(instances: Instances, *, stride: int, seed: int = 0) -> Fields:
     # As a network's: surest at the keypoint, one half at R, a thousandth elsewhere.
     apart = targets.short.norm(dim=2).where(targets.heatmap > 0, torch.inf)
     logit = ((RADIUS - apart) / 4).clamp(min=-7)
-    return targets.replace(
+    fields = targets.replace(
         heatmap=(logit + noise(logit, 0.2)).sigmoid(),
         short=short,
         mid=targets.mid + noise(targets.mid, 2.0),
         seg=(targets.seg * 10 - 5 + noise(targets.seg, 0.3)).sigmoid(),
         long=targets.long + noise(targets.long, 3.0),
     )
+    # In memory, too, as a network's output is.
+    return fields.replace(**{name: tensor.contiguous() for name, tensor in fields.tensors().items()})
 
 
 def _bodies(keypoints: Tensor, height: Tensor, stride: int) -> Tensor:

@@ -29,6 +29,11 @@ Array = npt.NDArray[np.floating]
 Index = npt.NDArray[np.int64]
 
 
+def is_finite(tensor: Tensor) -> bool:
+    array = _array(tensor)
+    return bool(np.isfinite(array.max()) and np.isfinite(array.min()))  # both keep NaN
+
+
 def vote(
     levels: Sequence[Level], frame: Frame, *, radius: float, bin: float, threshold: float
 ) -> tuple[HoughMap, Seeds]:
@@ -93,7 +98,8 @@ def _vote(
     kinds, height, width = heatmap.shape
     rows, columns = score.shape[1:]
     flat = score.reshape(-1)
-    reached = [np.int64(k) for k in range(0)]  # an empty list that knows its type
+    reached = np.empty(len(flat) + 1, np.int64)  # room that is never touched takes no memory
+    count = 0
     for k in range(kinds):
         for row in range(height):
             for column in range(width):
@@ -105,14 +111,18 @@ def _vote(
                 if not (-1 < x < columns and -1 < y < rows):
                     continue
                 left, top = math.floor(x), math.floor(y)
-                for i in range(max(top, 0), min(top + 2, rows)):
-                    for j in range(max(left, 0), min(left + 2, columns)):
-                        at = (k * rows + i) * columns + j
-                        before = flat[at]
-                        flat[at] += p * share * (1 - abs(x - j)) * (1 - abs(y - i))
-                        if before <= threshold < flat[at]:
-                            reached.append(np.int64(at))
-    return np.array(reached)
+                across, down = x - left, y - top
+                corner = (k * rows + top) * columns + left
+                for below in range(2):
+                    for beside in range(2):
+                        if 0 <= top + below < rows and 0 <= left + beside < columns:
+                            weight = (across if beside else 1 - across) * (down if below else 1 - down)
+                            at = corner + below * columns + beside
+                            before = flat[at]
+                            flat[at] = before + p * share * weight
+                            reached[count] = at  # kept only if it counts: a branch would be guessed wrong
+                            count += (before <= threshold) & (flat[at] > threshold)
+    return reached[:count].copy()
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -127,23 +137,30 @@ def _seeds(score: Array, bins: Index) -> tuple[Array, Index, Array]:
     count = 0
     for at in bins:
         k, row, column = at // (rows * columns), at // columns % rows, at % columns
-        centre = score[k, row, column]
+        if not _is_peak(score[k], row, column):
+            continue
         mass = dx = dy = 0.0
-        is_peak = True
         for i in range(max(row - 1, 0), min(row + 2, rows)):
             for j in range(max(column - 1, 0), min(column + 2, columns)):
-                value = score[k, i, j]
-                is_before = i < row or (i == row and j < column)
-                if value > centre or (is_before and value == centre):
-                    is_peak = False
-                mass += value
-                dx += value * (j - column)
-                dy += value * (i - row)
-        if is_peak:
-            xy[count, 0], xy[count, 1] = column + dx / mass, row + dy / mass
-            kind[count], height[count] = k, centre
-            count += 1
+                mass += score[k, i, j]
+                dx += score[k, i, j] * (j - column)
+                dy += score[k, i, j] * (i - row)
+        xy[count, 0], xy[count, 1] = column + dx / mass, row + dy / mass
+        kind[count], height[count] = k, score[k, row, column]
+        count += 1
     return xy[:count], kind[:count], height[:count]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _is_peak(score: Array, row: int, column: int) -> bool:
+    rows, columns = score.shape
+    centre = score[row, column]
+    for i in range(max(row - 1, 0), min(row + 2, rows)):
+        for j in range(max(column - 1, 0), min(column + 2, columns)):
+            is_before = i < row or (i == row and j < column)
+            if score[i, j] > centre or (is_before and score[i, j] == centre):
+                return False
+    return True
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -177,7 +194,7 @@ def _people(levels, frame_height, frame_width, seeds, kinds, mid_steps, squared_
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _is_claimed(places: Array, xy: Array, squared_radius: float) -> bool:
-    for place in places:
+    for place in places:  # noqa: SIM110, numba knows no generators here
         if (place[0] - xy[0]) ** 2 + (place[1] - xy[1]) ** 2 <= squared_radius:
             return True
     return False
@@ -218,8 +235,8 @@ def _expected_oks(score: Array, bin: float, keypoints: Array, tolerance: Array, 
     """The mean of exp(-|x - y|^2 / tolerance) over the disk around y, weighted by the score map: N x K."""
     expected = np.zeros(tolerance.shape, score.dtype)
     rows, columns = score.shape[1:]
-    for n in range(len(keypoints)):
-        for k in range(K):
+    for k in range(K):  # one map after the other: memory is what this waits for
+        for n in range(len(keypoints)):
             x, y = keypoints[n, k]
             first, last = _bins_between(x - radius, x + radius, bin, columns)
             mass = likeness = 0.0

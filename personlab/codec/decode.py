@@ -45,10 +45,10 @@ class Decoder:
         Raises:
             ValueError: a field holds a value that is not finite.
         """
-        for level in levels:
-            _check_finite(level.fields)
-        frame = Frame.common(levels, height, width)
         steps = steps_for(levels[0].fields.heatmap.device)
+        for level in levels:
+            _check_finite(level.fields, steps)
+        frame = Frame.common(levels, height, width)
         hough, seeds = steps.vote(
             levels, frame, radius=self.radius, bin=self.bin, threshold=self.seed_threshold
         )
@@ -102,9 +102,7 @@ def steps_for(device: torch.device) -> Steps:
     return compiled if device.type == "cpu" else pyramid
 
 
-def _check_finite(fields: Fields) -> None:
+def _check_finite(fields: Fields, steps: Steps) -> None:
     for name, tensor in fields.tensors().items():
-        flat = tensor.reshape(-1)
-        # The square sum is one fast pass; that of huge numbers may overflow, and only then is a look due.
-        if not torch.isfinite(flat @ flat) and not torch.isfinite(flat).all():
+        if not steps.is_finite(tensor):
             raise ValueError(f"field '{name}' holds a value that is not finite")

@@ -19,7 +19,7 @@ from personlab.codec.group import Seeds
 from personlab.codec.hough import HoughMap, Votes
 from personlab.codec.score import expected_oks, presence
 
-__all__ = ["Frame", "Grouped", "Level", "Steps", "expected_oks", "find_people", "vote"]
+__all__ = ["Frame", "Grouped", "Level", "Steps", "expected_oks", "find_people", "is_finite", "vote"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Grouped:
 class Steps(Protocol):
     """The steps of decoding that there are two implementations of: this module and `compiled`."""
 
+    def is_finite(self, tensor: Tensor) -> bool:
+        """Whether every value is."""
+
     def vote(
         self, levels: Sequence[Level], frame: Frame, *, radius: float, bin: float, threshold: float
     ) -> tuple[HoughMap, Seeds]:
@@ -68,6 +71,10 @@ class Steps(Protocol):
 
     def expected_oks(self, hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius: float) -> Tensor:
         """Equation 3: N x K."""
+
+
+def is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def vote(

@@ -113,9 +113,10 @@ def soft_nms(poses: Poses, *, nms_radius: float) -> tuple[Poses, Tensor]:
     """
     first = _best_first(poses.scores)
     poses = poses.select(first)
-    distance = (poses.keypoints[:, None] - poses.keypoints[None]).square().sum(-1)  # N x N x K
-    better = torch.ones(distance.shape[:2], device=distance.device, dtype=torch.bool).tril(-1)
-    claimed = ((distance <= nms_radius**2) & better[..., None]).any(1)
+    x, y = poses.keypoints.unbind(-1)
+    squared = (x[:, None] - x).square_().add_((y[:, None] - y).square_())  # N x N x K
+    better = torch.ones(squared.shape[:2], device=squared.device, dtype=torch.bool).tril(-1)
+    claimed = ((squared <= nms_radius**2) & better[..., None]).any(1)
     scores = (poses.keypoint_scores * ~claimed).sum(1) / K
     order = _best_first(scores)
     return replace(poses, scores=scores).select(order), first[order]
