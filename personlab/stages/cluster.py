@@ -48,6 +48,10 @@ def connect() -> Iterator[None]:
     # A local cluster is reached from this machine only and lives as long as the block: no token needed.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Training reads its shards anew every epoch. Workers that Ray ended in between would have to be started
+    # again each time, which takes seconds of processor time; waiting ones cost nothing.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    os.environ.setdefault("RAY_num_workers_soft_limit", "8")
     ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
     _quiet_data()
     try:
