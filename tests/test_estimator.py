@@ -224,17 +224,20 @@ class TestEstimator:
         loss = estimator.loss(fields, spread_keypoints(), torch.zeros(1, K, dtype=torch.bool))
         assert loss.item() == 0
 
-    def test_learns_one_crop(self, estimator: Estimator) -> None:
-        image = torch.randint(0, 256, (1, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(0))
-        keypoints, labelled = spread_keypoints(), torch.ones(1, K, dtype=torch.bool)
+    def test_learns_one_crop(self) -> None:
+        torch.manual_seed(0)
+        small = SETTINGS.model_copy(update={"crop_height": 65, "crop_width": 49})
+        estimator = Estimator(small)
+        image = torch.randint(0, 256, (1, 3, 65, 49), generator=torch.Generator().manual_seed(0))
+        keypoints, labelled = spread_keypoints() / 2, torch.ones(1, K, dtype=torch.bool)
         optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
-        for _ in range(150):
+        for _ in range(60):
             loss = estimator.loss(estimator(image), keypoints, labelled)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        found = decode(estimator(image), SETTINGS)[..., :2]
-        assert (found - keypoints).norm(dim=-1).median() < 4
+        found = decode(estimator(image), small)[..., :2]
+        assert (found - keypoints).norm(dim=-1).median() < 3
 
     def test_estimates_in_image_pixels(self, estimator: Estimator) -> None:
         crop = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
