@@ -1,11 +1,12 @@
 """How long the codec takes, beside tfjs body-pix 2.2.1 on the same fields in the same run.
 
-    python -m benchmarks.codec [--people 10 60] [--strides 8] [--rounds 30] [--json FILE]
+    python -m benchmarks.codec [--people 10 60] [--strides 8] [--rounds 30] [--threads 2] [--json FILE]
 
 Every round times each step once and lets tfjs decode once, so that whatever else the machine does meets
 both. The table shows medians, and in brackets the fastest round, which says more on a busy machine.
-Without Node, or without a network to install body-pix over, our own figures stand alone. Two threads on
-the CPU; where there is a CUDA device, everything is measured there too.
+Without Node, or without a network to install body-pix over, our own figures stand alone. Where there is
+a CUDA device, everything is measured there too. On a machine whose cores others use as well, measure with
+one thread: two wait for each other.
 """
 
 import argparse
@@ -53,7 +54,7 @@ class Timing:
 def main() -> None:
     options = _options()
     console = Console()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     try:
         tfjs: AbstractContextManager[Tfjs | None] = Tfjs(install(CACHE))
     except TfjsError as reason:
@@ -123,7 +124,7 @@ def steps(stride: int, count: int, device: str) -> dict[str, Callable[[], object
     def score() -> object:
         scores = loops.expected_oks(hough, found.keypoints, found.presence, radius=RADIUS)
         poses = Poses(found.keypoints, found.presence, scores, scores.mean(1))
-        return soft_nms(poses, nms_radius=decoder.nms_radius)
+        return soft_nms(poses, nms_radius=decoder.nms_radius, claimed=loops.claimed)
 
     hough, seeds = vote()
     found = group()
@@ -174,6 +175,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--people", type=int, nargs="+", default=[1, 10, 30, 60], metavar="N")
     parser.add_argument("--strides", type=int, nargs="+", default=[8, 16], choices=[8, 16, 32], metavar="S")
     parser.add_argument("--rounds", type=int, default=30, metavar="N")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of torch, on the CPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     return parser.parse_args()
 

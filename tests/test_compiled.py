@@ -27,7 +27,9 @@ def assert_same_steps(levels: list[Level], frame: Frame, bin: float = 2.0) -> No
         hough, seeds = steps.vote(levels, frame, radius=RADIUS, bin=bin, threshold=THRESHOLD)
         found = steps.find_people(levels, frame, seeds, mid_steps=2, nms_radius=NMS_RADIUS)
         scores = steps.expected_oks(hough, found.keypoints, found.presence, radius=RADIUS)
-        results.append((hough.score, seeds.score, found.keypoints, found.presence, found.level_of, scores))
+        claimed = steps.claimed(found.keypoints, radius=NMS_RADIUS)
+        poses = (found.keypoints, found.presence, found.level_of, scores, claimed)
+        results.append((hough.score, seeds.score, *poses))
     for one, other in zip(*results, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

@@ -69,6 +69,10 @@ def expected_oks(hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius:
     return present * torch.from_numpy(expected)
 
 
+def claimed(keypoints: Tensor, *, radius: float) -> Tensor:
+    return torch.from_numpy(_claimed(_array(keypoints), radius**2))
+
+
 def _arrays(level: Level) -> tuple[Array, Array, Array]:
     """Heatmap, short- and mid-range offsets of the one image of this level."""
     fields = level.fields
@@ -190,6 +194,16 @@ def _people(levels, frame_height, frame_width, seeds, kinds, mid_steps, squared_
                 keypoints[count], present[count], level_of[count] = pose / ratio, there, index
         count += 1
     return keypoints[:count], present[:count], level_of[:count]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _claimed(keypoints: Array, squared_radius: float) -> npt.NDArray[np.bool_]:
+    """Which keypoints of each pose lie within the radius of the same keypoint of an earlier one: N x K."""
+    found = np.empty(keypoints.shape[:2], np.bool_)
+    for n in range(len(keypoints)):
+        for k in range(K):
+            found[n, k] = _is_claimed(keypoints[:n, k], keypoints[n, k], squared_radius)
+    return found
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

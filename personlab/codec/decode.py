@@ -55,7 +55,7 @@ class Decoder:
         people = steps.find_people(
             levels, frame, seeds, mid_steps=self.mid_refinements, nms_radius=self.nms_radius
         )
-        best, order = self._suppress(self._score(steps, hough, people))
+        best, order = self._suppress(steps, self._score(steps, hough, people))
         return Found(
             poses=best.select(slice(self.max_people)).scaled(1 / frame.scale),
             level_of=people.level_of[order][: self.max_people],
@@ -83,10 +83,10 @@ class Decoder:
             scores = steps.expected_oks(hough, people.keypoints, people.presence, radius=self.radius)
         return Poses(people.keypoints, people.presence, keypoint_scores=scores, scores=scores.mean(1))
 
-    def _suppress(self, poses: Poses) -> tuple[Poses, Tensor]:
+    def _suppress(self, steps: Steps, poses: Poses) -> tuple[Poses, Tensor]:
         if self.nms == "hard":
             return hard_nms(poses)
-        return soft_nms(poses, nms_radius=self.nms_radius)
+        return soft_nms(poses, nms_radius=self.nms_radius, claimed=steps.claimed)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,19 @@ from personlab.codec import group, hough
 from personlab.codec.fields import Fields
 from personlab.codec.group import Seeds
 from personlab.codec.hough import HoughMap, Votes
-from personlab.codec.score import expected_oks, presence
+from personlab.codec.score import claimed, expected_oks, presence
 
-__all__ = ["Frame", "Grouped", "Level", "Steps", "expected_oks", "find_people", "is_finite", "vote"]
+__all__ = [
+    "Frame",
+    "Grouped",
+    "Level",
+    "Steps",
+    "claimed",
+    "expected_oks",
+    "find_people",
+    "is_finite",
+    "vote",
+]
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,9 @@ class Steps(Protocol):
 
     def expected_oks(self, hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius: float) -> Tensor:
         """Equation 3: N x K."""
+
+    def claimed(self, keypoints: Tensor, *, radius: float) -> Tensor:
+        """Which keypoints of poses, best first, a better pose has within `radius` pixels: N x K."""
 
 
 def is_finite(tensor: Tensor) -> bool:

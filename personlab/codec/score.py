@@ -1,6 +1,7 @@
 """Scores of keypoints and poses (paper, equations 3 and 4), and non-maximum suppression of poses."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -105,7 +106,17 @@ def expected_oks(hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius:
     return present * (weight * oks).sum((-1, -2)) / mass.clamp(min=1e-12)
 
 
-def soft_nms(poses: Poses, *, nms_radius: float) -> tuple[Poses, Tensor]:
+def claimed(keypoints: Tensor, *, radius: float) -> Tensor:
+    """Which keypoints of poses, best first (N x K x 2), a better pose has within `radius` pixels: N x K."""
+    x, y = keypoints.unbind(-1)
+    squared = (x[:, None] - x).square_().add_((y[:, None] - y).square_())  # N x N x K
+    better = torch.ones(squared.shape[:2], device=squared.device, dtype=torch.bool).tril(-1)
+    return ((squared <= radius**2) & better[..., None]).any(1)
+
+
+def soft_nms(
+    poses: Poses, *, nms_radius: float, claimed: Callable[..., Tensor] = claimed
+) -> tuple[Poses, Tensor]:
     """Equation 4: a pose's score is the sum of those keypoint scores that no better pose has claimed, over K.
 
     A keypoint is claimed if the same keypoint of a better pose is within `nms_radius` pixels. Returns the
@@ -113,11 +124,7 @@ def soft_nms(poses: Poses, *, nms_radius: float) -> tuple[Poses, Tensor]:
     """
     first = _best_first(poses.scores)
     poses = poses.select(first)
-    x, y = poses.keypoints.unbind(-1)
-    squared = (x[:, None] - x).square_().add_((y[:, None] - y).square_())  # N x N x K
-    better = torch.ones(squared.shape[:2], device=squared.device, dtype=torch.bool).tril(-1)
-    claimed = ((squared <= nms_radius**2) & better[..., None]).any(1)
-    scores = (poses.keypoint_scores * ~claimed).sum(1) / K
+    scores = (poses.keypoint_scores * ~claimed(poses.keypoints, radius=nms_radius)).sum(1) / K
     order = _best_first(scores)
     return replace(poses, scores=scores).select(order), first[order]
 
