@@ -119,6 +119,7 @@ def steps(stride: int, count: int, device: str) -> dict[str, Callable[[], object
             seeds,
             mid_steps=decoder.mid_refinements,
             nms_radius=decoder.nms_radius,
+            most=1000,
         )
 
     def score() -> object:

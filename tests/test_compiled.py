@@ -25,7 +25,7 @@ def assert_same_steps(levels: list[Level], frame: Frame, bin: float = 2.0) -> No
     results = []
     for steps in (compiled, pyramid):
         hough, seeds = steps.vote(levels, frame, radius=RADIUS, bin=bin, threshold=THRESHOLD)
-        found = steps.find_people(levels, frame, seeds, mid_steps=2, nms_radius=NMS_RADIUS)
+        found = steps.find_people(levels, frame, seeds, mid_steps=2, nms_radius=NMS_RADIUS, most=200)
         scores = steps.expected_oks(hough, found.keypoints, found.presence, radius=RADIUS)
         claimed = steps.claimed(found.keypoints, radius=NMS_RADIUS)
         poses = (found.keypoints, found.presence, found.level_of, scores, claimed)

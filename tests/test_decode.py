@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from personlab.codec import pyramid as vectorised
 from personlab.codec.decode import Decoder, Found, Level
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, stack
+from personlab.codec.pyramid import Frame
 from personlab.codec.score import extent
 from personlab.skeleton import FLIP, K
 from tests.reference import codec as reference
@@ -417,3 +419,16 @@ def test_the_extent_of_a_pose_scales_with_it() -> None:
     found = poses(perfect(scene(TWO, height=257, width=257, stride=8)))
     assert torch.allclose(found.poses.scaled(3.0).extent(), 3 * found.poses.extent())
     assert torch.allclose(found.poses.extent(), extent(found.poses.keypoints, found.poses.presence))
+
+
+@pytest.mark.parametrize("device", ["cpu", "vectorised"])
+def test_what_an_untrained_network_seeds_is_bounded(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of seeds, most of them nobody's: only so many poses are scored."""
+    if device == "vectorised":
+        monkeypatch.setattr("personlab.codec.decode.steps_for", lambda _: vectorised)
+    fields = random_fields(0, rows=40, columns=40, stride=8, spread=20.0)
+    fields = fields.replace(heatmap=torch.ones_like(fields.heatmap))
+    assert len(poses(fields, Decoder(max_people=10_000)).poses.scores) == 1000
+    frame = Frame.common([Level(fields, 1.0)], 313, 313)
+    seeds = vectorised.vote([Level(fields, 1.0)], frame, radius=32.0, bin=2.0, threshold=0.01)[1]
+    assert len(seeds.xy) > 1000

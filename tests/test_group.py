@@ -41,7 +41,7 @@ def found(fields: Fields, *, bin: float = 2.0, steps: int = 2) -> Tensor:
     """Keypoints of the people found, best first: N x K x 2."""
     seeds = find_seeds(voted(fields, bin), threshold=THRESHOLD)
     keypoints = trace(fields, seeds, mid_steps=steps)
-    return keypoints[accept(seeds, keypoints, nms_radius=NMS_RADIUS)]
+    return keypoints[accept(seeds, keypoints, nms_radius=NMS_RADIUS, most=200)]
 
 
 # seeds by hand
@@ -121,7 +121,7 @@ def test_no_seeds() -> None:
     fields = random_fields(0, rows=4, columns=5, stride=8, spread=10.0)
     traced = trace(fields, seeds_at(), mid_steps=2)
     assert traced.shape == (0, K, 2)
-    assert accept(seeds_at(), traced, nms_radius=NMS_RADIUS).shape == (0,)
+    assert accept(seeds_at(), traced, nms_radius=NMS_RADIUS, most=200).shape == (0,)
 
 
 # acceptance by hand
@@ -134,20 +134,22 @@ def poses_at(*xs: float) -> Tensor:
 
 def test_a_seed_within_the_radius_is_rejected_the_rim_included() -> None:
     xs = (0.0, 10.0, 10.1, 20.05, 20.2)
-    accepted = accept(seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0)
+    accepted = accept(seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0, most=200)
     assert accepted.tolist() == [0, 2, 4]
 
 
 def test_only_the_same_keypoint_rejects() -> None:
     poses = poses_at(0.0, 0.0)
     poses[0, 1] = torch.tensor([100.0, 0.0])  # the first person's left eye is elsewhere
-    assert accept(seeds_at((0, 0, 0), (0, 0, 1)), poses, nms_radius=10.0).tolist() == [0, 1]
-    assert accept(seeds_at((0, 0, 0), (0, 0, 2)), poses, nms_radius=10.0).tolist() == [0]
+    assert accept(seeds_at((0, 0, 0), (0, 0, 1)), poses, nms_radius=10.0, most=200).tolist() == [0, 1]
+    assert accept(seeds_at((0, 0, 0), (0, 0, 2)), poses, nms_radius=10.0, most=200).tolist() == [0]
 
 
 def test_a_rejected_seed_rejects_nobody() -> None:
     xs = (0.0, 9.0, 18.0)
-    assert accept(seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0).tolist() == [0, 2]
+    assert accept(
+        seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0, most=200
+    ).tolist() == [0, 2]
 
 
 # the slow reference
@@ -258,3 +260,9 @@ def test_order_of_people_does_not_change_who_is_found(order: list[int]) -> None:
 
 def _sorted(poses: Tensor) -> Tensor:
     return poses[poses[:, 0, 0].argsort()]
+
+
+def test_no_more_than_asked_for_and_the_best() -> None:
+    xs = (0.0, 100.0, 200.0)
+    found = accept(seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0, most=2)
+    assert found.tolist() == [0, 1]

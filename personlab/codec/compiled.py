@@ -52,14 +52,19 @@ def vote(
 
 
 def find_people(
-    levels: Sequence[Level], frame: Frame, seeds: Seeds, *, mid_steps: int, nms_radius: float
+    levels: Sequence[Level],
+    frame: Frame,
+    seeds: Seeds,
+    *,
+    mid_steps: int,
+    nms_radius: float,
+    most: int,
 ) -> Grouped:
     views = tuple(
         (*_arrays(level), float(level.fields.stride), level.scale / frame.scale) for level in levels
     )
-    found = _people(
-        views, frame.height, frame.width, seeds.xy.numpy(), seeds.kind.numpy(), mid_steps, nms_radius**2
-    )
+    xy, kinds = seeds.xy.numpy(), seeds.kind.numpy()
+    found = _people(views, frame.height, frame.width, xy, kinds, mid_steps, nms_radius**2, most)
     return Grouped(*map(torch.from_numpy, found))
 
 
@@ -168,14 +173,17 @@ def _is_peak(score: Array, row: int, column: int) -> bool:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _people(levels, frame_height, frame_width, seeds, kinds, mid_steps, squared_radius):  # type: ignore[no-untyped-def]
+def _people(levels, frame_height, frame_width, seeds, kinds, mid_steps, squared_radius, most):  # type: ignore[no-untyped-def]
     """Pop seeds best first; what nobody has claimed is traced at every level, and the surest one counts."""
-    keypoints = np.empty((len(seeds), K, 2), seeds.dtype)
-    present = np.empty((len(seeds), K), seeds.dtype)
-    level_of = np.empty(len(seeds), np.int64)
+    room = min(len(seeds), most)
+    keypoints = np.empty((room, K, 2), seeds.dtype)
+    present = np.empty((room, K), seeds.dtype)
+    level_of = np.empty(room, np.int64)
     pose, there = np.empty((K, 2)), np.empty(K)
     count = 0
     for seed in range(len(seeds)):
+        if count == room:
+            break
         kind = kinds[seed]
         if _is_claimed(keypoints[:count, kind], seeds[seed], squared_radius):
             continue

@@ -21,6 +21,10 @@ from personlab.codec.pyramid import Frame, Grouped, Level, Steps
 from personlab.codec.refine import refine
 from personlab.codec.score import Poses, hard_nms, hough_scores, soft_nms
 
+# Poses that are scored at most. Seeds come best first; the thousands that an untrained network seeds beyond
+# these would only cost time and memory.
+_CANDIDATES = 1000
+
 __all__ = ["Decoder", "Found", "Level"]
 
 
@@ -53,7 +57,12 @@ class Decoder:
             levels, frame, radius=self.radius, bin=self.bin, threshold=self.seed_threshold
         )
         people = steps.find_people(
-            levels, frame, seeds, mid_steps=self.mid_refinements, nms_radius=self.nms_radius
+            levels,
+            frame,
+            seeds,
+            mid_steps=self.mid_refinements,
+            nms_radius=self.nms_radius,
+            most=_CANDIDATES,
         )
         best, order = self._suppress(steps, self._score(steps, hough, people))
         return Found(

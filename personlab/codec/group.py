@@ -76,14 +76,14 @@ def trace(fields: Fields, seeds: Seeds, *, mid_steps: int) -> Tensor:
     return keypoints
 
 
-def accept(seeds: Seeds, keypoints: Tensor, *, nms_radius: float) -> Tensor:
-    """Indices of the seeds that start a person of their own, best first.
+def accept(seeds: Seeds, keypoints: Tensor, *, nms_radius: float, most: int) -> Tensor:
+    """Indices of the seeds that start a person of their own, best first, at most `most`.
 
     A seed is rejected if the same keypoint of an accepted person lies within `nms_radius` pixels.
     """
     remaining = torch.arange(len(seeds.xy), device=seeds.xy.device)
-    accepted = []
-    while len(remaining):
+    accepted = list[Tensor]()
+    while len(remaining) and len(accepted) < most:
         best, remaining = remaining[0], remaining[1:]
         accepted.append(best)
         claimed = keypoints[best][seeds.kind[remaining]]

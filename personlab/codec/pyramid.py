@@ -75,9 +75,19 @@ class Steps(Protocol):
         """Every level's votes in one accumulator, each level with an equal say, and the maxima there."""
 
     def find_people(
-        self, levels: Sequence[Level], frame: Frame, seeds: Seeds, *, mid_steps: int, nms_radius: float
+        self,
+        levels: Sequence[Level],
+        frame: Frame,
+        seeds: Seeds,
+        *,
+        mid_steps: int,
+        nms_radius: float,
+        most: int,
     ) -> Grouped:
-        """The poses of the seeds that are nobody's yet, each traced at the level that is surest of it."""
+        """The poses of the seeds that are nobody's yet, each traced at the level that is surest of it.
+
+        At most `most`, of the best seeds.
+        """
 
     def expected_oks(self, hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius: float) -> Tensor:
         """Equation 3: N x K."""
@@ -104,7 +114,13 @@ def vote(
 
 
 def find_people(
-    levels: Sequence[Level], frame: Frame, seeds: Seeds, *, mid_steps: int, nms_radius: float
+    levels: Sequence[Level],
+    frame: Frame,
+    seeds: Seeds,
+    *,
+    mid_steps: int,
+    nms_radius: float,
+    most: int,
 ) -> Grouped:
     keypoints, present = [], []
     for level in levels:
@@ -116,5 +132,5 @@ def find_people(
     surest = torch.stack([p.mean(1) for p in present]).argmax(0)
     each = torch.arange(len(surest), device=surest.device)
     poses, there = torch.stack(keypoints)[surest, each], torch.stack(present)[surest, each]
-    unique = group.accept(seeds, poses, nms_radius=nms_radius)
+    unique = group.accept(seeds, poses, nms_radius=nms_radius, most=most)
     return Grouped(poses[unique], there[unique], surest[unique])

@@ -23,7 +23,7 @@ from personlab.codec.hough import Votes, accumulate
 from personlab.data.view import ImageArray, View
 from personlab.errors import UserError
 from personlab.model import checkpoint
-from personlab.model.resnet import ResNet
+from personlab.model.resnet import Normalise, ResNet
 from personlab.people import FloatArray
 from personlab.skeleton import KEYPOINTS, K
 
@@ -33,10 +33,6 @@ _HEATMAP_WEIGHT: Final = 4.0
 _BIN: Final = 4.0
 
 _FORMAT: Final = "personlab-estimator-1"
-
-# ImageNet's channel means and deviations, on a scale of 0..255.
-MEAN: Final = (123.675, 116.28, 103.53)
-STD: Final = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)
@@ -53,9 +49,6 @@ class Estimator(nn.Module):
     settings: the width of the network, its stride, the crop's size and the radius R of the disks.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, settings: params.Estimator) -> None:
         super().__init__()
         self.settings = settings
@@ -63,15 +56,14 @@ class Estimator(nn.Module):
         channels = self.backbone.channels[1]
         self.heatmap = nn.Conv2d(channels, K, 1)
         self.short = nn.Conv2d(channels, 2 * K, 1)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+        self.normalise = Normalise()
         # Training starts from heatmaps that are almost nowhere 1, as they are.
         prior = math.pi * settings.radius**2 / (settings.crop_height * settings.crop_width)
         nn.init.constant_(self.heatmap.bias, math.log(prior / (1 - prior)))  # type: ignore[arg-type]
 
     def forward(self, crops: Tensor) -> PersonFields:
         """crops: B x 3 x crop_height x crop_width RGB, uint8 or floats in 0..255."""
-        images = (crops.float() - self.mean) / self.std
+        images = self.normalise(crops)
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))[1]
         # The convolution's unit is the radius, so that training moves numbers of about 1.
         short = self.short(features).unflatten(1, (K, 2)).float() * self.settings.radius

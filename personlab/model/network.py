@@ -17,12 +17,8 @@ from personlab import params
 from personlab.codec.fields import CHANNELS, Fields, cells
 from personlab.errors import UserError
 from personlab.model import checkpoint
-from personlab.model.resnet import ResNet
+from personlab.model.resnet import Normalise, ResNet
 from personlab.skeleton import EDGES, KEYPOINTS, E, K
-
-# What torchvision's ImageNet weights expect, here on a scale of 0..255.
-_MEAN: Final = (123.675, 116.28, 103.53)
-_STD: Final = (58.395, 57.12, 57.375)
 
 # Training starts from heatmaps that are almost nowhere 1, as they are.
 _HEATMAP_PRIOR: Final = 0.02
@@ -74,9 +70,6 @@ class PersonLab(nn.Module):
     same weights serve every stride. Weights given by `model.init` keep their normalisation statistics.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: params.Model, codec: params.Codec, *, stride: params.Stride) -> None:
         super().__init__()
         self.model, self.codec, self.stride = model, codec, stride
@@ -89,8 +82,7 @@ class PersonLab(nn.Module):
         middle, final = self.backbone.channels
         self.heads = Heads(final, codec.radius)
         self.intermediate = Heads(middle, codec.radius)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.normalise = Normalise()
         # The faster layout for convolutions, on CPUs too.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -111,10 +103,8 @@ class PersonLab(nn.Module):
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         for side in images.shape[-2:]:
             cells(side, self.stride)
-        normalised = (images.float() - self.mean) / self.std
-        features: tuple[Tensor, Tensor] = self.backbone(
-            normalised.contiguous(memory_format=torch.channels_last)
-        )
+        normalised = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        features: tuple[Tensor, Tensor] = self.backbone(normalised)
         return features
 
     def card(self, training: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,14 @@ output at stride 8, taken at every second cell, is its output at stride 16, bord
 
 from typing import Final, Self, cast
 
+import torch
 from torch import Tensor, nn
 
 from personlab.params import Backbone, Stride
+
+# ImageNet's, as torchvision's weights expect them, on a scale of 0..255.
+_MEAN: Final = (123.675, 116.28, 103.53)
+_DEVIATION: Final = (58.395, 57.12, 57.375)
 
 
 def _conv3x3(inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -29,6 +34,23 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(_conv1x1(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs))
+
+
+class Normalise(nn.Module):
+    """RGB in 0..255 to what ImageNet's ResNets were trained on: mean 0, deviation 1 per channel."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, deviation = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_DEVIATION).view(3, 1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("deviation", deviation, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x 3 x H x W, uint8 or floats in 0..255."""
+        return (images.float() - self.mean) / self.deviation
 
 
 class BasicBlock(nn.Module):
