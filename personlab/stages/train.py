@@ -13,7 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,14 +84,21 @@ def run(params: Params, root: Path) -> None:
             scaling_config=ScalingConfig(
                 num_workers=recipe.train.workers,
                 use_gpu=recipe.train.gpu,
-                # Half a processor each leaves some for Ray Data, which would wait forever for its share;
-                # what a worker really uses is set by its threads.
+                # Half a processor each leaves some for Ray Data, which would wait forever for its share.
                 resources_per_worker={"CPU": 0.5, **({"GPU": 1} if recipe.train.gpu else {})},
             ),
-            run_config=settings,
+            run_config=replace(settings, worker_runtime_env={"env_vars": _threads(recipe.train.workers)}),
         )
         _export(recipe, fit(trainer), live, root)
     forget(settings)
+
+
+def _threads(workers: int) -> dict[str, str]:
+    """What a worker really uses of the processors: Ray would give it the threads of its half of one.
+
+    They have to be set before the worker imports torch; later changes are not followed.
+    """
+    return {"OMP_NUM_THREADS": str(max(1, node_cpus() // workers))}
 
 
 def _export(recipe: Recipe, folder: Path, live: Path, root: Path) -> None:
@@ -111,7 +118,6 @@ def _work(config: dict[str, Any]) -> None:
     """What each training worker does."""
     recipe = Recipe.model_validate(config["recipe"])
     train, device, board = recipe.train, get_device(), config["board"]
-    torch.set_num_threads(max(1, node_cpus() // train.workers))
     torch.manual_seed(train.seed)
     network = build(recipe.model, recipe.codec, stride=train.stride, root=Path(config["root"]))
     supervised = Supervised(network.train(), Objective.of(recipe.model, recipe.codec, train)).to(device)
