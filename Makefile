@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 help: ## say what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: .venv/ready ## train and evaluate on the rendered sample dataset (about 20 minutes on 2 cores)
+demo: .venv/ready ## train and evaluate on the rendered sample dataset
 	dvc repro
 	@echo && dvc metrics show data/evaluate/metrics.json
 	@echo && echo "Pictures: data/evaluate/gallery.jpg (overview), data/evaluate/gallery/ (worst to best)," && \
