@@ -38,7 +38,7 @@ from personlab.checks import (
 )
 from personlab.errors import UserError
 from personlab.files import atomic_file
-from personlab.people import Annotation
+from personlab.people import Annotation, Detection
 from personlab.skeleton import K
 
 Split = Literal["train", "val"]
@@ -291,6 +291,26 @@ def person_record(person: Annotation, confidence: npt.ArrayLike) -> dict[str, An
         "box": person.box,
         "area": person.area,
         "crowd": person.crowd,
+        "mask": person.rle,
+    }
+
+
+def detection(record: Mapping[str, Any]) -> Detection:
+    """A detected person of a prediction row's `people`, as Python values."""
+    return Detection(
+        keypoints=np.array(record["keypoints"], np.float32).reshape(K, 2),
+        keypoint_scores=np.array(record["keypoint_scores"], np.float32),
+        score=record["score"],
+        rle=record["mask"],
+    )
+
+
+def detection_record(person: Detection) -> dict[str, Any]:
+    """The reverse of `detection`."""
+    return {
+        "score": person.score,
+        "keypoints": person.keypoints.ravel(),
+        "keypoint_scores": person.keypoint_scores,
         "mask": person.rle,
     }
 

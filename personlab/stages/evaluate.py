@@ -22,7 +22,6 @@ from personlab.metrics.coco import Matches, ground_truth, match
 from personlab.params import Params
 from personlab.people import Detection
 from personlab.progress import progress
-from personlab.skeleton import K
 
 log = logging.getLogger("personlab")
 
@@ -117,17 +116,9 @@ def _detections(images: Mapping[int, Row], predictions: Mapping[int, Row]) -> di
                 f"{size}; run 'dvc repro infer'"
             )
     return {
-        image_id: [_detection(record) for record in row["people"]] for image_id, row in predictions.items()
+        image_id: [tables.detection(record) for record in row["people"]]
+        for image_id, row in predictions.items()
     }
-
-
-def _detection(record: Row) -> Detection:
-    return Detection(
-        keypoints=np.array(record["keypoints"], np.float32).reshape(K, 2),
-        keypoint_scores=np.array(record["keypoint_scores"], np.float32),
-        score=record["score"],
-        rle=record["mask"],
-    )
 
 
 def _with_jpegs(shards: Sequence[Path], image_ids: Sequence[int]) -> dict[int, Row]:

@@ -21,7 +21,6 @@ from personlab.data.example import decode_jpeg
 from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
 from personlab.params import Params
-from personlab.people import Detection
 from personlab.predictor import Predictor
 from personlab.progress import progress
 from personlab.stages.cluster import connect
@@ -100,13 +99,4 @@ class _Actor:
     def _row(self, row: Row) -> Row:
         people = self.predictor(decode_jpeg(row["jpeg"], name=row["file_name"]))
         size = {name: row[name] for name in ("image_id", "height", "width")}
-        return size | {"people": [_record(person) for person in people]}
-
-
-def _record(person: Detection) -> Row:
-    return {
-        "score": person.score,
-        "keypoints": person.keypoints.ravel(),
-        "keypoint_scores": person.keypoint_scores,
-        "mask": person.rle,
-    }
+        return size | {"people": [tables.detection_record(person) for person in people]}
