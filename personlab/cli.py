@@ -7,6 +7,7 @@ that are out of date; a command here runs one whether it is or not.
 
 import json
 import logging
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -139,6 +140,45 @@ def oracle(
     if output:
         found = {"keypoints": report.metrics(scores.keypoints), "segm": report.metrics(scores.segm)}
         write_atomic(output, json.dumps(found | {"bound": scores.bound}, indent=2) + "\n")
+
+
+@app.command(group=tools, name="import-weights")
+def import_weights(
+    source: Annotated[
+        str, Parameter(help="Path or http(s) address of a model-stride*.json, its shards beside it.")
+    ],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="Checkpoint to write: FILE.safetensors, and FILE.json beside it.")],
+) -> None:
+    """Turn a network that Google published, BodyPix or PoseNet for TensorFlow.js, into a checkpoint.
+
+    MobileNetV1 and ResNet-50, in full or quantised. The file of any one stride serves all output strides.
+    Downloads are kept in ~/.cache/personlab. PoseNet finds poses only; BodyPix' heads for body parts are left
+    out.
+    """
+    from personlab.model.pretrained import import_weights
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personlab"
+    import_weights(source, out, cache=cache)
+
+
+@app.command(group=tools)
+def export(
+    weights: Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="File to write, *.onnx.")],
+    form: Annotated[Literal["onnx"], Parameter(name="--format", help="Kind of file.")] = "onnx",
+    stride: Annotated[Literal[8, 16, 32], Parameter(help="Output stride.")] = 16,
+) -> None:
+    """Write a network for other runtimes: images of any size in, fields out (probabilities and pixels).
+
+    What goes in and comes out is described in personlab/model/onnx.py.
+    """
+    from personlab.model import onnx
+
+    onnx.export(weights, out, stride=stride)
 
 
 def _log_to_stderr() -> None:

@@ -22,7 +22,9 @@ from personlab.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Stride = Literal[8, 16, 32]
-Backbone = Literal["resnet18", "resnet50", "resnet101", "resnet152"]
+ResNetKind = Literal["resnet18", "resnet50", "resnet101", "resnet152"]
+# Those of Google's published weights: MobileNetV1 (16: native output stride 16), and TensorFlow's ResNet-50.
+Backbone = ResNetKind | Literal["mobilenet", "mobilenet16", "tf-resnet50"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -124,9 +126,11 @@ class Model(Section):
     """The network; a checkpoint records it."""
 
     backbone: Backbone = "resnet18"
-    width: PositiveInt = 32  # channels of the first stage; 64 is the standard ResNet
+    # channels of the first stage; 64 is the standard ResNet, 32 the standard MobileNet
+    width: PositiveInt = 32
     refine: bool = True  # recurrent offset refinement in training and decoding (Tables 6 and 7)
-    init: str | None = None  # checkpoint, or torchvision ResNet state dict in safetensors, to start from
+    # checkpoint (imported weights too), or torchvision ResNet state dict in safetensors, to start from
+    init: str | None = None
 
 
 class Train(Section):

@@ -170,15 +170,15 @@ def test_a_part_longer_than_the_file_is_started_over(server: Server, path: Path)
 # --- what goes wrong ----------------------------------------------------------------------------------------
 
 
-def test_not_found_says_which_address_and_parameter(server: Server, path: Path) -> None:
-    with pytest.raises(UserError, match=r"/nothing: the server answers 404 Not Found; check acquire\.url"):
+def test_not_found_says_which_address(server: Server, path: Path) -> None:
+    with pytest.raises(UserError, match=r"/nothing: the server answers 404 Not Found; check the address"):
         download(f"{server.url}/nothing", path, pause=0.0)
     assert len(server.ranges) == 1
     assert not path.exists()
 
 
 def test_a_file_of_another_size_is_refused_before_it_is_read(server: Server, path: Path) -> None:
-    with pytest.raises(UserError, match=r"offers 3000000 bytes, expected 5; check acquire\.url"):
+    with pytest.raises(UserError, match=r"offers 3000000 bytes, expected 5; check the address"):
         get(server, path, size=5)
     assert list(path.parent.iterdir()) == []
 
@@ -188,6 +188,16 @@ def test_a_file_of_another_size_without_announcement_is_deleted(server: Server, 
     with pytest.raises(UserError, match=r"3000000 bytes, expected 5; deleted\. Run again"):
         get(server, path, size=5)
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_more_than_there_may_be_is_refused(server: Server, path: Path, says_length: bool) -> None:
+    server.says_length = says_length
+    with pytest.raises(UserError, match=r"file\.zip: more than 1000000 bytes"):
+        get(server, path, most=1_000_000)
+    assert not path.exists()
+    get(server, path, most=len(CONTENT))
+    assert_complete(path)
 
 
 def test_a_wrong_checksum_deletes_the_download(server: Server, path: Path) -> None:

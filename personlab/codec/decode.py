@@ -20,6 +20,7 @@ from personlab.codec.masks import embedding_distance, full_resolution
 from personlab.codec.pyramid import Frame, Grouped, Level, Steps
 from personlab.codec.refine import refine
 from personlab.codec.score import Poses, hard_nms, hough_scores, soft_nms
+from personlab.errors import UserError
 
 # Poses that are scored at most. Seeds come best first; the thousands that an untrained network seeds beyond
 # these would only cost time and memory.
@@ -71,7 +72,16 @@ class Decoder:
         )
 
     def masks(self, levels: Sequence[Level], found: "Found", *, height: int, width: int) -> Iterator[Tensor]:
-        """The mask of each person found, height x width bool, in the order of `found`."""
+        """The mask of each person found, height x width bool, in the order of `found`.
+
+        Raises:
+            UserError: the fields are those of a network that finds poses only.
+        """
+        if not all(level.fields.has_masks for level in levels):
+            raise UserError(
+                "these weights find poses only, not masks (PoseNet has no segmentation): "
+                "ask for poses, or use weights that have masks"
+            )
         refined = [refine(level.fields, mid_steps=0, long_steps=self.long_refinements) for level in levels]
         for person, level_index in enumerate(found.level_of.tolist()):
             level, fields = levels[level_index], refined[level_index]
@@ -113,5 +123,5 @@ def steps_for(device: torch.device) -> Steps:
 
 def _check_finite(fields: Fields, steps: Steps) -> None:
     for name, tensor in fields.tensors().items():
-        if not steps.is_finite(tensor):
+        if tensor.numel() and not steps.is_finite(tensor):  # a network without masks leaves some empty
             raise ValueError(f"field '{name}' holds a value that is not finite")

@@ -43,7 +43,8 @@ class Fields:
     """What the network predicts for a batch, and what a decoder reads.
 
     The network's own output holds logits in `heatmap` and `seg`; `probabilities()` turns them into
-    what equations 1, 3 and 6 call p_k and p_S.
+    what equations 1, 3 and 6 call p_k and p_S. A network that finds poses only leaves `seg` and `long`
+    empty: they have no cells.
     """
 
     heatmap: Tensor  # B x K x H x W
@@ -56,6 +57,11 @@ class Fields:
     def probabilities(self) -> Self:
         """The same fields with logits replaced by probabilities."""
         return self.replace(heatmap=self.heatmap.sigmoid(), seg=self.seg.sigmoid())
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there is anything to make masks of."""
+        return self.seg.numel() > 0
 
     def to(self, device: torch.device | str) -> Self:
         return self.replace(**{name: tensor.to(device) for name, tensor in self.tensors().items()})

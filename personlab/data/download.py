@@ -86,19 +86,26 @@ class _InterruptedError(Exception):
 
 
 def download(
-    url: str, path: Path, *, size: int | None = None, md5: str | None = None, pause: float = 1.0
+    url: str,
+    path: Path,
+    *,
+    size: int | None = None,
+    most: int | None = None,
+    md5: str | None = None,
+    pause: float = 1.0,
 ) -> None:
     """Download a file, resuming `<path>.part` if there is one; nothing is done if `path` is right already.
 
     Failures that may pass (connection lost, server busy) are tried again after `pause` seconds, then twice
-    that, and so on, until ATTEMPTS in a row bring nothing.
+    that, and so on, until ATTEMPTS in a row bring nothing. size: what the file must have, most: what it may
+    have, in bytes.
 
     Raises:
-        UserError: the server refuses, offers a file of another size, or cannot be reached; the disk is full;
-            the file's size or checksum is wrong. The message says what to do.
+        UserError: the server refuses, offers a file of another size or too large a one, or cannot be reached;
+            the disk is full; the file's size or checksum is wrong. The message says what to do.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url}: not an http(s) address; check acquire.url")
+        raise UserError(f"{url}: not an http(s) address")
     if path.exists():
         wrong = _wrong(path, size, md5)
         if wrong:
@@ -110,7 +117,7 @@ def download(
     while True:
         before = _size(part)
         try:
-            _attempt(url, part, size)
+            _attempt(url, part, size, most)
             break
         except _InterruptedError as error:
             failures = failures + 1 if _size(part) <= before else 1
@@ -124,11 +131,11 @@ def download(
     wrong = _wrong(part, size, md5)
     if wrong:
         part.unlink()
-        raise UserError(f"{url}: {wrong}; deleted. Run again; if it stays so, check acquire.url")
+        raise UserError(f"{url}: {wrong}; deleted. Run again; if it stays so, check the address")
     part.rename(path)
 
 
-def _attempt(url: str, part: Path, size: int | None) -> None:
+def _attempt(url: str, part: Path, size: int | None, most: int | None) -> None:
     """Append to `part` what it lacks."""
     start = _size(part)
     if size is not None and start == size:
@@ -141,10 +148,11 @@ def _attempt(url: str, part: Path, size: int | None) -> None:
         if size is not None and total is not None and total != size:
             raise UserError(
                 f"{url}: the server offers {total} bytes, expected {size}; "
-                "check acquire.url (a mirror or proxy may answer with another file)"
+                "check the address (a mirror or proxy may answer with another file)"
             )
+        _check_most(url, total or 0, most)
         _check_space(part, (total or 0) - start)
-        _copy(response, part, start, total)
+        _copy(response, part, start, total, most)
     if total is not None and _size(part) < total:
         raise _InterruptedError(f"the connection closed after {_size(part)} of {total} bytes")
 
@@ -159,7 +167,7 @@ def _open(request: urllib.request.Request, part: Path) -> Any:
         if error.code == http.client.TOO_MANY_REQUESTS or error.code >= 500:
             raise _InterruptedError(f"the server answers {error.code} {error.reason}") from None
         raise UserError(
-            f"{request.full_url}: the server answers {error.code} {error.reason}; check acquire.url"
+            f"{request.full_url}: the server answers {error.code} {error.reason}; check the address"
         ) from None
     except (OSError, http.client.HTTPException) as error:
         raise _InterruptedError(f"cannot be reached ({getattr(error, 'reason', error)})") from None
@@ -176,13 +184,19 @@ def _total(response: Any, start: int) -> int | None:
     return int(length) if length is not None else None
 
 
-def _copy(response: Any, part: Path, start: int, total: int | None) -> None:
+def _check_most(url: str, size: int, most: int | None) -> None:
+    if most is not None and size > most:
+        raise UserError(f"{url}: more than {most} bytes, which it cannot rightly have; check the address")
+
+
+def _copy(response: Any, part: Path, start: int, total: int | None, most: int | None) -> None:
     chunks = iter(partial(_read, response), b"")
     count = None if total is None else -(-(total - start) // CHUNK)
     try:
         with part.open("ab" if start else "wb") as file:
             for chunk in progress(chunks, total=count, label=f"{part.stem} (MiB)"):
                 file.write(chunk)
+                _check_most(response.url, file.tell(), most)
     except OSError as error:
         raise _full(part, error) from None
 

@@ -1,4 +1,4 @@
-"""The network: an atrous ResNet and one 1x1 convolution per field (paper, sections 3 and 4.1).
+"""The network: an atrous backbone and one 1x1 convolution per field (paper, sections 3 and 4.1).
 
 RGB images in, fields out: logits for heatmap and seg, offsets in input pixels. During training a second set
 of heads reads a layer in the middle of the backbone (intermediate supervision); inference does not run it.
@@ -6,6 +6,7 @@ of heads reads a layer in the middle of the backbone (intermediate supervision);
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -17,7 +18,9 @@ from personlab import params
 from personlab.codec.fields import CHANNELS, Fields, cells
 from personlab.errors import UserError
 from personlab.model import checkpoint
+from personlab.model.mobilenet import MobileNet
 from personlab.model.resnet import Normalise, ResNet
+from personlab.model.tfresnet import TfResNet
 from personlab.skeleton import EDGES, KEYPOINTS, E, K
 
 # Training starts from heatmaps that are almost nowhere 1, as they are.
@@ -25,6 +28,8 @@ _HEATMAP_PRIOR: Final = 0.02
 _HEAD_STD: Final = 0.001
 
 _FORMAT: Final = "personlab-1"
+_POSES: Final = ("heatmap", "short", "mid")  # the fields that poses are made of
+_INTERMEDIATE: Final = "intermediate."
 
 
 class Heads(nn.ModuleDict):
@@ -32,11 +37,12 @@ class Heads(nn.ModuleDict):
 
     What the offset convolutions put out is in units of `radius` and is multiplied by it: the numbers that
     training moves are then about 1 for every field, as it is with the losses, while everybody else sees
-    input pixels.
+    input pixels. Without `masks` there are no heads for seg and long.
     """
 
-    def __init__(self, inputs: int, radius: float) -> None:
-        super().__init__({name: nn.Conv2d(inputs, channels, 1) for name, channels in CHANNELS.items()})
+    def __init__(self, inputs: int, radius: float, *, masks: bool = True) -> None:
+        names = CHANNELS if masks else _POSES
+        super().__init__({name: nn.Conv2d(inputs, CHANNELS[name], 1) for name in names})
         self.radius = radius
         for head in self.values():
             nn.init.normal_(cast(Tensor, head.weight), std=_HEAD_STD)
@@ -51,16 +57,20 @@ class Heads(nn.ModuleDict):
         a whole pixel, and the heads are cheap.
         """
         with torch.autocast(features.device.type, enabled=False):
-            out = {name: head(features.float()).contiguous() for name, head in self.items()}
-        batch, _, height, width = features.shape
+            out = {name: self._field(name, features.float()) for name in CHANNELS}
         return Fields(
             heatmap=out["heatmap"],
-            short=self.radius * out["short"].view(batch, K, 2, height, width),
-            mid=self.radius * out["mid"].view(batch, E, 2, height, width),
+            short=self.radius * out["short"].unflatten(1, (K, 2)),
+            mid=self.radius * out["mid"].unflatten(1, (E, 2)),
             seg=out["seg"][:, 0],
-            long=self.radius * out["long"].view(batch, K, 2, height, width),
+            long=self.radius * out["long"].unflatten(1, (K, 2)),
             stride=stride,
         )
+
+    def _field(self, name: str, features: Tensor) -> Tensor:
+        if name not in self:
+            return features.new_empty((features.shape[0], CHANNELS[name], 0, 0))
+        return cast(Tensor, self[name](features).contiguous())
 
 
 class PersonLab(nn.Module):
@@ -68,21 +78,19 @@ class PersonLab(nn.Module):
 
     `build` makes one to train, `from_checkpoint` one that was trained. `stride` is the output stride; the
     same weights serve every stride. Weights given by `model.init` keep their normalisation statistics.
+    Without `masks` it finds poses only, as PoseNet does.
     """
 
-    def __init__(self, model: params.Model, codec: params.Codec, *, stride: params.Stride) -> None:
+    def __init__(
+        self, model: params.Model, codec: params.Codec, *, stride: params.Stride, masks: bool = True
+    ) -> None:
         super().__init__()
-        self.model, self.codec, self.stride = model, codec, stride
-        self.backbone = ResNet(
-            model.backbone,
-            width=model.width,
-            output_stride=stride,
-            frozen_statistics=model.init is not None,
-        )
+        self.model, self.codec, self.stride, self.masks = model, codec, stride, masks
+        self.backbone = _backbone(model, stride)
         middle, final = self.backbone.channels
-        self.heads = Heads(final, codec.radius)
-        self.intermediate = Heads(middle, codec.radius)
-        self.normalise = Normalise()
+        self.heads = Heads(final, codec.radius, masks=masks)
+        self.intermediate = Heads(middle, codec.radius, masks=masks)
+        self.normalise = Normalise(*self.backbone.pixels)
         # The faster layout for convolutions, on CPUs too.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -117,6 +125,7 @@ class PersonLab(nn.Module):
             "model": self.model.model_dump(),
             "codec": self.codec.model_dump(),
             "skeleton": _skeleton(),
+            "fields": list(self.heads),
             "training": dict(training),
         }
 
@@ -126,8 +135,9 @@ def build(
 ) -> PersonLab:
     """A network to train: random weights, or those of `model.init` (a path, relative to `root`).
 
-    `model.init` is a checkpoint of this program (heads included), or a torchvision ResNet state dict in
-    safetensors (backbone only; its classifier is dropped).
+    `model.init` is a checkpoint of this program (heads included; imported weights have no intermediate ones,
+    which then start fresh), or a torchvision ResNet state dict in safetensors (backbone only; its classifier
+    is dropped).
 
     Raises:
         UserError: `model.init` cannot be read or does not fit the network.
@@ -138,13 +148,9 @@ def build(
     path = root / model.init
     state = checkpoint.load_weights(path)
     if any(name.startswith("backbone.") for name in state):
-        state, _, trained = _read(path)
-        if trained.radius != codec.radius:
-            raise UserError(
-                f"{path}: trained with codec.radius {trained.radius:g}, not {codec.radius:g}, and its "
-                "offsets are in that unit: use the same radius, or start from a backbone alone"
-            )
-        checkpoint.fit(network, state, path)
+        saved = _read(path)
+        _check_trainable(saved, model, codec, path)
+        _fit(network, saved.state, path)
     else:
         backbone = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
         checkpoint.fit(network.backbone, backbone, path)
@@ -157,13 +163,62 @@ def from_checkpoint(path: Path, *, stride: params.Stride) -> PersonLab:
     Raises:
         UserError: the files cannot be read, are not a PersonLab network's, or know another skeleton.
     """
-    state, model, codec = _read(path)
-    network = PersonLab(model, codec, stride=stride)
-    checkpoint.fit(network, state, path)
+    saved = _read(path)
+    network = PersonLab(saved.model, saved.codec, stride=stride, masks=saved.masks)
+    _fit(network, saved.state, path)
     return network.eval()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], params.Model, params.Codec]:
+def _backbone(model: params.Model, stride: params.Stride) -> ResNet | MobileNet | TfResNet:
+    match model.backbone:
+        case "mobilenet" | "mobilenet16" as kind:
+            return MobileNet(kind, width=model.width, output_stride=stride)
+        case "tf-resnet50":
+            return TfResNet(width=model.width, output_stride=stride)
+        case kind:
+            frozen = model.init is not None
+            return ResNet(kind, width=model.width, output_stride=stride, frozen_statistics=frozen)
+
+
+def _fit(network: PersonLab, state: dict[str, Tensor], path: Path) -> None:
+    """Load a checkpoint. Where it has no intermediate heads at all (inference runs none, and imported weights
+    have none) the network's own, fresh ones stay.
+    """
+    if not any(name.startswith(_INTERMEDIATE) for name in state):
+        own = network.state_dict().items()
+        state = state | {name: tensor for name, tensor in own if name.startswith(_INTERMEDIATE)}
+    checkpoint.fit(network, state, path)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A checkpoint and what its card says."""
+
+    state: dict[str, Tensor]
+    model: params.Model
+    codec: params.Codec
+    masks: bool
+
+
+def _check_trainable(saved: _Saved, model: params.Model, codec: params.Codec, path: Path) -> None:
+    given, wanted = ((m.backbone, m.width) for m in (saved.model, model))
+    if given != wanted:
+        raise UserError(
+            f"{path}: a {given[0]} of width {given[1]}, not a {wanted[0]} of width {wanted[1]}: "
+            "set model.backbone and model.width to what it is"
+        )
+    if saved.codec.radius != codec.radius:
+        raise UserError(
+            f"{path}: trained with codec.radius {saved.codec.radius:g}, not {codec.radius:g}, and its "
+            "offsets are in that unit: use the same radius, or start from a backbone alone"
+        )
+    if not saved.masks:
+        raise UserError(
+            f"{path}: finds poses only, and training needs heads for masks too; start from others"
+        )
+
+
+def _read(path: Path) -> _Saved:
     state, card = checkpoint.load(path)
     sidecar = path.with_suffix(".json")
     if card.get("format") != _FORMAT:
@@ -175,7 +230,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], params.Model, params.Codec]:
         codec = params.Codec.model_validate(card.get("codec"))
     except ValidationError as error:
         raise UserError(f"{sidecar}: does not describe a network: {error}") from None
-    return state, model, codec
+    fields = card.get("fields", list(CHANNELS))  # older cards do not say: all of them
+    if fields not in (list(CHANNELS), list(_POSES)):
+        raise UserError(f"{sidecar}: fields {fields!r}, neither {list(CHANNELS)} nor {list(_POSES)}")
+    return _Saved(state, model, codec, masks="seg" in fields)
 
 
 def _skeleton() -> dict[str, Any]:

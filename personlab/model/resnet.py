@@ -15,7 +15,9 @@ from typing import Final, Self, cast
 import torch
 from torch import Tensor, nn
 
-from personlab.params import Backbone, Stride
+from personlab.params import ResNetKind, Stride
+
+Channels = tuple[float, float, float]
 
 # ImageNet's, as torchvision's weights expect them, on a scale of 0..255.
 _MEAN: Final = (123.675, 116.28, 103.53)
@@ -37,16 +39,15 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 
 
 class Normalise(nn.Module):
-    """RGB in 0..255 to what ImageNet's ResNets were trained on: mean 0, deviation 1 per channel."""
+    """RGB in 0..255 to what a backbone was trained on; torchvision's: mean 0, deviation 1 per channel."""
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, mean: Channels = _MEAN, deviation: Channels = _DEVIATION) -> None:
         super().__init__()
-        mean, deviation = torch.tensor(_MEAN).view(3, 1, 1), torch.tensor(_DEVIATION).view(3, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("deviation", deviation, persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """B x 3 x H x W, uint8 or floats in 0..255."""
@@ -99,7 +100,7 @@ class Bottleneck(nn.Module):
 
 Block = type[BasicBlock] | type[Bottleneck]
 
-_STAGES: Final[dict[Backbone, tuple[Block, tuple[int, int, int, int]]]] = {
+_STAGES: Final[dict[ResNetKind, tuple[Block, tuple[int, int, int, int]]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
@@ -121,11 +122,14 @@ class ResNet(nn.Module):
 
     Attributes:
         channels: of the two outputs, (middle, final).
+        pixels: mean and deviation that its inputs are normalised with, on a scale of 0..255.
     """
+
+    pixels: Final = (_MEAN, _DEVIATION)
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: ResNetKind,
         *,
         width: int = 64,
         output_stride: Stride = 32,
