@@ -145,8 +145,12 @@ class Train(Section):
     momentum: Fraction = 0.9
     weight_decay: float = Field(default=0.0, ge=0.0)
     average_from: Fraction = 0.5  # Polyak-Ruppert: average the weights after this share of the steps
+    # crops of the whole image: 1 is the square that tightly contains it
     min_scale: PositiveFloat = 0.5
     max_scale: PositiveFloat = 1.5
+    # crops around people instead (all but a tenth): the least and greatest size, in input pixels, at which
+    # the longer side of a person's box is shown. Where images are few and steps cheap this teaches faster.
+    person_sizes: tuple[PositiveFloat, PositiveFloat] | None = None
     loss_weights: tuple[float, float, float, float, float] = (4, 2, 1, 1 / 4, 1 / 8)
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 1000

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personlab.data.augment import augmented, random_view
+from personlab.data.augment import augmented, person_view, random_view
 from personlab.data.view import View
 from personlab.params import Train
+from personlab.skeleton import K
 from tests.test_example import HEIGHT, WIDTH, person, row
 
 TRAIN = Train(crop=65, stride=8, seed=3)
@@ -18,7 +19,7 @@ def draw(
     seed: int, height: int, width: int, *, least: float = 0.5, most: float = 1.5, crop: int = 65
 ) -> View:
     rng = np.random.default_rng(seed)
-    return random_view(rng, height=height, width=width, crop=crop, min_scale=least, max_scale=most)
+    return random_view(rng, height=height, width=width, crop=crop, scales=(least, most))
 
 
 @settings(max_examples=200, deadline=None)
@@ -57,9 +58,7 @@ def test_one_pixel_is_no_error() -> None:
 def test_views_are_spread_over_all_that_is_allowed() -> None:
     """Of 600 views about half are mirrored, scales fill their range, and boxes move both ways."""
     rng = np.random.default_rng(0)
-    views = [
-        random_view(rng, height=300, width=400, crop=65, min_scale=0.5, max_scale=1.5) for _ in range(600)
-    ]
+    views = [random_view(rng, height=300, width=400, crop=65, scales=(0.5, 1.5)) for _ in range(600)]
     assert 0.43 < np.mean([view.mirror_width > 0 for view in views]) < 0.57
     sides = np.array([64 / view.scale + 1 for view in views]) / 400
     assert np.histogram(sides, bins=5, range=(0.5, 1.5))[0].min() > 80
@@ -108,3 +107,44 @@ def test_people_keep_their_shape(epoch: int) -> None:
     assert 64 / 1.5 / WIDTH <= float(ratio) <= 64 / (0.5 * WIDTH - 1) + 1e-6
     nose_to_shoulders = [float((found[0] - found[k]).norm() / (before[0] - before[k]).norm()) for k in (5, 6)]
     np.testing.assert_allclose(nose_to_shoulders, float(ratio), rtol=1e-3)
+
+
+def box_in_crop(view: View, box: tuple[float, float, float, float]) -> np.ndarray:
+    """Left, top, right and bottom of a box in the view, outermost pixel centres."""
+    corners = np.array([box[:2], (box[0] + box[2] - 1, box[1] + box[3] - 1)], np.float32)
+    return np.sort(view.points(corners).astype(float), axis=0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.tuples(*(st.floats(0, 300) for _ in range(2)), *(st.floats(4, 300) for _ in range(2))),
+    st.sampled_from([(30, 60), (50, 140), (200, 400)]),
+)
+def test_a_person_is_shown_at_the_size_asked_for_inside_or_around_the_crop(
+    seed: int, box: tuple[float, float, float, float], sizes: tuple[float, float]
+) -> None:
+    view = person_view(np.random.default_rng(seed), box, width=640, crop=129, sizes=sizes)
+    size = view.scale * max(box[2], box[3])
+    assert size <= sizes[1] + 1e-3
+    assert size >= sizes[0] - 1e-3 or abs(view.scale - 2) < 1e-6  # magnified no further than twice
+    low, high = box_in_crop(view, box)
+    slack = 0.01 * max(1, size)
+    for first, last in zip(low, high, strict=True):
+        inside = first >= -slack and last <= 128 + slack
+        around = first <= slack and last >= 128 - slack
+        assert inside or around
+
+
+def test_most_views_are_around_people_when_asked() -> None:
+    """Nine in ten show somebody at the size; a person without keypoints is nobody to look at."""
+    train = Train(crop=65, stride=8, min_scale=1.4, max_scale=1.5, person_sizes=(60, 64))
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    nobody = person(2, visibility=np.zeros(K, np.int8), box=(0.0, 0.0, 5.0, 5.0))
+    shard_row = row(image, nobody, person())
+    found = [augmented(shard_row, train, epoch=epoch).people.keypoints[1].double() for epoch in range(200)]
+    before = torch.from_numpy(person().keypoints).double()
+    ratios = torch.stack([torch.pdist(each).sum() for each in found]) / torch.pdist(before).sum()
+    around = (ratios >= 60 / 75 - 1e-3) & (ratios <= 64 / 75 + 1e-3)
+    assert 0.8 < float(around.double().mean()) < 0.98
+    assert float(ratios[~around].max()) < 0.6
