@@ -15,6 +15,8 @@ from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from cyclopts.validators import MutuallyExclusive
 
 from personlab import __version__, params
 from personlab.errors import UserError
@@ -23,6 +25,7 @@ from personlab.files import write_atomic
 app = cyclopts.App(name="personlab", help=__doc__, version=__version__)
 stages = cyclopts.Group("Stages, in the order of the pipeline", sort_key=0)
 tools = cyclopts.Group("Tools", sort_key=1)
+_scales = cyclopts.Group(validator=MutuallyExclusive())
 
 ParamsFile = Annotated[Path, Parameter(name="--params", help="Parameter file.")]
 PARAMS = Path("params.yaml")
@@ -140,6 +143,86 @@ def oracle(
     if output:
         found = {"keypoints": report.metrics(scores.keypoints), "segm": report.metrics(scores.segm)}
         write_atomic(output, json.dumps(found | {"bound": scores.bound}, indent=2) + "\n")
+
+
+@app.command(group=tools)
+def predict(
+    pictures: Annotated[
+        list[str], Parameter(help="Picture files, folders of them, or patterns such as 'photos/**/*.jpg'.")
+    ],
+    /,
+    *,
+    weights: Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")],
+    out: Annotated[Path, Parameter(help="Folder to write to; nothing is written anywhere else.")],
+    side: Annotated[
+        PositiveInt | None,
+        Parameter(group=_scales, help="Longest side of the network's input, in pixels. [default: 801]"),
+    ] = None,
+    pyramid: Annotated[
+        list[PositiveInt] | None,
+        Parameter(
+            group=_scales, help="Several such sides instead: slower, finds more.", consume_multiple=True
+        ),
+    ] = None,
+    stride: Annotated[Literal[8, 16], Parameter(help="Output stride: 8 is slower and finds more.")] = 16,
+    max_people: Annotated[PositiveInt, Parameter(help="Proposals per picture.")] = 20,
+    form: Annotated[
+        Literal["json", "coco", "parquet"],
+        Parameter(
+            name="--format", help="A JSON file per picture, one of COCO results, or one Parquet table."
+        ),
+    ] = "json",
+    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")] = "cpu",
+) -> None:
+    """Find people in pictures: poses, masks and scores, and overlays/*.jpg to look at.
+
+    Every proposal is written, however unsure; overlays show those with scores of 0.2 and more. Pictures that
+    cannot be read stop nothing: they are listed at the end with reasons, and the exit status is 1.
+    """
+    from personlab import tables
+    from personlab.params import Infer
+    from personlab.pictures import find
+    from personlab.predict import Output, predict
+    from personlab.predictor import Predictor
+    from personlab.progress import progress
+
+    sides = tuple(pyramid or [side or 801])
+    infer = Infer(sides=sides, stride=stride, max_people=max_people, gpu=device == "cuda")
+    predictor = Predictor.from_checkpoint(weights, infer)
+    output = Output(out, form, tables.params_hash(infer, predictor.network.codec))
+    found = find(pictures)
+    unread = predict(predictor, found, output, progress=progress)
+    if unread:
+        reasons = "".join(f"\n  {picture.path}: {picture.reason}" for picture in unread)
+        raise UserError(f"{len(unread)} of {len(found)} pictures could not be read:{reasons}")
+
+
+@app.command(group=tools)
+def score(
+    *,
+    annotations: Annotated[Path, Parameter(help="COCO person keypoints JSON.")],
+    results: Annotated[Path, Parameter(help="COCO results JSON: keypoints, masks or both.")],
+    max_people: Annotated[
+        PositiveInt, Parameter(help="Masks per image that count; of poses always 20.")
+    ] = 20,
+    output: Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")] = None,
+) -> None:
+    """Score COCO results, whoever made them: the paper's columns, by pycocotools.
+
+    Every annotated image counts; one without results is one where nobody was found.
+    """
+    from personlab.metrics import files, report
+    from personlab.metrics.coco import KEYPOINT_BUDGET, match
+
+    truth = files.read_annotations(annotations)
+    budgets = {"keypoints": KEYPOINT_BUDGET, "segm": max_people}
+    evaluations = [
+        match(truth, found, task, budgets[task]) for task, found in files.read_results(results, truth).items()
+    ]
+    print(*map(report.text, evaluations), sep="\n\n")
+    if output:
+        scores = {matches.task: report.metrics(matches) for matches in evaluations}
+        write_atomic(output, json.dumps(scores, indent=2) + "\n")
 
 
 @app.command(group=tools, name="import-weights")

@@ -6,10 +6,7 @@ that was never defined cannot be followed. `MeanPerson.complete` fills the gaps 
 the codec is left to lose anything; `connected` says what the gaps cost without asking any decoder.
 """
 
-import io
-import json
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -24,6 +21,7 @@ from personlab.data.example import see
 from personlab.data.view import View, fit
 from personlab.errors import UserError
 from personlab.metrics.coco import Matches, match
+from personlab.metrics.files import read_annotations
 from personlab.people import Annotation, Detection, FloatArray
 from personlab.predictor import detections
 from personlab.progress import Tracker
@@ -37,15 +35,11 @@ def read(path: Path) -> COCO:
     """A COCO person keypoints file, as pycocotools knows it.
 
     Raises:
-        UserError: the file is missing, is not JSON, or is not COCO's.
+        UserError: as `read_annotations`; or nobody in it has keypoints.
     """
-    try:
-        with redirect_stdout(io.StringIO()):
-            truth = COCO(str(path))
-        if not truth.getImgIds() or any("keypoints" not in record for record in truth.anns.values()):
-            raise KeyError("keypoints")
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"{path}: not a COCO person keypoints file ({error!r})") from None
+    truth = read_annotations(path)
+    if not any(record["num_keypoints"] for record in truth.anns.values()):
+        raise UserError(f"{path}: nobody in it has keypoints; use person_keypoints_*.json")
     return truth
 
 

@@ -34,4 +34,5 @@ class Detection:
     keypoints: FloatArray  # K x 2, (x, y)
     keypoint_scores: FloatArray  # K, in [0, 1]
     score: float
-    rle: bytes  # COCO compressed run-length string of the mask, at full image resolution
+    # COCO compressed run-length string of the mask, at full image resolution; empty if nobody looked for one
+    rle: bytes

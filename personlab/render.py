@@ -4,6 +4,7 @@ Images are H x W x 3, RGB, uint8, and never written into. The body's left is ora
 middle sand; a person's mask has a colour of its own. Whatever is drawn grows with the person it is drawn on.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -52,16 +53,29 @@ _BONES: Final = (
 def draw_people(
     image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
 ) -> ImageArray:
-    """Masks and poses of detected people, the first on top.
+    """Masks (where they have some) and poses of detected people, the first on top.
 
     Keypoints below `min_keypoint_score` are left out; the darker a joint's core, the less sure it is.
     """
-    masks = [_decode(detection.rle, image) for detection in detections]
+    masks = [_decode(person.rle, image) if person.rle else None for person in detections]
     canvas = _paint_masks(image, masks)
     for person in reversed(detections):
         scores = person.keypoint_scores
         _paint_pose(canvas, person.keypoints, scores >= min_keypoint_score, scores)
     return canvas
+
+
+def draw_scores(
+    image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
+) -> ImageArray:
+    """A tag with the score above each person that `draw_people` draws, in the colour of the mask."""
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    for index, person in reversed(list(enumerate(detections))):
+        points = person.keypoints[person.keypoint_scores >= min_keypoint_score]
+        if len(points):
+            _paint_tag(pen, f"{person.score:.2f}", points, _colour(index), _magnification(image))
+    return np.asarray(canvas)
 
 
 def draw_annotations(image: ImageArray, annotations: Sequence[Annotation]) -> ImageArray:
@@ -141,8 +155,15 @@ def contact_sheet(
     return np.asarray(page)
 
 
+def jpeg(image: ImageArray) -> bytes:
+    """The image as the bytes of a JPEG."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=_JPEG_QUALITY)
+    return content.getvalue()
+
+
 def write_jpeg(path: Path, image: ImageArray) -> None:
-    Image.fromarray(image).save(path, quality=_JPEG_QUALITY)
+    path.write_bytes(jpeg(image))
 
 
 # --- masks ------------------------------------------------------------------------------------------------
@@ -153,20 +174,37 @@ def _decode(rle: bytes, image: ImageArray) -> BoolArray:
     return mask
 
 
-def _paint_masks(image: ImageArray, masks: Sequence[BoolArray]) -> ImageArray:
+def _paint_masks(image: ImageArray, masks: Sequence[BoolArray | None]) -> ImageArray:
     """The image with every mask tinted and outlined in its person's colour, the first on top."""
     canvas = image.copy()
-    coloured = list(zip(masks, (PEOPLE[i % len(PEOPLE)] for i in range(len(masks))), strict=True))
-    for mask, colour in reversed(coloured):
-        canvas[mask] = _mix(canvas[mask], colour, 0.38)
-        _outline(canvas, mask, colour)
+    for index, mask in reversed(list(enumerate(masks))):
+        if mask is not None:
+            _tint(canvas, mask, _colour(index), 0.38)
+            _outline(canvas, mask, _colour(index))
     return canvas
 
 
+def _colour(index: int) -> Colour:
+    return PEOPLE[index % len(PEOPLE)]
+
+
+def _tint(canvas: ImageArray, mask: BoolArray, colour: Colour, share: float) -> None:
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    part = canvas[y : y + height, x : x + width]
+    shades = _mix(np.arange(256, dtype=np.uint8)[:, None], colour, share)
+    if part.size:
+        np.copyto(part, cv2.LUT(part, shades[None]), where=mask[y : y + height, x : x + width, None])
+
+
 def _outline(canvas: ImageArray, mask: BoolArray, colour: Colour) -> None:
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    thickness = 2 if mask.sum() > 48**2 else 1
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    thickness = round(_magnification(canvas) * (2 if mask.sum() > 48**2 else 1))
     cv2.polylines(canvas, contours, True, _lighter(colour), thickness, cv2.LINE_AA)
+
+
+def _magnification(image: ImageArray) -> float:
+    """How much thicker than on ordinary images lines are: large ones are looked at from farther away."""
+    return max(1.0, float(max(image.shape[:2])) / 1000)
 
 
 def _hatch(canvas: ImageArray, mask: BoolArray) -> None:
@@ -216,7 +254,7 @@ def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, certain
         return
     points = np.vstack((keypoints, keypoints[_SHOULDERS].mean(axis=0)))
     drawn = np.append(shown, shown[_SHOULDERS].all())
-    width = _line_width(keypoints[shown])
+    width = _line_width(keypoints[shown], _magnification(canvas))
     rim = max(0.7, 0.28 * width)
     bones = [(a, b) for a, b in _BONES if drawn[a] and drawn[b]]
     for extra, colour in ((rim, RIM), (0.0, None)):
@@ -231,9 +269,9 @@ def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, certain
             _disc(canvas, points[k], radius / 2, (grey, grey, grey))
 
 
-def _line_width(points: Floats) -> float:
+def _line_width(points: Floats, magnification: float) -> float:
     diagonal = float(np.linalg.norm(np.ptp(points, axis=0)))
-    return float(np.clip(0.022 * diagonal, 1.2, 7.0))
+    return float(np.clip(0.022 * diagonal, 1.2, 7.0 * magnification))
 
 
 _FRACTION = 4  # binary digits after the point in the coordinates given to OpenCV
@@ -255,6 +293,24 @@ def _disc(canvas: ImageArray, centre: Floats, radius: float, colour: Colour) -> 
     x, y = _fixed(centre)
     size = round(radius * (1 << _FRACTION))
     cv2.circle(canvas, (int(x), int(y)), size, colour, cv2.FILLED, cv2.LINE_AA, _FRACTION)
+
+
+# --- scores -----------------------------------------------------------------------------------------------
+
+
+def _paint_tag(
+    pen: ImageDraw.ImageDraw, text: str, points: Floats, colour: Colour, magnification: float
+) -> None:
+    """Dark text on a rounded label over the highest of the points, or as near as the image lets it."""
+    size = float(np.clip(0.07 * np.ptp(points[:, 1]), 10, 16 * magnification))
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = font.getbbox(text)
+    width, height = right - left + size * 0.8, bottom - top + size * 0.6
+    above = height + max(size, 0.09 * float(np.linalg.norm(np.ptp(points, axis=0))))
+    x, y = points[points[:, 1].argmin()] - (width / 2, above)
+    x, y = np.clip((x, y), 0, np.maximum(np.array(pen.im.size) - (width, height) - 1, 0)).round()
+    pen.rounded_rectangle((x, y, x + width, y + height), height * 0.3, fill=_lighter(colour), outline=RIM)
+    pen.text((x + width / 2, y + height / 2), text, fill=RIM, font=font, anchor="mm")
 
 
 # --- fields -----------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ _DETECTION = [
     ("score", pa.float32()),
     ("keypoints", pa.list_(pa.float32())),
     ("keypoint_scores", pa.list_(pa.float32())),
-    ("mask", pa.binary()),
+    ("mask", pa.binary()),  # empty if the network finds poses only
 ]
 
 PREDICTIONS = pa.schema(
@@ -123,7 +123,6 @@ _DETECTION_CHECKS = {
     "score": [FINITE],
     "keypoints": [length(2 * K), ALL_FINITE],
     "keypoint_scores": [length(K), ALL_FINITE],
-    "mask": [NOT_EMPTY],
 }
 
 _CONTRACTS: Final = (

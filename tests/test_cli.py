@@ -1,31 +1,41 @@
 """The command line as people meet it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+
+import personlab
+from personlab import predictor
+from personlab.model import checkpoint
+from personlab.model.network import build
+from personlab.params import Codec, Model
+from tests import layouts
 
 STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
 
 
-def personlab(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "personlab", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def test_help_names_every_stage_in_order(tmp_path: Path) -> None:
-    shown = personlab("--help", folder=tmp_path).stdout
+    shown = run("--help", folder=tmp_path).stdout
     places = [shown.index(f" {stage} ") for stage in STAGES]
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("command", [*STAGES, "oracle"])
+@pytest.mark.parametrize("command", [*STAGES, "oracle", "predict", "score"])
 def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
-    run = personlab(command, "--help", folder=tmp_path)
-    assert run.returncode == 0
-    assert "Usage" in run.stdout
-    assert len(run.stdout.splitlines()) > 8
+    outcome = run(command, "--help", folder=tmp_path)
+    assert outcome.returncode == 0
+    assert "Usage" in outcome.stdout
+    assert len(outcome.stdout.splitlines()) > 8
 
 
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
@@ -33,9 +43,106 @@ def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
+def test_the_predictor_is_where_people_look_for_it() -> None:
+    assert personlab.Predictor is predictor.Predictor
+    with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
+        personlab.Predicter  # noqa: B018
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A tiny network that has learnt nothing and sees people everywhere."""
+    torch.manual_seed(0)
+    network = build(Model(width=8), Codec(), stride=16).eval()
+    for weight in network.heads.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    path = tmp_path / "weights" / "model.safetensors"
+    path.parent.mkdir()
+    checkpoint.save(path, network.state_dict(), network.card({}))
+    return path
+
+
+def everything(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_pictures_are_predicted_and_scored(tmp_path: Path, weights: Path) -> None:
+    annotated = layouts.write_layout(tmp_path, "val", [layouts.image(7)], [layouts.person(1, 7)])
+    before = everything(tmp_path)
+    predicted = run(
+        *("predict", "val2017", "--weights", str(weights), "--out", "found"),
+        *("--pyramid", "65", "97", "--stride", "8", "--max-people", "3", "--format", "coco"),
+        folder=tmp_path,
+    )
+    assert predicted.returncode == 0, predicted.stderr
+    assert everything(tmp_path) - before == {
+        "found/results.json",
+        "found/images.json",
+        "found/overlays/7.jpg",
+    }
+    results = json.loads((tmp_path / "found/results.json").read_text())
+    assert 0 < len(results) <= 3
+    assert {result["image_id"] for result in results} == {7}
+
+    scored = run(
+        *("score", "--annotations", str(annotated), "--results", "found/results.json"),
+        *("--json", "scores.json"),
+        folder=tmp_path,
+    )
+    assert scored.returncode == 0, scored.stderr
+    assert "Person keypoints" in scored.stdout
+    assert "Person segmentation" in scored.stdout
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert 0 <= scores["keypoints"]["AP"] <= scores["keypoints"]["AP50"] <= 1
+    assert "AR20" in scores["segm"]
+
+
+@pytest.mark.slow
+def test_hostile_pictures_end_with_reasons_and_status_one(tmp_path: Path, weights: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    Image.new("RGB", (20_000, 10)).save(folder / "strip.png")
+    layouts.write_image(folder / "good.jpg")
+    (folder / "torn.jpg").write_bytes((folder / "good.jpg").read_bytes()[:-400])
+    (folder / "text.jpg").write_text("nothing but text")
+    Image.new("1", (20_000, 20_000)).save(folder / "bomb.png")
+    before = everything(tmp_path)
+    outcome = run(
+        *("predict", "in", "none.jpg", "--weights", str(weights), "--out", "found", "--side", "65"),
+        folder=tmp_path,
+    )
+    assert outcome.returncode == 1
+    assert "4 of 7 pictures could not be read" in outcome.stderr
+    for name, reason in {
+        "in/torn.jpg": "cannot be read: image file is truncated",
+        "in/text.jpg": "is not a picture",
+        "in/bomb.png": "has more than 89 million pixels",
+        "none.jpg": "no such file",
+    }.items():
+        assert f"  {name}: {reason}" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    names = ("dot", "strip", "good")
+    assert everything(tmp_path) - before == {
+        *(f"found/{name}.json" for name in names),
+        *(f"found/overlays/{name}.jpg" for name in names),
+    }
+
+
+def test_contradictions_are_usage_errors(tmp_path: Path) -> None:
+    outcome = run(
+        *("predict", "a.jpg", "--weights", "w", "--out", "o", "--side", "65", "--pyramid", "65", "97"),
+        folder=tmp_path,
+    )
+    assert outcome.returncode == 2
+    assert "Mutually exclusive" in outcome.stderr + outcome.stdout
+    assert run("predict", "--weights", "w", "--out", "o", folder=tmp_path).returncode == 2
+
+
 def test_a_misspelt_parameter_ends_with_a_sentence_and_status_one(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("ingest: {max_reject: 1}\n")
-    run = personlab("ingest", folder=tmp_path)
-    assert run.returncode == 1
-    assert "unknown key 'ingest.max_reject'" in run.stderr
-    assert "Traceback" not in run.stderr
+    outcome = run("ingest", folder=tmp_path)
+    assert outcome.returncode == 1
+    assert "unknown key 'ingest.max_reject'" in outcome.stderr
+    assert "Traceback" not in outcome.stderr

@@ -13,8 +13,9 @@ from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, padded_side
 from personlab.data.example import see
 from personlab.data.view import View, fit
+from personlab.errors import UserError
 from personlab.model import checkpoint
-from personlab.model.network import build
+from personlab.model.network import PersonLab, build
 from personlab.people import Annotation
 from personlab.predictor import Predictor, decoder
 from personlab.skeleton import K
@@ -102,3 +103,21 @@ def test_odd_shapes_are_images_too(height: int, width: int) -> None:
     predictor = Predictor(network, decoder(network, infer, CODEC), infer.sides, torch.device("cpu"))
     for detection in predictor(np.zeros((height, width, 3), np.uint8)):
         assert rle_tools.decode({"size": [height, width], "counts": detection.rle}).shape == (height, width)
+
+
+def test_a_network_without_mask_heads_finds_poses_without_masks() -> None:
+    torch.manual_seed(0)
+    network = PersonLab(MODEL, CODEC, stride=16, masks=False).eval()
+    for weight in network.heads.parameters():
+        nn.init.normal_(weight, std=0.1)
+    infer = params.Infer(sides=(65, 97), stride=16)
+    predictor = Predictor(network, decoder(network, infer, CODEC), infer.sides, torch.device("cpu"))
+    found = predictor(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
+    assert len(found) > 0
+    assert all(person.rle == b"" for person in found)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no CUDA device"):
+        Predictor.from_checkpoint(tmp_path / "any.safetensors", params.Infer(gpu=True))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,61 @@ def test_the_first_person_is_on_top():
     inside = (slice(14, 66), slice(24, 36))  # of the first alone
     np.testing.assert_array_equal(both[inside], alone[inside])
     assert tuple(both[65, 38]) != tuple(both[65, 70])
+
+
+def test_people_without_masks_are_their_poses():
+    posed = detection()
+    bare = Detection(posed.keypoints, posed.keypoint_scores, 0.9, rle=b"")
+    picture = render.draw_people(GREY, [bare])
+    np.testing.assert_array_equal(picture, render.draw_pose(GREY, posed.keypoints, posed.keypoint_scores))
+    np.testing.assert_array_equal(
+        render.draw_people(GREY, [bare, detection(x=70)])[:, :60], render.draw_people(GREY, [bare])[:, :60]
+    )
+
+
+def test_an_empty_mask_changes_nothing():
+    empty = Detection(lattice(0, 0, 9, 9), np.zeros(K, np.float32), 0.9, rectangle(0, 0, 0, 0))
+    np.testing.assert_array_equal(render.draw_people(GREY, [empty]), GREY)
+
+
+def test_scores_stand_above_their_people_in_their_colours():
+    left, right = detection(x=10, y=50, w=30, h=40), detection(x=80, y=50, w=30, h=40)
+    picture = render.draw_scores(GREY, [left, right])
+    touched = changed(picture)
+    assert touched[:60, :60].any()
+    assert touched[:60, 65:].any()
+    assert not touched[60:].any()
+    for colour, x in zip(render.PEOPLE, (25, 95), strict=False):
+        filled = np.abs(picture[:, x - 20 : x + 20].astype(int) - colour).sum(axis=-1).min()
+        assert filled < 150
+
+
+@pytest.mark.parametrize(("x", "y"), [(-20, -20), (120, 80), (50, -30)])
+def test_scores_stay_within_the_image(x, y):
+    whole = changed(render.draw_scores(GREY, [detection(50, 40, 20, 30)])).sum()
+    assert changed(
+        render.draw_scores(GREY, [replace(detection(), keypoints=lattice(x, y, 20, 30))])
+    ).sum() == (pytest.approx(whole, rel=0.05))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2), (5, 5)])
+def test_tiny_images_are_drawn_on(size):
+    image = np.full((*size, 3), 128, np.uint8)
+    someone = Detection(lattice(0, 0, size[1], size[0]), np.ones(K, np.float32), 0.9, b"")
+    assert render.draw_scores(render.draw_people(image, [someone]), [someone]).shape == image.shape
+
+
+def test_who_is_not_drawn_has_no_score():
+    np.testing.assert_array_equal(render.draw_scores(GREY, [detection(scores=0.1)]), GREY)
+
+
+def test_lines_are_thicker_on_larger_images():
+    def share(side: int) -> float:
+        image = np.zeros((side, side, 3), np.uint8)
+        picture = render.draw_pose(image, lattice(0, 0, side, side), np.ones(K, np.float32))
+        return np.count_nonzero(picture.any(axis=-1)) / side**2
+
+    assert share(4000) == pytest.approx(share(1000), rel=0.2)
 
 
 def test_keypoints_below_the_threshold_are_left_out():

@@ -91,16 +91,20 @@ class Reject:
 
 
 def load(layout: Layout) -> Records:
-    """Parse the annotation file of a split.
+    """Parse the annotation file of a split; as `load_file`."""
+    return load_file(layout.annotations)
+
+
+def load_file(path: Path) -> Records:
+    """Parse an annotation file.
 
     Raises:
         UserError: the file is missing, is not JSON or not COCO's, or has no image or no person category.
     """
-    path = layout.annotations
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a COCO layout needs it") from None
+        raise UserError(f"{path}: no such file; COCO's annotations should be there") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); is it complete? Get it again") from None
     images, annotations, categories = (
@@ -205,12 +209,17 @@ def check_people(
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
-            yield _person(record, images)
+            yield check_person(record, images)
         except BadRecordError as error:
             yield _reject(layout, "annotation", position, record, error)
 
 
-def _person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
+def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
+    """A person's record, checked.
+
+    Raises:
+        BadRecordError: it is not what COCO writes, or its image is unknown or rejected.
+    """
     person_id, image_id = integer(record, "id", 0, 2**63), integer(record, "image_id", 0, 2**63)
     image = images.get(image_id)
     if image is None:

@@ -18,16 +18,27 @@ def rle_and_area(segmentation: Any, height: int, width: int) -> tuple[bytes, flo
     Raises:
         BadRecordError: it is none of the three, does not fit the image, or covers nothing.
     """
+    counts = rle(segmentation, height, width)
+    area = float(mask_api.area({"size": [height, width], "counts": counts}))
+    if area == 0:
+        raise BadRecordError("its mask is empty")
+    return counts, area
+
+
+def rle(segmentation: Any, height: int, width: int) -> bytes:
+    """Any of the three as COCO's compressed run-length string over the image; run lengths may cover nothing.
+
+    Raises:
+        BadRecordError: it is none of the three, or does not fit the image.
+    """
     if isinstance(segmentation, list):
         mask = _polygons(segmentation, height, width)
     elif isinstance(segmentation, dict):
         mask = _run_lengths(segmentation, height, width)
     else:
         raise BadRecordError("has no segmentation")
-    area = float(mask_api.area(mask))
-    if area == 0:
-        raise BadRecordError("its mask is empty")
-    return mask["counts"], area
+    counts: bytes = mask["counts"]
+    return counts
 
 
 def _polygons(polygons: list[Any], height: int, width: int) -> Any:

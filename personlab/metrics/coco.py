@@ -252,6 +252,7 @@ def _results(truth: COCO, detections: Mapping[int, Sequence[Detection]], task: T
         _result(truth.imgs[image_id], detection, task)
         for image_id, found in sorted(detections.items())
         for detection in found
+        if detection.rle or task == "keypoints"
     ]
     if not results:
         return _coco(truth.dataset["images"], [])

@@ -1,0 +1,139 @@
+"""How long `personlab predict` takes for a picture, piece by piece, and as a whole.
+
+    python -m benchmarks.predict --weights FILE --images FOLDER [--side 513] [--stride 16] [--rounds 5]
+                                 [--threads 2] [--json FILE]
+
+Every round takes every picture through every piece; of each piece and picture the median round counts, and
+the table shows its mean over the pictures. In each round the whole of `predict` runs as well, over the same
+pictures and to a folder of its own, so that both meet whatever else the machine does.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from personlab.data import picture
+from personlab.params import Infer
+from personlab.pictures import Picture, find
+from personlab.predict import Output, draw, predict
+from personlab.predictor import Predictor, detections
+from personlab.results import Result
+
+T = TypeVar("T")
+Times = dict[tuple[str, Path], list[float]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One piece, or the whole, in milliseconds a picture."""
+
+    piece: str
+    milliseconds: float
+
+
+def main() -> None:
+    options = _options()
+    console = Console()
+    torch.set_num_threads(options.threads)
+    infer = Infer(sides=(options.side,), stride=options.stride)
+    predictor = Predictor.from_checkpoint(options.weights, infer)
+    pictures = find([str(options.images)])
+    with tempfile.TemporaryDirectory() as folder:
+        timings = measure(predictor, pictures, Path(folder), options.rounds)
+    console.print(table(timings, len(pictures), options))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")
+
+
+def measure(predictor: Predictor, pictures: list[Picture], folder: Path, rounds: int) -> list[Timing]:
+    """The pieces, then the whole."""
+    output = Output(folder, "json", params_hash="")
+    for item in pictures[:3]:  # compile, and let the allocator see the sizes
+        _walk(predictor, item, output, defaultdict(list))
+    times: Times = defaultdict(list)
+    whole = []
+    for _ in track(range(rounds), "measuring", transient=True):
+        for item in pictures:
+            _walk(predictor, item, output, times)
+        start = time.perf_counter()
+        predict(predictor, pictures, output, progress=_silent)
+        whole.append((time.perf_counter() - start) * 1e3 / len(pictures))
+    medians = defaultdict[str, list[float]](list)
+    for (piece, _), taken in times.items():
+        medians[piece].append(statistics.median(taken))
+    pieces = [Timing(piece, statistics.mean(values)) for piece, values in medians.items()]
+    return [*pieces, Timing("whole", statistics.median(whole))]
+
+
+def _walk(predictor: Predictor, item: Picture, output: Output, times: Times) -> None:
+    """What `predict` does with a picture, each piece on its own."""
+
+    def timed(piece: str, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        result = work()
+        times[piece, item.path].append((time.perf_counter() - start) * 1e3)
+        return result
+
+    decoder = predictor.decoder
+    image = timed("decode JPEG", lambda: picture.read(item.path))
+    height, width = image.shape[:2]
+    levels = timed("network", lambda: [predictor.level(image, side) for side in predictor.sides])
+    found = timed("codec: poses", lambda: decoder.poses(levels, height=height, width=width))
+    masks = timed("codec: masks", lambda: list(decoder.masks(levels, found, height=height, width=width)))
+    people = timed("codec: run lengths", lambda: list(detections(found, masks)))
+    result = Result(item.id, item.path, height, width, people)
+    overlay = timed("draw", lambda: draw(image, result))
+    timed("write", lambda: output.write_one(item, overlay, result))
+
+
+def _silent(iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]:
+    yield from iterable
+
+
+def table(timings: list[Timing], pictures: int, options: argparse.Namespace) -> Table:
+    """A row for each piece, with its share of their sum; then how much of the sum is codec, and the whole."""
+    *pieces, whole = timings
+    total = sum(timing.milliseconds for timing in pieces)
+    codec = sum(timing.milliseconds for timing in pieces if timing.piece.startswith("codec"))
+    shown = Table(
+        title=f"{pictures} pictures, side {options.side}, stride {options.stride}, {options.threads} threads"
+    )
+    for heading in ("piece", "ms a picture", "share"):
+        shown.add_column(heading, justify="left" if heading == "piece" else "right")
+    for timing in pieces:
+        shown.add_row(timing.piece, f"{timing.milliseconds:.2f}", f"{timing.milliseconds / total:.1%}")
+    shown.add_section()
+    shown.add_row("sum of the pieces", f"{total:.2f}", "100%")
+    shown.add_row("codec / sum", f"{codec:.2f}", f"{codec / total:.1%}")
+    shown.add_row("whole predict", f"{whole.milliseconds:.2f}", f"{1e3 / whole.milliseconds:.1f} pictures/s")
+    return shown
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.predict", description="Measure predict, piece by piece."
+    )
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--side", type=int, default=513, metavar="N")
+    parser.add_argument("--stride", type=int, default=16, choices=[8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of torch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

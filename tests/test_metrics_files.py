@@ -1,0 +1,170 @@
+"""COCO results files scored against COCO annotation files; whatever is wrong with either is named."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as rle_tools
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from personlab.errors import UserError
+from personlab.metrics.coco import match
+from personlab.metrics.files import read_annotations, read_results
+from tests import layouts
+
+Record = dict[str, Any]
+POINTS = [12, 8, 0.9, 14.5, 7, 0.8, *[0] * 45]
+
+
+def truth(folder: Path, *people: Record, images: int = 2) -> Path:
+    listed = [layouts.image(number) for number in range(1, images + 1)]
+    return layouts.write_json(folder, "val", layouts.document(listed, list(people)))
+
+
+def result(image_id: int = 1, **changes: Any) -> Record:
+    return {"image_id": image_id, "category_id": 1, "score": 0.5} | changes
+
+
+def results(folder: Path, content: Any) -> Path:
+    path = folder / "results.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def square() -> Record:
+    mask = np.zeros((layouts.HEIGHT, layouts.WIDTH), np.uint8, order="F")
+    mask[5:25, 10:20] = 1
+    encoded = rle_tools.encode(mask)
+    return {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+
+@pytest.mark.parametrize("segmentation", [square(), layouts.SQUARE], ids=["rle", "polygons"])
+def test_the_right_answer_scores_one(tmp_path: Path, segmentation: Any) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(1, 1)))
+    path = results(tmp_path, [result(keypoints=POINTS, segmentation=segmentation)])
+    found = read_results(path, annotated)
+    assert list(found) == ["keypoints", "segm"]
+    assert match(annotated, found["segm"], "segm").columns()["AP"] == pytest.approx(1)
+    # 200 pixels are a small person: of no size that has keypoint columns but "all"
+    assert match(annotated, found["keypoints"], "keypoints").columns()["AP"] == pytest.approx(1)
+
+
+def test_an_annotation_with_number_zero_counts(tmp_path: Path) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(0, 1)))
+    found = read_results(results(tmp_path, [result(keypoints=POINTS)]), annotated)
+    assert match(annotated, found["keypoints"], "keypoints").columns()["AP"] == pytest.approx(1)
+
+
+def test_each_task_has_the_results_that_speak_of_it(tmp_path: Path) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(1, 1)))
+    poses, masks = result(keypoints=POINTS), result(2, segmentation=square())
+    assert list(read_results(results(tmp_path, [poses]), annotated)) == ["keypoints"]
+    assert list(read_results(results(tmp_path, [masks]), annotated)) == ["segm"]
+    both = read_results(results(tmp_path, [poses, masks]), annotated)
+    assert {task: list(found) for task, found in both.items()} == {"keypoints": [1], "segm": [2]}
+    nobody = read_results(results(tmp_path, []), annotated)
+    assert match(annotated, nobody["keypoints"], "keypoints").columns()["AP"] == 0
+
+
+def test_an_empty_mask_is_a_mask_that_finds_nobody(tmp_path: Path) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(1, 1)))
+    empty = rle_tools.encode(np.zeros((layouts.HEIGHT, layouts.WIDTH), np.uint8, order="F"))
+    empty = {"size": empty["size"], "counts": empty["counts"].decode()}
+    surer = result(segmentation=empty, score=0.9)
+    found = read_results(results(tmp_path, [surer, result(segmentation=square())]), annotated)
+    assert match(annotated, found["segm"], "segm").columns()["AP"] == pytest.approx(0.5)
+
+
+def test_other_categories_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(1, 1)))
+    path = results(tmp_path, [result(category_id=3, bbox=[1, 2, 3, 4]), result(keypoints=POINTS)])
+    with caplog.at_level(logging.INFO):
+        assert list(read_results(path, annotated)) == ["keypoints"]
+    assert "1 results of other categories" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ({"annotations": []}, "a JSON list"),
+        ([result(keypoints=POINTS), 5], "number 1 .*is not an object"),
+        ([result(9, keypoints=POINTS)], "number 0 .*image 9 is not among the annotated images"),
+        ([result("1", keypoints=POINTS)], 'image_id is "1"'),
+        ([result(keypoints=POINTS, category_id=None)], "category_id is null"),
+        ([result(keypoints=POINTS[:50])], "keypoints holds 50 numbers, not 51"),
+        ([result(keypoints=[*POINTS[:50], "0"])], "keypoints is not a list of numbers"),
+        ([result(keypoints=POINTS, score=None)], "score is not"),
+        ("""[{"image_id": 1, "category_id": 1, "keypoints": [], "score": NaN}]""", "score holds"),
+        ([result(segmentation={"size": [5, 5], "counts": "0"})], r"size \[5, 5\], the image"),
+        ([result(segmentation=square() | {"counts": "zzz"})], "its mask"),
+        ([result(segmentation=5)], "has no segmentation"),
+        ([result(bbox=[1, 2, 3, 4])], "neither keypoints nor segmentation"),
+    ],
+)
+def test_bad_results_are_named(tmp_path: Path, content: Any, reason: str) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(1, 1)))
+    with pytest.raises(UserError, match=f"results.json.*{reason}"):
+        read_results(results(tmp_path, content), annotated)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(1, 1)))
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
+        read_results(tmp_path / "none.json", annotated)
+    with pytest.raises(UserError, match=r"none\.json: no such file"):
+        read_annotations(tmp_path / "none.json")
+
+
+def test_bad_annotations_are_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = layouts.person(1, 1), layouts.person(2, 1, area=-1)
+    with caplog.at_level(logging.WARNING):
+        annotated = read_annotations(truth(tmp_path, good, bad, good))
+    assert "2 annotations left out; number 1 of the list: area is -1; number 2" in caplog.text
+    assert len(annotated.anns) == 1
+    with pytest.raises(UserError, match="no person"):
+        read_annotations(truth(tmp_path, bad))
+
+
+@pytest.mark.parametrize("record", [5, {"id": 1}, layouts.image(1, height=0), layouts.image(2)])
+def test_bad_images_are_named(tmp_path: Path, record: Any) -> None:
+    listed = [layouts.image(2), record]
+    path = layouts.write_json(tmp_path, "val", layouts.document(listed, [layouts.person(1, 2)]))
+    with pytest.raises(UserError, match="image number 1 of the list"):
+        read_annotations(path)
+
+
+@pytest.mark.testdata
+def test_scores_are_those_of_cocos_own_tools(coco_mini: Path, tmp_path: Path) -> None:
+    file = coco_mini / "annotations" / "person_keypoints_val2017.json"
+    theirs = COCO(str(file))
+    random = np.random.default_rng(0)
+    records = []
+    for person in theirs.dataset["annotations"]:
+        if not person["iscrowd"]:
+            points = np.array(person["keypoints"], float).reshape(-1, 3)
+            points[:, :2] += random.normal(0, 3, (len(points), 2))
+            mask = theirs.annToRLE(person)
+            box = {"image_id": person["image_id"], "category_id": 1, "score": float(random.random())}
+            segmentation = {"size": mask["size"], "counts": mask["counts"].decode()}
+            records.append(box | {"keypoints": points.ravel().tolist(), "segmentation": segmentation})
+    annotated = read_annotations(file)
+    found = read_results(results(tmp_path, records), annotated)
+    for task in ("keypoints", "segm"):
+        ours = match(annotated, found[task], task).columns()
+        alone = [
+            {k: r[k] for k in r if k != ("segmentation" if task == "keypoints" else "keypoints")}
+            for r in records
+        ]
+        evaluator = COCOeval(theirs, theirs.loadRes(alone), task)
+        evaluator.params.maxDets = [20] if task == "keypoints" else [1, 10, 20]
+        evaluator.evaluate()
+        evaluator.accumulate()
+        precision = evaluator.eval["precision"][:, :, 0, 0, -1]
+        assert 0.3 < ours["AP"] < 1.001
+        assert ours["AP"] == pytest.approx(precision.mean(), abs=1e-9)
