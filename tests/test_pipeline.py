@@ -147,5 +147,6 @@ def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None
     assert not weights.exists()
     output = dvc("repro", "--force", "--single-item", "train", folder=project)
     assert "going on from step" in output
+    assert "waiting for data" in output
     assert weights.read_bytes() == uninterrupted
     assert not list(project.glob("runs/train-*"))

@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -129,12 +130,9 @@ def _work(config: dict[str, Any]) -> None:
     curves = _Curves(Path(config["live"]), board, progress.step) if _leads() else None
 
     parallel = prepare_model(supervised, move_to_device=False)
-    first = progress.step + 1
-    for step, batch in zip(
-        range(first, train.steps + 1),
-        _batches(recipe, config["images"], device, skip=progress.step),
-        strict=False,
-    ):
+    pace = _Pace()
+    batches = _batches(recipe, config["images"], device, skip=progress.step)
+    for step, batch in zip(range(progress.step + 1, train.steps + 1), pace.timed(batches), strict=False):
         losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
         progress.average.update(network, step)
         progress.step = step
@@ -144,6 +142,7 @@ def _work(config: dict[str, Any]) -> None:
             _report(progress, losses)
     if curves:
         curves.live.end()
+        ray.get(board.post.remote(progress.step, pace.summary()))
 
 
 def _average(train: Train) -> Average:
@@ -190,6 +189,30 @@ def _report(progress: _Progress, losses: dict[str, float]) -> None:
             progress.save(Path(folder), losses)
         kept = Checkpoint.from_directory(folder) if _leads() else None
         ray_train.report(losses, checkpoint=kept)
+
+
+class _Pace:
+    """How fast a worker trains from its second batch on, and how much of that time it waits for data."""
+
+    def __init__(self) -> None:
+        self.images, self.waited, self.began = 0, 0.0, time.monotonic()
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        yield next(batches)  # the first one waits for Ray to start reading
+        self.began = time.monotonic()
+        while True:
+            asked = time.monotonic()
+            batch = next(batches)
+            self.waited += time.monotonic() - asked
+            self.images += len(batch.images)
+            yield batch
+
+    def summary(self) -> str:
+        seconds = max(time.monotonic() - self.began, 1e-9)
+        share = self.waited / seconds
+        return (
+            f"{self.images / seconds:.1f} images/s on each worker, {share:.0%} of the time waiting for data"
+        )
 
 
 class _Curves:
