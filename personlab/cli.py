@@ -21,11 +21,14 @@ from cyclopts.validators import MutuallyExclusive
 from personlab import __version__, params
 from personlab.errors import UserError
 from personlab.files import write_atomic
+from personlab.models_cli import app as models
 
 app = cyclopts.App(name="personlab", help=__doc__, version=__version__)
 stages = cyclopts.Group("Stages, in the order of the pipeline", sort_key=0)
 tools = cyclopts.Group("Tools", sort_key=1)
 _scales = cyclopts.Group(validator=MutuallyExclusive())
+models.group = tools
+app.command(models)
 
 ParamsFile = Annotated[Path, Parameter(name="--params", help="Parameter file.")]
 PARAMS = Path("params.yaml")

@@ -52,6 +52,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     _remove(old)
 
 
+def replace_link(path: Path, target: Path) -> None:
+    """Make `path` a link to `target` (relative to its folder); one that is there is replaced, atomically."""
+    partial = _beside(path, "partial")
+    _remove(partial)
+    partial.symlink_to(target)
+    partial.replace(path)
+    _sync(path.parent)
+
+
 def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{path.name}.{what}")
 

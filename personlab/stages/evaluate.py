@@ -15,17 +15,16 @@ import pyarrow.compute as pc
 from personlab import render, tables
 from personlab.data.example import decode_jpeg
 from personlab.data.view import ImageArray
-from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
-from personlab.metrics import report
+from personlab.metrics import report, shards
 from personlab.metrics.coco import Matches, ground_truth, match
+from personlab.metrics.shards import Row
 from personlab.params import Params
 from personlab.people import Detection
 from personlab.progress import progress
 
 log = logging.getLogger("personlab")
 
-Row = dict[str, Any]
 Detections = Mapping[int, Sequence[Detection]]
 
 _OVERVIEW_CELL: Final = (520, 200)  # width and height in pixels of a picture pair
@@ -48,9 +47,9 @@ def run(params: Params, root: Path) -> None:
     Raises:
         UserError: there are no images to evaluate, or the predictions are not those of these images.
     """
-    shards = _parts(root / "data/targets/val", "targets")
-    images = _rows(shards, tables.SHARD, [name for name in tables.SHARD.names if name != "jpeg"])
-    detections = _detections(images, _rows(_parts(root / "data/infer", "infer"), tables.PREDICTIONS))
+    val = root / "data/targets/val"
+    images = shards.annotated(val)
+    detections = shards.detections(root / "data/infer", images, val)
 
     truth = ground_truth(images.values())
     keypoints = match(truth, detections, "keypoints")
@@ -60,7 +59,7 @@ def run(params: Params, root: Path) -> None:
 
     certain = _certain(keypoints)
     chosen = _spread(_quality(keypoints, segm), params.evaluate.gallery)
-    exhibits = _exhibits(chosen, _with_jpegs(shards, chosen), detections, certain, (keypoints, segm))
+    exhibits = _exhibits(chosen, _with_jpegs(val, chosen), detections, certain, (keypoints, segm))
     with atomic_folder(root / "data/evaluate") as output:
         _write_json(output / "metrics.json", {m.task: report.metrics(m) for m in (keypoints, segm)})
         curves = report.precision_recall(keypoints) + report.precision_recall(segm)
@@ -73,62 +72,6 @@ def run(params: Params, root: Path) -> None:
             report.markdown((keypoints, segm), facts=facts, picture="gallery.jpg" if exhibits else None),
         )
     log.info("evaluate: %d pictures in data/evaluate/gallery, worst to best", len(exhibits))
-
-
-# --- reading ------------------------------------------------------------------------------------------------
-
-
-def _parts(folder: Path, stage: str) -> list[Path]:
-    parts = sorted(folder.glob("*.parquet"))
-    if not parts:
-        raise UserError(f"{folder}: no Parquet files; run the stage {stage} first ('dvc repro {stage}')")
-    return parts
-
-
-def _rows(parts: Sequence[Path], schema: pa.Schema, columns: list[str] | None = None) -> dict[int, Row]:
-    """The rows of all parts by image id."""
-    rows: dict[int, Row] = {}
-    for part in parts:
-        for row in tables.read_table(part, schema, columns).to_pylist():
-            if row["image_id"] in rows:
-                raise UserError(f"{part}: image {row['image_id']} is in an earlier row or part too")
-            rows[row["image_id"]] = row
-    if not rows:
-        raise UserError(f"{parts[0].parent}: no images, so there is nothing to evaluate")
-    return rows
-
-
-def _detections(images: Mapping[int, Row], predictions: Mapping[int, Row]) -> dict[int, list[Detection]]:
-    """The detections of every image; images in = predictions in, of the same size."""
-    for only, where in (
-        (images.keys() - predictions.keys(), "data/infer lacks"),
-        (predictions.keys() - images.keys(), "data/targets/val lacks"),
-    ):
-        if only:
-            raise UserError(
-                f"{where} {len(only)} of the other's images, image {min(only)} first; run 'dvc repro infer'"
-            )
-    for image_id, image in images.items():
-        size, predicted = ((row["height"], row["width"]) for row in (image, predictions[image_id]))
-        if size != predicted:
-            raise UserError(
-                f"data/infer: image {image_id} is {predicted} pixels (height, width), in data/targets/val "
-                f"{size}; run 'dvc repro infer'"
-            )
-    return {
-        image_id: [tables.detection(record) for record in row["people"]]
-        for image_id, row in predictions.items()
-    }
-
-
-def _with_jpegs(shards: Sequence[Path], image_ids: Sequence[int]) -> dict[int, Row]:
-    """The complete shard rows of some images. Only now are images read: 5000 of them fill a gigabyte."""
-    rows: dict[int, Row] = {}
-    for shard in shards:
-        table = tables.read_table(shard, tables.SHARD)
-        wanted = pc.is_in(table["image_id"], pa.array(image_ids, pa.int64()))
-        rows |= {row["image_id"]: row for row in table.filter(wanted).to_pylist()}
-    return rows
 
 
 # --- the gallery --------------------------------------------------------------------------------------------
@@ -152,6 +95,16 @@ def _spread(quality: Mapping[int, float], count: int) -> list[int]:
     ranked = sorted(quality, key=lambda image_id: (quality[image_id], image_id))
     ranks = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
     return [ranked[rank] for rank in ranks]
+
+
+def _with_jpegs(val: Path, image_ids: Sequence[int]) -> dict[int, Row]:
+    """The complete shard rows of some images. Only now are images read: 5000 of them fill a gigabyte."""
+    rows: dict[int, Row] = {}
+    for shard in shards.parts(val, "targets"):
+        table = tables.read_table(shard, tables.SHARD)
+        wanted = pc.is_in(table["image_id"], pa.array(image_ids, pa.int64()))
+        rows |= {row["image_id"]: row for row in table.filter(wanted).to_pylist()}
+    return rows
 
 
 def _exhibits(

@@ -1,0 +1,290 @@
+"""The models that were promoted, and the one that is champion now.
+
+    models/versions/3-1a2b3c4d/   immutable: weights and card, the predictions they were judged by, scores,
+                                  parameters, lineage.json
+    models/champion               a link to one of them, replaced by a rename: whoever opens
+                                  models/champion/model.safetensors gets one version or the other, whole
+
+A version appears by a rename when it is complete, and is never changed or deleted: to roll back is to link
+the older one again. Every such act is recorded in Git (see provenance). The folder itself is not: weights are
+too large for Git, and DVC's cache holds them too, under the commit that the lineage names.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from personlab import params as parameters
+from personlab import promotion, provenance
+from personlab.errors import UserError
+from personlab.files import atomic_folder, replace_link, write_atomic
+from personlab.metrics import shards
+from personlab.metrics.coco import ground_truth
+from personlab.params import Params, Section
+from personlab.promotion import Predictions, Rule, Verdict
+
+WEIGHTS = "model.safetensors"
+CARD = "model.json"
+# a candidate's files by the names that they get in a version
+_FILES = {
+    WEIGHTS: "data/train/model.safetensors",
+    CARD: "data/train/model.json",
+    "metrics.json": "data/evaluate/metrics.json",
+    "params.yaml": "params.yaml",
+}
+_VAL = "data/targets/val"
+
+
+class Lineage(Section):
+    """lineage.json: all that is known of where a version came from."""
+
+    version: int
+    weights: str  # SHA-256
+    replaces: int | None  # the champion before
+    when: datetime
+    why: str
+    commit: str
+    experiment: str | None  # DVC's
+    data: provenance.Data
+    params: Params
+    metrics: dict[str, dict[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Version:
+    folder: Path
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        path = self.folder / "lineage.json"
+        try:
+            return Lineage.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValidationError) as error:
+            raise UserError(
+                f"{path}: not the lineage of a model ({error}); put the folder back whole"
+            ) from None
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / WEIGHTS
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "predictions"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The model of a checkout in which `dvc repro` has run."""
+
+    folder: Path
+
+    @cached_property
+    def params(self) -> Params:
+        return parameters.load(self.folder / "params.yaml")
+
+    @cached_property
+    def data(self) -> provenance.Data:
+        return provenance.data_of(self.folder)
+
+    @cached_property
+    def weights(self) -> str:
+        return _sha256(self.folder / _FILES[WEIGHTS])
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "data/infer"
+
+    @property
+    def val(self) -> Path:
+        return self.folder / _VAL
+
+
+# what a version finds in other validation shards than it was judged by: a folder of predictions, for a while
+PredictAgain = Callable[[Version, Path], AbstractContextManager[Path]]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The models of one project."""
+
+    root: Path  # the project's folder
+
+    def versions(self) -> list[Version]:
+        """Oldest first."""
+        found = [Version(path.parent) for path in self._folder.glob("versions/*/lineage.json")]
+        return sorted(found, key=lambda version: version.lineage.version)
+
+    def champion(self) -> Version | None:
+        link = self._folder / "champion"
+        if not link.is_symlink():
+            return None
+        if not link.exists():
+            raise UserError(f"{link}: its version is gone; put it back or 'personlab models rollback N'")
+        return Version(link.resolve())
+
+    def judge(self, candidate: Candidate, rule: Rule, predict_again: PredictAgain) -> Verdict:
+        """Compare a candidate with the champion; nothing is changed.
+
+        Raises:
+            UserError: the candidate is not complete, or of more than one run.
+        """
+        data, champion = candidate.data, self.champion()
+        if champion is None:
+            return Verdict(rule != "never", "there is no champion yet")
+        if candidate.weights == champion.lineage.weights and _same(
+            candidate.predictions, champion.predictions
+        ):
+            return Verdict(False, f"it is the champion, version {champion.lineage.version}")
+        images = shards.annotated(candidate.val)
+
+        def found(predictions: Path, params: Params) -> Predictions:
+            return Predictions(shards.detections(predictions, images, candidate.val), params.infer.max_people)
+
+        with _predictions(champion, data, candidate.val, predict_again) as predictions:
+            old = found(predictions, champion.lineage.params)
+        new = found(candidate.predictions, candidate.params)
+        return promotion.decide(promotion.compare(ground_truth(images.values()), old, new), rule)
+
+    def promote(
+        self, candidate: Candidate, rule: Rule, predict_again: PredictAgain, why: str = ""
+    ) -> tuple[Verdict, Version | None]:
+        """Make a candidate the champion if the rule says so.
+
+        Args:
+            why: put before the rule's own reason.
+
+        Returns:
+            The verdict, and the new version if it was promoted.
+
+        Raises:
+            UserError: as `judge`; or no commit and no experiment holds the state that made the candidate.
+        """
+        with self._alone():
+            verdict = self.judge(candidate, rule, predict_again)
+            if not verdict.promoted:
+                return verdict, None
+            version = self._add(candidate, "; ".join(filter(None, (why, verdict.why))))
+            self._crown(version, f"version {version.lineage.version}: {version.lineage.why}")
+            return verdict, version
+
+    def rollback(self, number: int | None = None, why: str = "") -> Version:
+        """Make an earlier version champion again: by number, or the one that the champion replaced.
+
+        Raises:
+            UserError: there is no such version, or it is the champion.
+        """
+        with self._alone():
+            champion = self.champion()
+            before = champion.lineage.replaces if champion else None
+            wanted = before if number is None else number
+            if wanted is None:
+                raise UserError(
+                    "no earlier champion to roll back to; 'personlab models list' lists what there is"
+                )
+            known = {version.lineage.version: version for version in self.versions()}
+            if wanted not in known:
+                raise UserError(f"no version {wanted}; there are: {', '.join(map(str, known)) or 'none'}")
+            if champion and champion.lineage.version == wanted:
+                raise UserError(f"version {wanted} is the champion already")
+            self._crown(known[wanted], "; ".join(filter(None, (f"rolled back to version {wanted}", why))))
+            return known[wanted]
+
+    @property
+    def _folder(self) -> Path:
+        return self.root / "models"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Two promotions at once would both be judged against a champion that one of them replaces."""
+        self._folder.mkdir(exist_ok=True)
+        with (self._folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _add(self, candidate: Candidate, why: str) -> Version:
+        state = provenance.state_of(candidate.folder)
+        champion, digest = self.champion(), candidate.weights
+        number = max((version.lineage.version for version in self.versions()), default=0) + 1
+        lineage = Lineage(
+            version=number,
+            weights=digest,
+            replaces=champion.lineage.version if champion else None,
+            when=datetime.now(UTC).replace(microsecond=0),
+            why=why,
+            commit=state.commit,
+            experiment=state.experiment,
+            data=candidate.data,
+            params=candidate.params,
+            metrics=_json(candidate.folder / _FILES["metrics.json"]),
+        )
+        final = self._folder / "versions" / f"{number}-{digest[:8]}"
+        with atomic_folder(final) as folder:
+            for name, source in _FILES.items():
+                shutil.copyfile(candidate.folder / source, folder / name)
+            shutil.copytree(candidate.predictions, folder / "predictions")
+            write_atomic(folder / "lineage.json", lineage.model_dump_json(indent=2) + "\n")
+        return Version(final)
+
+    def _crown(self, version: Version, message: str) -> None:
+        # Recorded first: what Git refuses does not happen.
+        provenance.record(self.root, version.lineage.commit, f"{message}\n\n{_facts(version.lineage)}\n")
+        replace_link(self._folder / "champion", version.folder.relative_to(self._folder))
+
+
+def _predictions(
+    champion: Version, data: provenance.Data, val: Path, predict_again: PredictAgain
+) -> AbstractContextManager[Path]:
+    if champion.lineage.data.val == data.val:
+        return _kept(champion.predictions)
+    return predict_again(champion, val)
+
+
+@contextmanager
+def _kept(folder: Path) -> Iterator[Path]:
+    yield folder
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same predictions."""
+    first, second = (
+        {path.name: path.read_bytes() for path in folder.glob("*.parquet")} for folder in (one, other)
+    )
+    return first == second
+
+
+def _facts(lineage: Lineage) -> str:
+    scores = ", ".join(f"{task} AP {values['AP']}" for task, values in lineage.metrics.items())
+    return "\n".join(
+        (
+            f"weights: sha256 {lineage.weights}",
+            f"scores: {scores}",
+            f"data: train {lineage.data.train}, val {lineage.data.val}",
+            f"experiment: {lineage.experiment or '-'}",
+        )
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{path}: missing or not JSON; run 'dvc repro'") from None
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run 'dvc repro' there first") from None

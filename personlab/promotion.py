@@ -1,0 +1,120 @@
+"""Whether a new model takes the champion's place: a paired bootstrap over the same validation images.
+
+Both models are scored on the same resamplings of the images, so what is uncertain is their difference alone
+and not how hard the images are. A task is *worse* if the interval that holds 95% of the differences of AP
+lies wholly below zero, *better* if wholly above; between them nothing has been shown.
+
+The default rule wants evidence, not luck: of two models that are equally good one nearly always has the
+higher AP in one task or the other, and a schedule that promoted on that would wander downhill one interval
+at a time.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from pycocotools.coco import COCO
+
+from personlab.metrics import bootstrap
+from personlab.metrics.coco import KEYPOINT_BUDGET, Task, match
+from personlab.metrics.report import TITLES
+from personlab.people import Detection
+
+Rule = Literal["better", "not-worse", "always", "never"]
+RULES: Final[Mapping[Rule, str]] = {
+    "better": "neither task worse by more than chance explains, and one better by more than that",
+    "not-worse": "neither task worse by more than chance explains, and one with a higher AP",
+    "always": "whatever the scores are",
+    "never": "compared and reported only",
+}
+COVERAGE: Final = 0.95
+_SAMPLES: Final = 1000
+_TASKS: Final[tuple[Task, ...]] = ("keypoints", "segm")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What one model found in the validation images, by image id."""
+
+    people: Mapping[int, Sequence[Detection]]
+    max_people: int  # masks per image that count, as in its evaluation
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task's AP of both models; NaN where there is nobody to find."""
+
+    task: Task
+    champion: float
+    candidate: float
+    low: float  # where the difference, candidate - champion, lies in 95% of the resamplings
+    high: float
+
+    @property
+    def worse(self) -> bool:
+        return self.high < 0
+
+    @property
+    def better(self) -> bool:
+        return self.low > 0
+
+    def __str__(self) -> str:
+        if math.isnan(self.candidate - self.champion):
+            return f"{TITLES[self.task]}: nobody to find"
+        change, sure = self.candidate - self.champion, f"{COVERAGE:.0%}: {self.low:+.3f} to {self.high:+.3f}"
+        word = "better" if self.better else "worse" if self.worse else "no sure difference"
+        aps = f"AP {self.champion:.3f} -> {self.candidate:.3f}"
+        return f"{TITLES[self.task]}: {aps}, {change:+.3f} ({sure}), {word}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    promoted: bool
+    why: str  # one line
+    comparisons: tuple[Comparison, ...] = ()  # empty where there was no champion to compare with
+
+    def __str__(self) -> str:
+        head = f"{'promoted' if self.promoted else 'not promoted'}: {self.why}"
+        return "\n".join((head, *(f"  {comparison}" for comparison in self.comparisons)))
+
+
+def compare(truth: COCO, champion: Predictions, candidate: Predictions) -> tuple[Comparison, ...]:
+    """Both models' APs on the images of `truth`, task by task."""
+    return tuple(_compare(truth, champion, candidate, task) for task in _TASKS)
+
+
+def decide(comparisons: Iterable[Comparison], rule: Rule) -> Verdict:
+    """Apply the rule to what was compared; a task with nobody to find has no say."""
+    comparisons = tuple(comparisons)
+    return Verdict(*_decide(comparisons, rule), comparisons)
+
+
+def _compare(truth: COCO, champion: Predictions, candidate: Predictions, task: Task) -> Comparison:
+    old, new = (
+        match(truth, model.people, task, KEYPOINT_BUDGET if task == "keypoints" else model.max_people)
+        for model in (champion, candidate)
+    )
+    differences = bootstrap.resampled_ap(new, samples=_SAMPLES) - bootstrap.resampled_ap(
+        old, samples=_SAMPLES
+    )
+    low, high = bootstrap.interval(differences, COVERAGE)
+    return Comparison(task, old.columns()["AP"], new.columns()["AP"], low, high)
+
+
+def _decide(comparisons: Sequence[Comparison], rule: Rule) -> tuple[bool, str]:
+    if rule in ("always", "never"):
+        return rule == "always", f"the rule says {rule}"
+    if worse := [_name(each) for each in comparisons if each.worse]:
+        return False, f"{' and '.join(worse)} got worse"
+    if better := [_name(each) for each in comparisons if each.better]:
+        return True, f"{' and '.join(better)} got better, nothing got worse"
+    if rule == "not-worse":
+        if higher := [_name(each) for each in comparisons if each.candidate > each.champion]:
+            return True, f"nothing got worse beyond chance, AP of {' and '.join(higher)} is higher"
+        return False, "no AP is higher"
+    return False, "nothing got better beyond chance"
+
+
+def _name(comparison: Comparison) -> str:
+    return TITLES[comparison.task].lower()

@@ -1,0 +1,236 @@
+"""A rehearsal of the pipeline: its eight stages and their tables, but nothing is learnt, so it takes seconds.
+
+`python rehearsal.py STAGE` in a project that `project` made. The "training" knows the best learning rate; the
+further away `train.learning_rate` is, the further off the "network" sees people. `evaluate` is the real one.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+BEST, USUAL, BAD = 1e-3, 3e-3, 1.0  # learning rates
+HEIGHT, WIDTH, IMAGES = 120, 160, 24
+STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
+PARAMS = {
+    "acquire": {"source": "sample"},
+    "codec": {"radius": 12, "nms_radius": 5, "bin": 1},
+    "model": {"backbone": "resnet18", "width": 8},
+    "train": {"learning_rate": USUAL, "crop": 97, "batch": 2, "steps": 60, "checkpoint_every": 5},
+    "infer": {"sides": [129], "stride": 16},
+    "evaluate": {"gallery": 4},
+}
+INPUTS = {  # of each stage: parameters and earlier outputs
+    "acquire": (["acquire"], []),
+    "ingest": (["ingest"], ["data/acquire"]),
+    "estimator": (["estimator"], ["data/ingest"]),
+    "impute": (["impute"], ["data/estimator"]),
+    "targets": (["targets"], ["data/impute"]),
+    "train": (["model", "train"], ["data/targets/train"]),
+    "infer": (["infer", "codec"], ["data/targets/val", "data/train/model.safetensors"]),
+    "evaluate": (["evaluate", "infer.max_people"], ["data/targets/val", "data/infer"]),
+}
+
+
+def project(folder: Path, commands: dict[str, str] | None = None) -> None:
+    """A Git and DVC repository with the rehearsal, committed; `commands` replaces those of some stages.
+
+    A stage whose input/STAGE.txt says anything but "ok" fails with just that.
+    """
+    from personlab.params import Params
+
+    (folder / "input").mkdir(parents=True)
+    stages = {}
+    for stage, (params, deps) in INPUTS.items():
+        (folder / "input" / f"{stage}.txt").write_text("ok\n")
+        stages[stage] = {
+            "cmd": (commands or {}).get(stage, f"python rehearsal.py {stage}"),
+            "params": params,
+            "deps": [f"input/{stage}.txt", *deps],
+            "outs": [f"data/{stage}"],
+        }
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    complete = Params.model_validate(PARAMS).model_dump(mode="json")
+    (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
+    (folder / ".gitignore").write_text("/runs/\n/models/\n__pycache__/\n")
+    (folder / ".dvcignore").write_text("runs\nmodels\n__pycache__\n")
+    (folder / "data").mkdir()
+    (folder / "data/.gitignore").write_text(
+        "".join(f"/{stage}\n" for stage in STAGES) + "/report\n.*.partial\n"
+    )
+    (folder / "rehearsal.py").write_bytes(Path(__file__).read_bytes())
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, sys.executable, "-m", "dvc", "init", "-q")
+    commit(folder)
+
+
+def commit(folder: Path) -> None:
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-qm", "rehearsal")
+
+
+def run(folder: Path, *command: str) -> str:
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+# --- the stages: each writes data/STAGE -------------------------------------------------------------------
+
+
+def acquire(out: Path, params: Any) -> None:
+    (out / "source.json").write_text(json.dumps({"source": "sample", "root": "data/acquire"}))
+
+
+def ingest(out: Path, params: Any) -> None:
+    (out / "metrics.json").write_text('{"images": 24}')
+    picture(out / "sheet.jpg", "red")
+
+
+def estimator(out: Path, params: Any) -> None:
+    (out / "metrics.json").write_text('{"pck": 0.5}')
+
+
+def impute(out: Path, params: Any) -> None:
+    (out / "metrics.json").write_text('{"imputed": 3}')
+    picture(out / "imputed.png", "blue")
+
+
+def targets(out: Path, params: Any) -> None:
+    write_shards(out / "train", first=1)
+    write_shards(out / "val", first=1001)
+    (out / "metrics.json").write_text('{"images": 48}')
+
+
+def train(out: Path, params: Any) -> None:
+    blur = 4.0 * abs(np.log10(params.train.learning_rate / BEST))
+    (out / "model.safetensors").write_text(f"{blur}\n")
+    (out / "model.json").write_text(json.dumps({"blur": blur}))
+    (out / "metrics.json").write_text(json.dumps({"heatmap": blur / 10}))
+
+
+def infer(out: Path, params: Any) -> None:
+    write_predictions(out, blur=float(Path("data/train/model.safetensors").read_text()), first=1001)
+    (out / "metrics.json").write_text('{"people": 48}')
+
+
+def write_shards(out: Path, first: int) -> None:
+    from personlab import tables
+
+    rows = [
+        {
+            "image_id": image_id,
+            "file_name": f"{image_id}.jpg",
+            "height": HEIGHT,
+            "width": WIDTH,
+            "jpeg": jpeg(image_id),
+            "people": [person(2 * image_id + n, box) for n, box in enumerate(boxes(image_id))],
+        }
+        for image_id in range(first, first + IMAGES)
+    ]
+    tables.write_table(
+        pa.Table.from_pylist(rows, schema=tables.SHARD), out / "part-00000.parquet", params_hash="0"
+    )
+
+
+def write_predictions(out: Path, blur: float, first: int) -> None:
+    """Everybody is found, up to three times `blur` pixels off."""
+    from personlab import tables
+
+    rows = []
+    for image_id in range(first, first + IMAGES):
+        chance = np.random.default_rng(image_id)
+        people = [detection(box, blur * chance.uniform(-3, 3, 2), score) for box, score in seen(image_id)]
+        rows.append({"image_id": image_id, "height": HEIGHT, "width": WIDTH, "people": people})
+    table = pa.Table.from_pylist(rows, schema=tables.PREDICTIONS)
+    tables.write_table(table, out / "part-00000.parquet", params_hash="0")
+
+
+def boxes(image_id: int) -> list[tuple[int, int, int, int]]:
+    shift = image_id % 7
+    return [(10 + shift, 20, 50, 80), (90 + shift, 15, 50, 80)]
+
+
+def seen(image_id: int) -> Iterator[tuple[tuple[int, int, int, int], float]]:
+    scores = np.random.default_rng(image_id + 1).uniform(0.3, 1.0, 2)
+    return zip(boxes(image_id), sorted(scores, reverse=True), strict=True)
+
+
+def person(number: int, box: tuple[int, int, int, int]) -> dict[str, Any]:
+    return {
+        "person_id": number,
+        "keypoints": lattice(box).ravel(),
+        "visibility": [2] * 17,
+        "confidence": [1.0] * 17,
+        "imputed": False,
+        "box": list(box),
+        "area": float(box[2] * box[3]),
+        "crowd": False,
+        "mask": rectangle(box),
+    }
+
+
+def detection(box: tuple[int, int, int, int], off: np.ndarray, score: float) -> dict[str, Any]:
+    x, y = np.clip(np.round(np.add(box[:2], off)), 0, (WIDTH - box[2], HEIGHT - box[3])).astype(int)
+    return {
+        "score": score,
+        "keypoints": (lattice(box) + off).ravel(),
+        "keypoint_scores": [score] * 17,
+        "mask": rectangle((x, y, box[2], box[3])),
+    }
+
+
+def lattice(box: tuple[int, int, int, int]) -> np.ndarray:
+    x, y, w, h = box
+    return np.array([(x + w * (k % 4 + 0.5) / 4, y + h * (k // 4 + 0.5) / 5) for k in range(17)], np.float32)
+
+
+def rectangle(box: tuple[int, int, int, int]) -> bytes:
+    from pycocotools import mask as rle
+
+    x, y, w, h = box
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8, order="F")
+    mask[y : y + h, x : x + w] = 1
+    counts: bytes = rle.encode(mask)["counts"]
+    return counts
+
+
+def jpeg(image_id: int) -> bytes:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT), (image_id % 200, 120, 90)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def picture(path: Path, colour: str) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), colour).save(path)
+
+
+def main(stage: str) -> None:
+    from personlab.params import load
+
+    if (word := Path("input", f"{stage}.txt").read_text().strip()) != "ok":
+        sys.exit(word)
+    print(f"{stage}: hello from the stage")
+    params = load(Path("params.yaml"))
+    if stage == "evaluate":
+        from personlab.stages import evaluate
+
+        evaluate.run(params, Path())
+        return
+    folder = Path("data", stage)
+    folder.mkdir(parents=True)
+    globals()[stage](folder, params)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
