@@ -6,7 +6,6 @@ that are out of date; a command here runs one whether it is or not.
 """
 
 import json
-import logging
 import os
 import sys
 from importlib import import_module
@@ -18,7 +17,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import MutuallyExclusive
 
-from personlab import __version__, params
+from personlab import __version__, logs, params
 from personlab.errors import UserError
 from personlab.files import write_atomic
 from personlab.models_cli import app as models
@@ -37,7 +36,9 @@ PARAMS = Path("params.yaml")
 def _run_stage(stage: str, params_file: Path) -> None:
     settings = params.load(params_file)
     # Imported only now: --help must not wait for torch and Ray.
-    import_module(f"personlab.stages.{stage}").run(settings, Path.cwd())
+    module = import_module(f"personlab.stages.{stage}")
+    logs.name(stage, import_module("personlab.tables").params_hash(settings))
+    module.run(settings, Path.cwd())
 
 
 @app.command(group=stages, sort_key=0)
@@ -267,18 +268,13 @@ def export(
     onnx.export(weights, out, stride=stride)
 
 
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logger = logging.getLogger("personlab")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-
-
 def main() -> None:
     """Run a command; what a user can put right is said without a traceback, and ends with status 1."""
-    _log_to_stderr()
+    logs.start()
     try:
         app()
     except UserError as error:
-        sys.exit(f"personlab: {error}")
+        if not logs.for_programs():
+            sys.exit(f"personlab: {error}")
+        logs.log.error("%s", error)
+        sys.exit(1)

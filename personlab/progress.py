@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from personlab.logs import how_far
+
 log = logging.getLogger("personlab")
 
 T = TypeVar("T")
@@ -65,7 +67,8 @@ def _lines(iterable: Iterable[T], total: int | None, label: str) -> Iterator[T]:
         now = time.monotonic()
         if now - said >= LOG_EVERY:
             said = now
-            log.info("%s: %s", label, _state(done, total, now - start))
+            state = _state(done, total, now - start)
+            log.info("%s: %s", label, state, extra=how_far(label, done, total))
         yield item
 
 

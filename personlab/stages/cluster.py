@@ -20,6 +20,7 @@ from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, Worker
 from ray.train.data_parallel_trainer import DataParallelTrainer
 
 from personlab.errors import UserError
+from personlab.logs import how_far
 from personlab.params import Section
 from personlab.progress import progress
 
@@ -130,7 +131,7 @@ def watch(total: int, label: str) -> Iterator[Any]:
             finished = done.wait(_POLL_SECONDS)
             step, news = ray.get(board.read.remote())
             for line in news:
-                log.info("%s: %s", label, line)
+                log.info("%s: %s", label, line, extra=how_far(label, step, total))
             yield from range(shown, step)
             shown = max(shown, step)
             if finished:
