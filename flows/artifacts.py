@@ -4,22 +4,21 @@ The UI cannot read the project's files, so pictures travel inside the artifacts,
 artifact exceeds a megabyte.
 """
 
-import base64
-import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dvc.api
 from dvc.exceptions import DvcException
-from PIL import Image
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from personlab import data_uri
+from personlab.differences import Difference, compare, flatten, shown
+
 PICTURE_BYTES = 700_000  # a third more as base64
-PICTURE_SIDE = 1600  # pixels
 PICTURE_IN_MARKDOWN = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 
 Row = dict[str, Any]
@@ -45,7 +44,7 @@ class StageArtifacts:
             create_table_artifact(rows, key=self._key(name), description=f"data/{self.stage}/{name}")
         for name in self._present(self.pictures, folder):
             # markdown, because the UI prints the whole URL below an image artifact
-            picture = f"![{name}]({data_uri(folder / name, PICTURE_BYTES)})"
+            picture = f"![{name}]({data_uri.jpeg(folder / name, PICTURE_BYTES)})"
             create_markdown_artifact(picture, key=self._key(name), description=f"data/{self.stage}/{name}")
         for name in self._present(self.reports, folder):
             create_markdown_artifact(with_pictures(folder / name), key=self._key(name))
@@ -59,52 +58,24 @@ class StageArtifacts:
 
 def publish_metrics(key: str, file: Path, project: Path) -> None:
     """A table of the metrics in `file` (relative to the project) beside those of the last commit."""
-    rows = compare(read_flat(project / file), committed_metrics(file, project))
+    differences = compare(committed_metrics(file, project), read_flat(project / file))
     create_table_artifact(
-        rows, key=f"{key}-metrics", description=f"{file.as_posix()} against the last commit"
+        metrics_rows(differences, before="last commit"),
+        key=f"{key}-metrics",
+        description=f"{file.as_posix()} against the last commit",
     )
 
 
-def compare(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[Row]:
-    """One row a metric; `change` only where both are numbers."""
+def metrics_rows(differences: Iterable[Difference], before: str) -> list[Row]:
+    """One row a metric. before: what the other column is called."""
     return [
-        {
-            "metric": name,
-            "now": shown(now.get(name)),
-            "last commit": shown(before.get(name)),
-            "change": change(now.get(name), before.get(name)),
-        }
-        for name in {**now, **before}
+        {"metric": each.name, "now": shown(each.now), before: shown(each.before), "change": each.change}
+        for each in differences
     ]
-
-
-def shown(value: Any) -> Any:
-    return "–" if value is None else round(value, 4) if isinstance(value, float) else value
-
-
-def change(now: Any, before: Any) -> str:
-    if not (is_number(now) and is_number(before)):
-        return "–"
-    return "=" if now == before else f"{now - before:+.4g}"
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_flat(file: Path) -> dict[str, Any]:
     return flatten(json.loads(file.read_text()))
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"keypoints": {"AP": 0.5}} as {"keypoints.AP": 0.5}, DVC's way of naming metrics."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def committed_metrics(file: Path, project: Path) -> dict[str, Any]:
@@ -122,24 +93,6 @@ def with_pictures(report: Path) -> str:
 
     def embed(found: re.Match[str]) -> str:
         picture = report.parent / found[2]
-        return f"![{found[1]}]({data_uri(picture, budget)})" if picture.is_file() else found[0]
+        return f"![{found[1]}]({data_uri.jpeg(picture, budget)})" if picture.is_file() else found[0]
 
     return PICTURE_IN_MARKDOWN.sub(embed, text)
-
-
-def data_uri(picture: Path, budget: int) -> str:
-    """The picture as a JPEG of at most `budget` bytes inside a URI, smaller in pixels where it must be."""
-    side = PICTURE_SIDE
-    with Image.open(picture) as opened:
-        pixels = opened.convert("RGB")
-    while len(jpeg := encode(pixels, side)) > budget and side > 64:
-        side = side * 3 // 4
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
-
-
-def encode(pixels: Image.Image, side: int) -> bytes:
-    small = pixels.copy()
-    small.thumbnail((side, side))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    return file.getvalue()

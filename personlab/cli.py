@@ -229,6 +229,23 @@ def score(
         write_atomic(output, json.dumps(scores, indent=2) + "\n")
 
 
+@app.command(group=tools)
+def report(
+    *,
+    checkout: Annotated[Path, Parameter(name="--from", help="Folder in which 'dvc repro' has run.")] = Path(),
+    out: Annotated[Path, Parameter(help="File to write.")] = Path("data/report/index.html"),
+) -> None:
+    """Show the results beside the champion's on one page: scores, parameters, curves, pictures.
+
+    The file holds everything that it shows and asks nobody for anything.
+    """
+    from personlab import page
+    from personlab.models import Registry
+
+    page.write(page.Results(checkout, Registry(Path.cwd()).champion()), out)
+    print(out)
+
+
 @app.command(group=tools, name="import-weights")
 def import_weights(
     source: Annotated[

@@ -1,7 +1,7 @@
 """The models that were promoted, and the one that is champion now.
 
-    models/versions/3-1a2b3c4d/   immutable: weights and card, the predictions they were judged by, scores,
-                                  parameters, lineage.json
+    models/versions/3-1a2b3c4d/   immutable: weights and card, the predictions they were judged by, scores
+                                  and curves, parameters, lineage.json
     models/champion               a link to one of them, replaced by a rename: whoever opens
                                   models/champion/model.safetensors gets one version or the other, whole
 
@@ -233,6 +233,7 @@ class Registry:
             for name, source in _FILES.items():
                 shutil.copyfile(candidate.folder / source, folder / name)
             shutil.copytree(candidate.predictions, folder / "predictions")
+            shutil.copytree(candidate.folder / "data/evaluate/plots", folder / "plots")
             write_atomic(folder / "lineage.json", lineage.model_dump_json(indent=2) + "\n")
         return Version(final)
 

@@ -32,12 +32,13 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.logging.handlers import APILogHandler
 
 import flows.leash
-from flows.artifacts import PICTURE_BYTES, compare, data_uri, flatten, with_pictures
+from flows.artifacts import PICTURE_BYTES, with_pictures
 from flows.deployments import deployments
 from flows.leash import end_group
 from flows.repro import StageError, error_text, leashed, repro
 from flows.retrain import retrain
 from flows.stages import STAGES, acquire, downloads, evaluate, ingest, targets
+from personlab import data_uri
 from tests.conftest import ROOT
 
 NAMES = [stage.name for stage in STAGES]
@@ -344,21 +345,10 @@ def test_the_error_text_is_the_last_error(tail: list[str], text: str) -> None:
     assert error_text([*tail, verdict]) == "\n".join(filter(None, (text, verdict)))
 
 
-def test_metrics_are_compared_name_by_name() -> None:
-    now = flatten({"a": {"b": 1.23456, "c": "new"}, "d": 2})
-    before = {"a.b": 1.0, "a.c": "old", "e": 7}
-    assert compare(now, before) == [
-        {"metric": "a.b", "now": 1.2346, "last commit": 1.0, "change": "+0.2346"},
-        {"metric": "a.c", "now": "new", "last commit": "old", "change": "–"},
-        {"metric": "d", "now": 2, "last commit": "–", "change": "–"},
-        {"metric": "e", "now": "–", "last commit": 7, "change": "–"},
-    ]
-
-
 def test_pictures_fit_and_remain_pictures(tmp_path: Path) -> None:
     noise = Image.frombytes("RGB", (2400, 1800), os.urandom(2400 * 1800 * 3))
     noise.save(tmp_path / "noise.png")
-    jpeg = base64.b64decode(data_uri(tmp_path / "noise.png", PICTURE_BYTES).partition("base64,")[2])
+    jpeg = base64.b64decode(data_uri.jpeg(tmp_path / "noise.png", PICTURE_BYTES).partition("base64,")[2])
     assert len(jpeg) <= PICTURE_BYTES
     with Image.open(io.BytesIO(jpeg)) as small:
         assert small.width / small.height == pytest.approx(4 / 3, abs=0.01)

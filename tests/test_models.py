@@ -50,6 +50,8 @@ def made(folder: Path, learning_rate: float, val: str = "val-1") -> Candidate:
         os.chdir(here)
     scores = {"keypoints": {"AP": learning_rate}, "segm": {"AP": None}}
     (folder / "data/evaluate/metrics.json").write_text(json.dumps(scores))
+    (folder / "data/evaluate/plots").mkdir(exist_ok=True)
+    (folder / "data/evaluate/plots/precision_recall.json").write_text("[]")
     weights = hashlib.md5((folder / "data/train/model.safetensors").read_bytes()).hexdigest()
     lock(folder, weights, val)
     return Candidate(folder)
@@ -99,7 +101,7 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
     before = tree(project / "models/champion")
     assert set(before) == {
         "lineage.json", "metrics.json", "model.json", "model.safetensors", "params.yaml",
-        "predictions/metrics.json", "predictions/part-00000.parquet",
+        "predictions/metrics.json", "predictions/part-00000.parquet", "plots/precision_recall.json",
     }  # fmt: skip
 
     made(project, BAD)

@@ -1,0 +1,73 @@
+"""A line chart of values between 0 and 1 over values between 0 and 1, as SVG that needs nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Final
+
+_COLOURS: Final = ("#0b62a4", "#d9480f", "#2b8a3e", "#868e96", "#862e9c", "#e67700")
+_LEFT, _TOP, _SIZE, _BELOW = 44, 12, 260, 48
+_LEGEND: Final = 20  # a line
+_TICKS: Final = (0, 0.25, 0.5, 0.75, 1)
+
+
+@dataclass(frozen=True)
+class Series:
+    name: str
+    points: Sequence[tuple[float, float]]
+    dashed: bool = False
+
+
+def draw(series: Sequence[Series], *, x: str, y: str) -> str:
+    """One <svg>; series get colours in turn, a dashed one that of the solid one before it."""
+    height = _TOP + _SIZE + _BELOW + _LEGEND * len(series)
+    width = _LEFT + _SIZE + 16
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" font-family="sans-serif" font-size="11" fill="#343a40">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        *map(_grid, _TICKS),
+        f'<text x="{_LEFT + _SIZE / 2}" y="{_TOP + _SIZE + 32}" text-anchor="middle">{escape(x)}</text>',
+        f'<text transform="translate(12 {_TOP + _SIZE / 2}) rotate(-90)" text-anchor="middle">'
+        f"{escape(y)}</text>",
+    ]
+    colour = -1
+    for row, each in enumerate(series):
+        colour += not each.dashed
+        parts += [
+            _line(each, _COLOURS[colour % len(_COLOURS)]),
+            _key(each, row, _COLOURS[colour % len(_COLOURS)]),
+        ]
+    return "".join((*parts, "</svg>"))
+
+
+def _at(x: float, y: float) -> tuple[float, float]:
+    return round(_LEFT + x * _SIZE, 1), round(_TOP + (1 - y) * _SIZE, 1)
+
+
+def _grid(tick: float) -> str:
+    (x, bottom), (_, top) = _at(tick, 0), _at(tick, 1)
+    (left, y), (right, _) = _at(0, tick), _at(1, tick)
+    return (
+        f'<path d="M{x} {bottom}V{top}M{left} {y}H{right}" stroke="#dee2e6"/>'
+        f'<text x="{x}" y="{bottom + 15}" text-anchor="middle">{tick:g}</text>'
+        f'<text x="{left - 5}" y="{y + 4}" text-anchor="end">{tick:g}</text>'
+    )
+
+
+def _stroke(series: Series, colour: str) -> str:
+    dashes = ' stroke-dasharray="5 4"' if series.dashed else ""
+    return f'fill="none" stroke="{colour}" stroke-width="2"{dashes}'
+
+
+def _line(series: Series, colour: str) -> str:
+    points = " ".join("{},{}".format(*_at(x, y)) for x, y in series.points)
+    return f'<polyline points="{points}" {_stroke(series, colour)}/>'
+
+
+def _key(series: Series, row: int, colour: str) -> str:
+    y = _TOP + _SIZE + _BELOW + _LEGEND * row + 4
+    return (
+        f'<path d="M{_LEFT} {y}h24" {_stroke(series, colour)}/>'
+        f'<text x="{_LEFT + 32}" y="{y + 4}">{escape(series.name)}</text>'
+    )

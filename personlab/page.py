@@ -1,0 +1,138 @@
+"""The results of a run beside the champion's, as one HTML file that asks nobody for anything.
+
+It is no stage: what it shows depends on which model is champion now, not only on what the run made.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+
+from personlab import data_uri
+from personlab import params as parameters
+from personlab.chart import Series, draw
+from personlab.differences import NOTHING, Difference, changed, compare, flatten
+from personlab.errors import UserError
+from personlab.files import write_atomic
+from personlab.metrics.report import TITLES
+from personlab.models import Version
+
+Row = dict[str, Any]
+
+_PICTURES: Final = 6  # of the worst images, and of the best
+_PICTURE_BYTES, _SHEET_BYTES = 90_000, 400_000
+_MEAN: Final = "mean of 0.50 to 0.95"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `dvc repro` left in a folder, and the champion to hold it against, if there is one."""
+
+    folder: Path
+    champion: Version | None
+
+    @property
+    def scores(self) -> list[Difference]:
+        """Every score, the champion's `before`."""
+        before = self.champion.lineage.metrics if self.champion else {}
+        return compare(flatten(before), flatten(_json(self.folder / "data/evaluate/metrics.json")))
+
+    @property
+    def parameters(self) -> list[Difference]:
+        """The parameters that are not the champion's."""
+        if not self.champion:
+            return []
+        now = parameters.load(self.folder / "params.yaml")
+        return changed(
+            *(flatten(each.model_dump(mode="json")) for each in (self.champion.lineage.params, now))
+        )
+
+    @cached_property
+    def curves(self) -> dict[str, str]:
+        """Precision over recall, an SVG for each task; the champion's mean dashed."""
+        now = _json(self.folder / "data/evaluate/plots/precision_recall.json")
+        before = _json(self.champion.folder / "plots/precision_recall.json") if self.champion else []
+        return {task: draw([*_series(now, task, before)], x="recall", y="precision") for task in TITLES}
+
+    @property
+    def keypoints(self) -> list[Row]:
+        rows: list[Row] = _json(self.folder / "data/evaluate/plots/oks_per_keypoint.json")
+        return rows
+
+    @property
+    def worst(self) -> list[Path]:
+        """The pictures of the worst images, worst first."""
+        return self._pictures[:_PICTURES]
+
+    @property
+    def best(self) -> list[Path]:
+        """The pictures of the best images, best first, that are not among the worst."""
+        return self._pictures[_PICTURES:][: -_PICTURES - 1 : -1]
+
+    @property
+    def imputed(self) -> Path | None:
+        sheet = self.folder / "data/impute/imputed.png"
+        return sheet if sheet.is_file() else None
+
+    @property
+    def _pictures(self) -> list[Path]:
+        return sorted((self.folder / "data/evaluate/gallery").glob("*.jpg"))
+
+
+def write(results: Results, path: Path) -> None:
+    """Write the page.
+
+    Raises:
+        UserError: the stages have not run.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("personlab", "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "score": lambda value: NOTHING if value is None else f"{value:.4f}",
+        "plain": lambda value: NOTHING if value is None else value,
+        "picture": lambda file: data_uri.jpeg(file, _PICTURE_BYTES),
+        "sheet": lambda file: data_uri.jpeg(file, _SHEET_BYTES),
+    }
+    tables = {title: _of_task(results.scores, task) for task, title in TITLES.items()}
+    page = environment.get_template("report.html").render(results=results, tables=tables, titles=TITLES)
+    write_atomic(path, page)
+
+
+def _of_task(scores: Sequence[Difference], task: str) -> list[Difference]:
+    return [
+        Difference(each.name.removeprefix(f"{task}."), each.before, each.now)
+        for each in scores
+        if each.name.startswith(f"{task}.")
+    ]
+
+
+def _series(now: Sequence[Row], task: str, before: Sequence[Row]) -> Iterator[Series]:
+    for threshold in list(dict.fromkeys(row["threshold"] for row in now))[::-1]:
+        name = f"IoU {threshold}" if task == "segm" else f"OKS {threshold}"
+        yield Series(name, _points(now, task, threshold))
+        if before and threshold == _MEAN:
+            yield Series(f"{name}, champion", _points(before, task, threshold), dashed=True)
+
+
+def _points(curves: Sequence[Row], task: str, threshold: str) -> list[tuple[float, float]]:
+    return [
+        (row["recall"], row["precision"])
+        for row in curves
+        if row["task"] == task and row["threshold"] == threshold and row["precision"] is not None
+    ]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{path}: missing or not JSON; run 'dvc repro'") from None

@@ -1,0 +1,140 @@
+"""The page of results: complete, and alone."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from personlab import chart, page
+from personlab.chart import Series
+from personlab.differences import Difference, changed, compare, flatten
+from personlab.errors import UserError
+from personlab.models import Lineage, Version
+from personlab.page import Results
+from personlab.params import Params, load
+from personlab.provenance import Data
+from personlab.stages import evaluate
+from tests import rehearsal
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the stages have run."""
+    folder = tmp_path_factory.mktemp("done")
+    rehearsal.write_shards(folder / "data/targets/val", first=1)
+    rehearsal.write_predictions(folder / "data/infer", blur=0.5, first=1)
+    (folder / "params.yaml").write_text("{train: {learning_rate: 1.0e-5}, evaluate: {gallery: 9}}\n")
+    evaluate.run(load(folder / "params.yaml"), folder)
+    (folder / "data/impute").mkdir()
+    rehearsal.picture(folder / "data/impute/imputed.png", "blue")
+    return folder
+
+
+@pytest.fixture
+def champion(done: Path, tmp_path: Path) -> Version:
+    (tmp_path / "plots").mkdir()
+    curves = done / "data/evaluate/plots/precision_recall.json"
+    (tmp_path / "plots/precision_recall.json").write_bytes(curves.read_bytes())
+    lineage = Lineage(
+        version=7,
+        weights="w",
+        replaces=None,
+        when="2026-01-02T03:04:05Z",
+        why="",
+        commit="c",
+        experiment=None,
+        data=Data(train="t", val="v"),
+        params=Params(),
+        metrics={"keypoints": {"AP": 0.25}, "segm": {"AP": None}},
+    )
+    (tmp_path / "lineage.json").write_text(lineage.model_dump_json())
+    return Version(tmp_path)
+
+
+class Links(HTMLParser):
+    """Everything that a browser would fetch or follow."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if name in {"src", "href", "srcset"} and value]
+
+
+def written(folder: Path, champion: Version | None, out: Path) -> str:
+    page.write(Results(folder, champion), out / "report" / "index.html")
+    return (out / "report" / "index.html").read_text()
+
+
+def test_the_page_asks_nobody_for_anything(done: Path, champion: Version, tmp_path: Path) -> None:
+    text = written(done, champion, tmp_path)
+    links = Links(text).found
+    assert len(links) == 9 + 1
+    assert all(link.startswith("data:image/jpeg;base64,") for link in links)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert 'name="viewport"' in text
+
+
+def test_scores_and_parameters_stand_beside_the_champions(
+    done: Path, champion: Version, tmp_path: Path
+) -> None:
+    text = written(done, champion, tmp_path)
+    assert "Beside the champion, version 7 of 2026-01-02" in text
+    ap = json.loads((done / "data/evaluate/metrics.json").read_text())["keypoints"]["AP"]
+    cells = re.findall(
+        r"<tr>\s*<td>AP</td>\s*<td>(.*?)</td>\s*<td>(.*?)</td>\s*<td class=\"(\w*)\">(.*?)</td>", text
+    )
+    assert cells[0] == (f"{ap:.4f}", "0.2500", "up", f"{ap - 0.25:+.4g}")
+    assert cells[1][1:] == ("–", "", "–")
+    assert re.search(r"train.learning_rate</td><td>0.001</td><td>1e-05</td>", text)
+    assert text.count("champion</text>") == 2
+
+
+def test_without_a_champion_there_is_nothing_to_compare(done: Path, tmp_path: Path) -> None:
+    text = written(done, None, tmp_path)
+    assert "There is no champion yet" in text
+    assert "<th>change</th>" not in text
+    assert "learning_rate" not in text
+
+
+def test_the_worst_images_come_first_and_none_twice(done: Path) -> None:
+    results = Results(done, None)
+    worst, best = (
+        [int(file.stem.partition("-")[0]) for file in each] for each in (results.worst, results.best)
+    )
+    assert worst == [1, 2, 3, 4, 5, 6]
+    assert best == [9, 8, 7]
+
+
+def test_stages_that_have_not_run_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics.json: missing or not JSON; run 'dvc repro'"):
+        page.write(Results(tmp_path, None), tmp_path / "index.html")
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_chart_is_a_drawing_of_its_points() -> None:
+    drawn = ElementTree.fromstring(
+        chart.draw([Series("a < b", [(0, 1), (1, 0)]), Series("c", [(0.5, 0.5)], dashed=True)], x="x", y="y")
+    )
+    lines = drawn.findall("{*}polyline")
+    assert [line.get("points") for line in lines] == ["44,12 304,272", "174.0,142.0"]
+    assert lines[0].get("stroke") == lines[1].get("stroke")
+    assert "a < b" in [text.text for text in drawn.findall("{*}text")]
+
+
+def test_differences_name_by_name() -> None:
+    before = {"a.b": 1.0, "a.c": "old", "e": 7}
+    now = flatten({"a": {"b": 1.25, "c": "new"}, "d": 2})
+    assert [(each.name, each.change) for each in compare(before, now)] == [
+        ("a.b", "+0.25"),
+        ("a.c", "–"),
+        ("d", "–"),
+        ("e", "–"),
+    ]
+    assert changed({"a": 1, "b": True}, {"a": 1, "b": False}) == [Difference("b", True, False)]
