@@ -40,7 +40,7 @@ def connect() -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **quiet)
-        _quiet_data()
+        _set_up_data()
         try:
             yield
         finally:
@@ -54,16 +54,22 @@ def connect() -> Iterator[None]:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_num_workers_soft_limit", "8")
     ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
-    _quiet_data()
+    _set_up_data()
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _quiet_data() -> None:
-    """Stages show how far they are themselves: Ray Data's plans and bars stay in its log files."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
+def _set_up_data() -> None:
+    """Ray Data's own plans and bars stay in its log files, and reading takes no actors.
+
+    Stages show how far they are themselves. Ray 2.60's newer reader starts two actor processes every time a
+    dataset is read, which is every epoch; the older one reads in tasks, whose processes stay.
+    """
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # or it warns of just that
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
