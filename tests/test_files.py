@@ -98,8 +98,18 @@ def test_progress_logs_lines_where_there_is_no_terminal(
     assert caplog.messages == ["work: 2/8, 4.0/min, 1.5 min left", "work: 5/8, 5.0/min, 36 s left"]
 
 
+def test_progress_of_work_begun_earlier_counts_on_and_knows_its_own_rate(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: float(next(clock)))
+    with caplog.at_level(logging.INFO, logger="personlab"):
+        assert list(progress(range(3), label="work", begun=100)) == list(range(3))
+    assert caplog.messages == ["work: 102/103, 4.0/min, 15 s left"]
+
+
 def test_progress_says_rate_and_time_left() -> None:
-    assert progress_module._state(120, 400, 40.0) == "120/400, 3.0/s, 1.6 min left"
-    assert progress_module._state(1, 3, 10.0) == "1/3, 6.0/min, 20 s left"
+    assert progress_module._state(120, 400, 3.0) == "120/400, 3.0/s, 1.6 min left"
+    assert progress_module._state(1, 3, 0.1) == "1/3, 6.0/min, 20 s left"
     assert progress_module._state(1, 7201, 1.0) == "1/7201, 1.0/s, 2.0 h left"
-    assert progress_module._state(5, None, 1.0) == "5, 5.0/s"
+    assert progress_module._state(5, None, 5.0) == "5, 5.0/s"

@@ -4,12 +4,13 @@ With RAY_ADDRESS set, stages use that cluster; otherwise each starts a private o
 takes it down again. Nothing else in the program knows which it is.
 """
 
+import functools
 import hashlib
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ class Board:
     def __init__(self) -> None:
         self.step = 0
         self.news: list[str] = []
+        self.reason: str | None = None
 
     def post(self, step: int, news: str | None = None) -> None:
         """step: how many are done. news: a line for the log."""
@@ -124,6 +126,33 @@ class Board:
         news, self.news = self.news, []
         return self.step, news
 
+    def give_up(self, reason: str) -> None:
+        self.reason = reason
+
+    def given_up(self) -> str | None:
+        """Why there is no sense in going on, if there is none."""
+        return self.reason
+
+
+def final(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """A training function whose UserErrors end the run: Ray would try again what cannot go better.
+
+    `work` is handed a config that holds the run's `board`.
+    """
+
+    @functools.wraps(work)
+    def worker(config: dict[str, Any]) -> None:
+        board = config["board"]
+        if ray.get(board.given_up.remote()):
+            return
+        try:
+            work(config)
+        except UserError as error:
+            ray.get(board.give_up.remote(str(error)))
+            raise
+
+    return worker
+
 
 @contextmanager
 def watch(total: int, label: str) -> Iterator[Any]:
@@ -131,20 +160,25 @@ def watch(total: int, label: str) -> Iterator[Any]:
     board: Any = Board.remote()  # type: ignore[attr-defined]
     done = threading.Event()
 
-    def steps() -> Iterator[int]:
-        shown = 0
-        while True:
+    def counts() -> Iterator[int]:
+        """Steps done so far, now and then; what is news goes to the log."""
+        finished = False
+        while not finished:
             finished = done.wait(_POLL_SECONDS)
             step, news = ray.get(board.read.remote())
             for line in news:
                 log.info("%s: %s", label, line, extra=how_far(label, step, total))
-            yield from range(shown, step)
-            shown = max(shown, step)
-            if finished:
-                return
+            yield step
+
+    def steps(shown: int, counts: Iterator[int]) -> Iterator[int]:
+        for count in counts:
+            yield from range(shown, count)
+            shown = max(shown, count)
 
     def show() -> None:
-        for _ in progress(steps(), total=total, label=label):
+        posted = counts()
+        begun = next(filter(None, posted), 0)  # a run that goes on first posts where it does
+        for _ in progress(steps(begun, posted), total=total, label=label, begun=begun):
             pass
 
     viewer = threading.Thread(target=show, daemon=True)
@@ -162,19 +196,22 @@ def node_cpus() -> int:
     return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
-def fit(trainer: DataParallelTrainer) -> Path:
+def fit(trainer: DataParallelTrainer, board: Any) -> Path:
     """Train, and return the folder of the last checkpoint.
 
     Raises:
-        UserError: raised by a worker; what else stops the training keeps its traceback.
+        UserError: raised by a worker whose function is `final`; what else stops the training keeps its
+            traceback.
     """
     try:
-        return checkpoint_of(trainer.fit())
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            if isinstance(failure, UserError):
-                raise failure from None
+        result = trainer.fit()
+    except WorkerGroupError:
+        if reason := ray.get(board.given_up.remote()):
+            raise UserError(reason) from None
         raise
+    if reason := ray.get(board.given_up.remote()):
+        raise UserError(reason)
+    return checkpoint_of(result)
 
 
 def checkpoint_of(result: Result) -> Path:

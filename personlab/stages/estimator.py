@@ -116,10 +116,11 @@ def _train(
             ),
             run_config=config,
         )
-        saved = _load_state(cluster.fit(trainer))
+        saved = _load_state(cluster.fit(trainer, board))
     return saved["model"], saved["losses"]
 
 
+@cluster.final
 def _train_worker(config: dict[str, Any]) -> None:
     settings = params.Estimator.model_validate(config["params"])
     people = people_with_keypoints(Path(config["root"]), "train")

@@ -38,7 +38,7 @@ from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.params import Codec, Model, Params, Section, Train
-from personlab.stages.cluster import connect, fit, forget, node_cpus, run_config, watch
+from personlab.stages.cluster import connect, final, fit, forget, node_cpus, run_config, watch
 
 log = logging.getLogger("personlab")
 
@@ -90,7 +90,7 @@ def run(params: Params, root: Path) -> None:
             ),
             run_config=replace(settings, worker_runtime_env={"env_vars": _threads(recipe.train.workers)}),
         )
-        _export(recipe, fit(trainer), live, root)
+        _export(recipe, fit(trainer, board), live, root)
     forget(settings)
 
 
@@ -115,6 +115,7 @@ def _export(recipe: Recipe, folder: Path, live: Path, root: Path) -> None:
     log.info("train: %d steps done, data/train/model.safetensors written", state["step"])
 
 
+@final
 def _work(config: dict[str, Any]) -> None:
     """What each training worker does."""
     recipe = Recipe.model_validate(config["recipe"])
