@@ -45,8 +45,10 @@ def unique(*keys: str) -> pap.Check:
 
     def rows(data: pap.PyArrowData) -> pa.Array:
         row = pa.array(np.arange(len(data.table)))
-        firsts = data.table.select(keys).append_column("row", row).group_by(keys).aggregate([("row", "min")])
-        return pc.is_in(row, firsts["row_min"].combine_chunks())
+        firsts = (
+            data.table.select(keys).append_column("_row", row).group_by(keys).aggregate([("_row", "min")])
+        )
+        return pc.is_in(row, firsts["_row_min"].combine_chunks())
 
     return pap.Check(rows, error=f"repeats the {' and '.join(keys)} of an earlier row", ignore_na=False)
 

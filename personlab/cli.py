@@ -201,6 +201,55 @@ def predict(
         raise UserError(f"{len(unread)} of {len(found)} pictures could not be read:{reasons}")
 
 
+@app.command(group=tools, name="infer-batch")
+def infer_batch(
+    pictures: Annotated[
+        str,
+        Parameter(
+            help="Folder, pattern ('photos/**/*.jpg'), Parquet file with pictures in its rows, or file that "
+            "lists paths or URIs. Here or on an object store (s3://, gs://, abfs://, hdfs://)."
+        ),
+    ],
+    /,
+    *,
+    weights: Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")],
+    out: Annotated[str, Parameter(help="Folder to write to, path or URI: empty, or with a run to go on.")],
+    side: Annotated[
+        PositiveInt | None,
+        Parameter(group=_scales, help="Longest side of the network's input, in pixels. [default: 801]"),
+    ] = None,
+    pyramid: Annotated[
+        list[PositiveInt] | None,
+        Parameter(
+            group=_scales, help="Several such sides instead: slower, finds more.", consume_multiple=True
+        ),
+    ] = None,
+    stride: Annotated[Literal[8, 16], Parameter(help="Output stride: 8 is slower and finds more.")] = 16,
+    max_people: Annotated[PositiveInt, Parameter(help="Proposals per picture.")] = 20,
+    part_size: Annotated[
+        PositiveInt, Parameter(help="Pictures a part: what a kill can cost, and how many files there are.")
+    ] = 64,
+    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")] = "cpu",
+) -> None:
+    """Find people in any number of pictures, on all processors or GPUs of this machine or of RAY_ADDRESS.
+
+    Writes part-*.parquet, errors-*.parquet for pictures that cannot be read, and manifest.json when all are
+    done. Killed at any point, the same command goes on and makes the same files.
+    """
+    from personlab import inputs
+    from personlab.batch import Job, make_plan
+    from personlab.data import picture
+    from personlab.params import Infer
+    from personlab.stages import batch
+    from personlab.storage import Folder
+
+    sides = tuple(pyramid or [side or 801])
+    infer = Infer(sides=sides, stride=stride, max_people=max_people, gpu=device == "cuda")
+    listing = inputs.find(pictures)
+    plan = make_plan(listing, weights, infer, part_size=part_size)
+    batch.run(Job(plan, listing.root, Folder(out), weights.absolute(), picture.decode), listing)
+
+
 @app.command(group=tools)
 def score(
     *,

@@ -106,6 +106,14 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+# Batch inference: what there is to read (personlab/inputs.py), what was found, what could not be read. An
+# image's id is its place in INPUTS; predictions can be read as PREDICTIONS too.
+INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # row -1: the file is the picture
+
+NAMED_PREDICTIONS = PREDICTIONS.insert(1, pa.field("image", pa.string()))
+
+FAILURES = pa.schema([("image_id", pa.int64()), ("image", pa.string()), ("reason", pa.string())])
+
 # What `people_rows` makes of the people of shards and predictions.
 _SHARD_PEOPLE = pa.schema([("image_id", pa.int64()), *_PERSON])
 _PREDICTED_PEOPLE = pa.schema([("image_id", pa.int64()), *_DETECTION])
@@ -168,6 +176,27 @@ _CONTRACTS: Final = (
         in_order(image_id="ascending"),
     ),
     contract(
+        INPUTS,
+        ("file", "row"),
+        {"file": [NOT_EMPTY]},
+        unique("file", "row"),
+        in_order(file="ascending", row="ascending"),
+    ),
+    contract(
+        NAMED_PREDICTIONS,
+        ("image_id", "image"),
+        {"height": [POSITIVE], "width": [POSITIVE], "image": [NOT_EMPTY]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
+    ),
+    contract(
+        FAILURES,
+        ("image_id", "image"),
+        {"image": [NOT_EMPTY], "reason": [NOT_EMPTY]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
+    ),
+    contract(
         _PREDICTED_PEOPLE,
         ("image_id",),
         _DETECTION_CHECKS,
@@ -214,15 +243,32 @@ def write_table(table: pa.Table, path: Path, *, params_hash: str, row_group_size
         validate(table)
     except UserError as error:
         raise UserError(f"{path}: not written: {error}") from None
-    metadata = {_VERSION_KEY: str(FORMAT_VERSION), "personlab.params_hash": params_hash}
     with atomic_file(path) as partial:
-        pq.write_table(
-            table.replace_schema_metadata(metadata),
-            partial,
-            row_group_size=row_group_size,
-            compression="zstd",
-            use_dictionary=False,  # JPEG bytes and masks never repeat
-        )
+        _write(table, partial, params_hash, row_group_size)
+
+
+def table_bytes(table: pa.Table, *, params_hash: str, row_group_size: int = 65_536) -> bytes:
+    """What `write_table` writes, for file systems that are not local.
+
+    Raises:
+        UserError, ValueError: as `write_table`.
+    """
+    validate(table)
+    sink = pa.BufferOutputStream()
+    _write(table, sink, params_hash, row_group_size)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _write(table: pa.Table, sink: Any, params_hash: str, row_group_size: int) -> None:
+    metadata = {_VERSION_KEY: str(FORMAT_VERSION), _PARAMS_KEY: params_hash}
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        sink,
+        row_group_size=row_group_size,
+        compression="zstd",
+        use_dictionary=False,  # JPEG bytes and masks never repeat
+    )
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
@@ -244,6 +290,13 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
     return table.replace_schema_metadata(None)
 
 
+def params_hash_of(schema: pa.Schema) -> str:
+    """The `params_hash` in the header of a file; empty if there is none."""
+    value: bytes = (schema.metadata or {}).get(_PARAMS_KEY.encode(), b"")
+    return value.decode()
+
+
+_PARAMS_KEY: Final = "personlab.params_hash"
 _VERSION_KEY: Final = "personlab.format_version"
 
 

@@ -1,6 +1,9 @@
 """Read a picture that anyone may have made, in any format, as the RGB pixels that a viewer would show."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -41,13 +44,26 @@ def read(path: Path) -> ImageArray:
         UserError: the message is the reason alone, without the path: it is no file, no picture, incomplete,
             or larger than anyone's photos (89 million pixels, or 32767 a side).
     """
-    try:
+    with _explained():
         if not path.is_file():
             raise UserError(_no_file(path))
+        return _read(path)
+
+
+def decode(content: bytes) -> ImageArray:
+    """As `read`, of what a picture file holds."""
+    with _explained():
+        return _read(BytesIO(content))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Whatever goes wrong is a UserError that says why."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow can put up with
             warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            return _read(path)
+            yield
     except UserError:
         raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
@@ -64,8 +80,8 @@ def _no_file(path: Path) -> str:
     return "is no plain file" if path.exists() else "no such file"
 
 
-def _read(path: Path) -> ImageArray:
-    with PIL.Image.open(path, formats=formats()) as image:
+def _read(source: Path | BytesIO) -> ImageArray:
+    with PIL.Image.open(source, formats=formats()) as image:
         if max(image.size) > LONGEST:
             raise UserError(f"is {image.width} x {image.height} pixels; a side may have {LONGEST}, cut it up")
         ImageOps.exif_transpose(image, in_place=True)

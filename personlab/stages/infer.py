@@ -1,102 +1,83 @@
-"""Find people in the validation shards with Ray Data: one predictor per actor, images streamed through.
+"""Find people in the validation shards: a batch run over their rows, put into one part for each shard.
 
-One row per image, one part per shard, in the shards' order: the same shards and weights give the same files
-however many actors there were.
+The same shards and weights give the same files however many actors there were. The batch run is kept in
+runs/, outside DVC's outputs, under a name derived from all that decides it: started again after a kill, the
+stage goes on.
 """
 
+import hashlib
 import json
-import logging
-import time
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
-from ray.data import ActorPoolStrategy
 
-from personlab import tables
+from personlab import inputs, tables
+from personlab.batch import Job, Plan, make_plan, part_name
 from personlab.data.example import decode_jpeg
+from personlab.data.view import ImageArray
 from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
 from personlab.params import Params
-from personlab.predictor import Predictor
-from personlab.progress import progress
-from personlab.stages.cluster import connect
+from personlab.stages import batch
+from personlab.storage import Folder
 
-log = logging.getLogger("personlab")
-
-Row = dict[str, Any]
-
-# Reading needs a little of a processor: actors that took every last one would wait for it forever.
-_ACTOR_CPUS = 0.9
-_READER_CPUS = 0.1
-_BATCH = 4  # images handed to an actor at a time
+_PART = 16  # images: few, so that all actors end at about the same time
 
 
 def run(params: Params, root: Path) -> None:
     """Write data/infer/part-*.parquet (tables.PREDICTIONS) and metrics.json.
 
     Raises:
-        UserError: the checkpoint or a shard cannot be read, or an image was lost on the way.
+        UserError: the checkpoint, a shard or an image in it cannot be read.
     """
-    shards = sorted((root.resolve() / "data/targets/val").glob("part-*.parquet"))
-    sizes = [pq.read_metadata(shard).num_rows for shard in shards]
-    start = time.monotonic()
-    with connect():
-        found = _predict(params, root.resolve() / "data/train/model.safetensors", shards)
-        rows = sorted(progress(found, total=sum(sizes), label="infer"), key=lambda row: int(row["image_id"]))
-    seconds = time.monotonic() - start
-    if len(rows) != sum(sizes):
-        raise UserError(f"infer: {sum(sizes)} images in, {len(rows)} out; run the stage again")
+    folder, weights = root.resolve() / "data/targets/val", root.resolve() / "data/train/model.safetensors"
+    shards = sorted(folder.glob("part-*.parquet"))
+    listing = inputs.find(str(folder))
+    plan = make_plan(listing, weights, params.infer, part_size=_PART, codec=params.codec)
+    work = root.resolve() / "runs" / f"infer-{_digest(plan, shards)}"
+    job = Job(plan, listing.root, Folder(str(work)), weights, _decode)
+    found = batch.run(job, listing, label="infer")
+    if found.errors:
+        reason = _first_error(work)
+        shutil.rmtree(work)
+        raise UserError(f"{folder}: {reason}")
 
-    counts = {"images": len(rows), "people": sum(len(row["people"]) for row in rows)}
     digest = tables.params_hash(params.infer, params.codec)
     with atomic_folder(root / "data/infer") as output:
-        for number, size in enumerate(sizes):
-            part = pa.Table.from_pylist(rows[:size], schema=tables.PREDICTIONS)
-            tables.write_table(part, output / f"part-{number:05}.parquet", params_hash=digest)
-            del rows[:size]
+        for number, part in enumerate(_by_shard(shards, [work / part_name(part) for part in plan.parts])):
+            tables.write_table(part, output / part_name(number), params_hash=digest)
+        counts = {"images": found.images, "people": found.people}
         write_atomic(output / "metrics.json", json.dumps(counts, indent=2) + "\n")
-    log.info("infer: %d images in = %d images out, %d people", sum(sizes), *counts.values())
-    log.info("infer: %.2f images/s, Ray's start included", counts["images"] / seconds)
+    shutil.rmtree(work)
 
 
-def _predict(params: Params, weights: Path, shards: list[Path]) -> Iterator[Row]:
-    """Prediction rows of every image of the shards, in no particular order."""
-    images = ray.data.read_parquet(
-        [str(shard) for shard in shards],
-        columns=["image_id", "file_name", "height", "width", "jpeg"],
-        ray_remote_args={"num_cpus": _READER_CPUS},
-    )
-    predicted = images.map_batches(
-        _Actor,
-        fn_constructor_args=(weights, params),
-        batch_format="pyarrow",
-        batch_size=_BATCH,
-        compute=ActorPoolStrategy(min_size=1, max_size=_actors(params)),
-        num_cpus=_ACTOR_CPUS,
-        num_gpus=1 if params.infer.gpu else 0,
-    )
-    for batch in predicted.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield from batch.to_pylist()
+def _decode(jpeg: bytes) -> ImageArray:
+    return decode_jpeg(jpeg, name="image")
 
 
-def _actors(params: Params) -> int:
-    return max(1, int(ray.cluster_resources().get("GPU" if params.infer.gpu else "CPU", 1)))
+def _first_error(work: Path) -> str:
+    failed = tables.read_table(min(work.glob("errors-*.parquet")), tables.FAILURES).to_pylist()[0]
+    return f"{failed['image']}: {failed['reason']}"
 
 
-class _Actor:
-    """A predictor, loaded once per worker process."""
+def _by_shard(shards: Iterable[Path], parts: Iterable[Path]) -> Iterator[pa.Table]:
+    """The predictions of each shard, under its images' ids."""
+    source = (tables.read_table(part, tables.PREDICTIONS) for part in parts)
+    held = tables.PREDICTIONS.empty_table()
+    for shard in shards:
+        ids = tables.read_table(shard, tables.SHARD, ["image_id"])["image_id"]
+        while len(held) < len(ids):
+            held = pa.concat_tables([held, next(source)])
+        yield held[: len(ids)].set_column(0, tables.PREDICTIONS.field("image_id"), ids)
+        held = held[len(ids) :]
 
-    def __init__(self, weights: Path, params: Params) -> None:
-        self.predictor = Predictor.from_checkpoint(weights, params.infer, params.codec)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return pa.Table.from_pylist([self._row(row) for row in batch.to_pylist()], schema=tables.PREDICTIONS)
-
-    def _row(self, row: Row) -> Row:
-        people = self.predictor(decode_jpeg(row["jpeg"], name=row["file_name"]))
-        size = {name: row[name] for name in ("image_id", "height", "width")}
-        return size | {"people": [tables.detection_record(person) for person in people]}
+def _digest(plan: Plan, shards: Sequence[Path]) -> str:
+    """Names a run; unlike the plan it knows the shards' contents."""
+    digest = hashlib.sha256(plan.digest.encode())
+    for shard in shards:
+        with shard.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

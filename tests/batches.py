@@ -1,0 +1,85 @@
+"""What tests of batch inference share: a tiny random network, tiny pictures, and what a run left behind."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from personlab import inputs
+from personlab.batch import INPUTS, MANIFEST, PLAN, Decode, Job, Manifest, make_plan
+from personlab.data import picture
+from personlab.inputs import Listing
+from personlab.model import checkpoint
+from personlab.model.network import build
+from personlab.params import Codec, Infer, Model
+from personlab.storage import Folder
+
+INFER = Infer(sides=(65,), stride=16, max_people=2)
+
+
+def save_weights(path: Path, seed: int = 0) -> Path:
+    """A random network of width 8 and its card."""
+    torch.manual_seed(seed)
+    network = build(Model(backbone="resnet18", width=8), Codec(radius=12, nms_radius=5, bin=1), stride=16)
+    checkpoint.save(path, network.state_dict(), network.card({}))
+    return path
+
+
+def save_pictures(folder: Path, count: int, seed: int = 0) -> Path:
+    """000.png, 001.png, ... of noise, 48 x 36 pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (count, 36, 48, 3), dtype=np.uint8)
+    for number, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return folder
+
+
+def spoil(path: Path, how: int) -> None:
+    """Make a picture unreadable, in one of three ways."""
+    if how % 3 == 0:
+        path.write_bytes(path.read_bytes()[:200])  # broken off
+    elif how % 3 == 1:
+        path.write_text("nothing but text")
+    else:
+        path.write_bytes(b"")
+
+
+def job(
+    wanted: Path | str,
+    weights: Path,
+    out: Path | str,
+    *,
+    part_size: int = 4,
+    infer: Infer = INFER,
+    decode: Decode = picture.decode,
+) -> tuple[Job, Listing]:
+    listing = inputs.find(str(wanted))
+    plan = make_plan(listing, weights, infer, part_size=part_size)
+    return Job(plan, listing.root, Folder(str(out)), weights, decode), listing
+
+
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of every file that a run leaves."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.iterdir())
+        if path.name != ".lock"
+    }
+
+
+def check_truth(out: Path) -> Manifest:
+    """See that the manifest says what the files hold, and that there are no other files."""
+    manifest = Manifest.model_validate_json((out / MANIFEST).read_text())
+    assert manifest.images == manifest.predictions + manifest.errors
+    assert [part.number for part in manifest.parts] == list(range(len(manifest.parts)))
+    stated = {
+        f"{kind}-{part.number:05}.parquet": sha256
+        for part in manifest.parts
+        for kind, sha256 in zip(("part", "errors"), part.sha256, strict=False)
+    }
+    found = digests(out)
+    assert {name: found.pop(name, None) for name in stated} == stated
+    assert set(found) == {PLAN, INPUTS, MANIFEST}
+    return manifest

@@ -1,0 +1,96 @@
+"""Folders here and elsewhere: whole files or none, and one run at a time."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from pyarrow.fs import FileType
+
+from personlab import storage
+from personlab.errors import UserError
+from personlab.storage import Folder
+
+# Pyarrow treats what fsspec brings as it treats any file system that is not local.
+SCHEMES = ["", "file://", "fsspec+file://"]
+
+
+@pytest.fixture(params=SCHEMES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    made = Folder(f"{request.param}{tmp_path}/a/run")
+    made.create()
+    return made
+
+
+def test_files_are_written_read_listed_replaced_and_deleted(folder: Folder) -> None:
+    assert folder.files() == []
+    folder.write("a.txt", b"one")
+    folder.write("a.txt", b"another")
+    assert folder.read("a.txt") == b"another"
+    assert folder.files() == ["a.txt"]
+    folder.delete("a.txt")
+    folder.delete("a.txt")
+    assert folder.files() == []
+    with pytest.raises(FileNotFoundError):
+        folder.read("a.txt")
+
+
+def test_a_folder_lists_what_is_below_it_by_relative_names(tmp_path: Path) -> None:
+    for name in ("a b.txt", "c/d#e.txt", "c/f/g.txt"):
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).write_text(name)
+    for scheme in SCHEMES:
+        for end in ("", "/"):
+            found = Folder(f"{scheme}{tmp_path}/x{end}")
+            assert sorted(found.files(recursive=True)) == ["a b.txt", "c/d#e.txt", "c/f/g.txt"]
+            assert found.files() == ["a b.txt"]
+            assert found.read("c/d#e.txt") == b"c/d#e.txt"
+
+
+def test_a_folder_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
+    assert Folder(str(tmp_path / "none")).files(recursive=True) == []
+
+
+def test_uris_are_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a b#c.txt").write_text("x")
+    assert storage.kind(f"file://{tmp_path}/a%20b%23c.txt") == FileType.File
+    assert storage.kind(str(tmp_path / "a b#c.txt")) == FileType.File
+    assert storage.kind(f"file://{tmp_path}/none") == FileType.NotFound
+
+
+@pytest.mark.parametrize("place", ["ftp://host/x", "nothing://", "http://host/a.jpg"])
+def test_unknown_file_systems_are_named(place: str) -> None:
+    with pytest.raises(UserError, match=place):
+        storage.locate(place)
+
+
+def test_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    """Many threads write the same name; a reader sees one of the contents at any moment, whole."""
+    folder = Folder(str(tmp_path))
+    contents = [bytes([number]) * 200_000 for number in range(6)]
+    folder.write("x", contents[0])
+    writers = [
+        threading.Thread(target=lambda c=content: [folder.write("x", c) for _ in range(5)])
+        for content in contents
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        assert folder.read("x") in contents
+    for writer in writers:
+        writer.join()
+    assert folder.read("x") in contents
+    assert folder.files() == ["x"]
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written to"):
+        Folder(str(tmp_path / "file/run")).create()
+
+
+def test_only_one_run_at_a_time(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    with folder.locked(), pytest.raises(UserError, match="another run is writing here"), folder.locked():
+        pytest.fail("two at once")
+    with folder.locked():
+        pass
