@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from personlab.codec import compiled, pyramid
 from personlab.codec.fields import Fields, cell_positions
-from personlab.codec.masks import embedding_distance, full_resolution
+from personlab.codec.masks import full_resolution
 from personlab.codec.score import extent
 from personlab.skeleton import K
 from tests.reference import codec as reference
@@ -29,9 +30,23 @@ def embedding(pose: Tensor, *, rows: int = 7, columns: int = 9, stride: int = 8)
 def whole(
     seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float = 0.25
 ) -> Tensor:
-    """All masks, N x height x width."""
-    masks = full_resolution(seg, distance, step=step, height=height, width=width, threshold=threshold)
-    return torch.stack(list(masks))
+    """All masks, N x height x width, as both implementations give them."""
+    first, second = (
+        steps.full_resolution(seg, distance, step=step, height=height, width=width, threshold=threshold)
+        for steps in (compiled, pyramid)
+    )
+    masks = torch.stack(list(first))
+    assert torch.equal(masks, torch.stack(list(second)))
+    return masks
+
+
+def embedding_distance(fields: Fields, keypoints: Tensor, present: Tensor, lambdas: Tensor) -> Tensor:
+    """As the loops compute it; the vectorised one says the same to rounding."""
+    loops, vectorised = (
+        steps.embedding_distance(fields, keypoints, present, lambdas) for steps in (compiled, pyramid)
+    )
+    torch.testing.assert_close(loops, vectorised, rtol=1e-5, atol=1e-5)
+    return loops
 
 
 # equation 6 by hand

@@ -1,14 +1,15 @@
-"""Voting, grouping and Expected-OKS on the CPU: what `pyramid` and `score` do, as compiled loops.
+"""Voting, grouping, scoring and masks on the CPU: what `pyramid`, `score` and `masks` do, as compiled loops.
 
-Vectorised code must look at every bin, trace every seed and weigh every bin of every disk. Loops look at
-the bins that votes have reached, trace the seeds that nobody has claimed yet and skip the bins that are
-empty, on one core. Results are the same to rounding; `pyramid.Steps` says what each function does.
+Vectorised code must look at every bin, trace every seed, weigh every bin of every disk and interpolate every
+pixel. Loops look at the bins that votes have reached, trace the seeds that nobody has claimed yet, skip the
+bins that are empty and interpolate only along the rims of masks, on one core. Results are the same to
+rounding; `pyramid.Steps` says what each function does.
 
 The first call on a machine compiles (about ten seconds), and what was compiled is kept beside this file.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,10 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from personlab.codec.fields import Fields
 from personlab.codec.group import Seeds
 from personlab.codec.hough import FAINTEST_VOTE, HoughMap
+from personlab.codec.masks import PERSON
 from personlab.codec.pyramid import Frame, Grouped, Level
 from personlab.codec.score import extent
 from personlab.skeleton import EDGES, KAPPAS, K, walk
@@ -76,6 +79,21 @@ def expected_oks(hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius:
 
 def claimed(keypoints: Tensor, *, radius: float) -> Tensor:
     return torch.from_numpy(_claimed(_array(keypoints), radius**2))
+
+
+def embedding_distance(fields: Fields, keypoints: Tensor, present: Tensor, lambdas: Tensor) -> Tensor:
+    weight = present / present.sum(1, keepdim=True).clamp(min=1e-6) / lambdas[:, None]
+    seg, long = _array(fields.seg[0]), _array(fields.long[0])
+    return torch.from_numpy(
+        _embedding_distance(seg, long, _array(keypoints), _array(weight), fields.stride, PERSON)
+    )
+
+
+def full_resolution(
+    seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float
+) -> Iterator[Tensor]:
+    for away in distance:
+        yield torch.from_numpy(_mask(_array(seg), _array(away), step, height, width, threshold, PERSON))
 
 
 def _arrays(level: Level) -> tuple[Array, Array, Array]:
@@ -282,3 +300,60 @@ def _bins_between(low: float, high: float, bin: float, bins: int) -> tuple[int, 
     first = min(max(0.0, math.ceil(low / bin)), float(bins))
     last = min(max(-1.0, math.floor(high / bin)), bins - 1.0)
     return int(first), int(last) + 1
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _embedding_distance(
+    seg: Array, long: Array, keypoints: Array, weight: Array, stride: int, person: float
+) -> Array:
+    """Equation 6 at every cell for every person, N x H x W; `weight` is presence over its sum and lambda."""
+    people, (height, width) = len(keypoints), seg.shape
+    distance = np.full((people, height, width), np.inf, seg.dtype)
+    for n in range(people):
+        if weight[n].sum() == 0:
+            continue  # nothing is there to belong to
+        for row in range(height):
+            for column in range(width):
+                if seg[row, column] < person:
+                    continue
+                away = 0.0
+                for k in range(K):
+                    x = column * stride + long[k, 0, row, column] - keypoints[n, k, 0]
+                    y = row * stride + long[k, 1, row, column] - keypoints[n, k, 1]
+                    away += weight[n, k] * math.sqrt(x * x + y * y)
+                distance[n, row, column] = away
+    return distance
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _mask(
+    seg: Array, away: Array, step: float, height: int, width: int, threshold: float, person: float
+) -> npt.NDArray[np.bool_]:
+    """One person's mask over the image. Where all four cells around a pixel agree, it is not interpolated."""
+    rows, columns = seg.shape
+    mask = np.zeros((height, width), np.bool_)
+    near = away <= threshold  # only person cells are: others are infinitely far
+    lefts = np.minimum((np.arange(width) * step).astype(np.int64), columns - 1)
+    firsts = np.searchsorted(lefts, np.arange(columns + 1))  # the pixels between cells j and j + 1
+    for y in range(height):
+        v = min(y * step, rows - 1.0)
+        top = int(v)
+        bottom, below = min(top + 1, rows - 1), v - top
+        for left in range(columns):
+            right = min(left + 1, columns - 1)
+            count = near[top, left] + near[top, right] + near[bottom, left] + near[bottom, right]
+            if count == 4:
+                mask[y, firsts[left] : firsts[left + 1]] = True
+            elif count > 0:
+                for x in range(firsts[left], firsts[left + 1]):
+                    beside = min(x * step, columns - 1.0) - left
+                    held = p = reached = 0.0
+                    for i, vertical in ((top, 1 - below), (bottom, below)):
+                        for j, horizontal in ((left, 1 - beside), (right, beside)):
+                            share = vertical * horizontal
+                            p += share * seg[i, j]
+                            if seg[i, j] >= person:
+                                held += share
+                                reached += share * away[i, j] if share > 0 else 0.0
+                    mask[y, x] = held > 0 and p >= person and reached <= threshold * held
+    return mask

@@ -16,7 +16,6 @@ from torch import Tensor
 from personlab.codec import compiled, pyramid
 from personlab.codec.fields import Fields
 from personlab.codec.hough import HoughMap
-from personlab.codec.masks import embedding_distance, full_resolution
 from personlab.codec.pyramid import Frame, Grouped, Level, Steps
 from personlab.codec.refine import refine
 from personlab.codec.score import Poses, hard_nms, hough_scores, soft_nms
@@ -82,13 +81,14 @@ class Decoder:
                 "these weights find poses only, not masks (PoseNet has no segmentation): "
                 "ask for poses, or use weights that have masks"
             )
+        steps = steps_for(levels[0].fields.seg.device)
         refined = [refine(level.fields, mid_steps=0, long_steps=self.long_refinements) for level in levels]
         for person, level_index in enumerate(found.level_of.tolist()):
             level, fields = levels[level_index], refined[level_index]
             pose = found.poses.select(slice(person, person + 1)).scaled(level.scale)
-            yield from full_resolution(
+            yield from steps.full_resolution(
                 fields.seg[0],
-                embedding_distance(fields, pose.keypoints, pose.presence, pose.extent()),
+                steps.embedding_distance(fields, pose.keypoints, pose.presence, pose.extent()),
                 step=level.scale / fields.stride,
                 height=height,
                 width=width,

@@ -6,7 +6,7 @@ frame. One level is simply a pyramid of one. Everything here is vectorised and r
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -17,6 +17,7 @@ from personlab.codec import group, hough
 from personlab.codec.fields import Fields
 from personlab.codec.group import Seeds
 from personlab.codec.hough import HoughMap, Votes
+from personlab.codec.masks import embedding_distance, full_resolution
 from personlab.codec.score import claimed, expected_oks, presence
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "Level",
     "Steps",
     "claimed",
+    "embedding_distance",
     "expected_oks",
     "find_people",
+    "full_resolution",
     "is_finite",
     "vote",
 ]
@@ -94,6 +97,16 @@ class Steps(Protocol):
 
     def claimed(self, keypoints: Tensor, *, radius: float) -> Tensor:
         """Which keypoints of poses, best first, a better pose has within `radius` pixels: N x K."""
+
+    def embedding_distance(
+        self, fields: Fields, keypoints: Tensor, present: Tensor, lambdas: Tensor
+    ) -> Tensor:
+        """Equation 6: N x H x W, as `masks.embedding_distance`."""
+
+    def full_resolution(
+        self, seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float
+    ) -> Iterator[Tensor]:
+        """Masks over the whole image, as `masks.full_resolution`."""
 
 
 def is_finite(tensor: Tensor) -> bool:
