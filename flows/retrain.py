@@ -1,49 +1,140 @@
-"""The whole pipeline as one flow: the stage flows in order, and the metrics they end in.
+"""The whole pipeline as one flow, in a checkout of its own, and at its end the promotion gate.
 
-Run it with `python -m flows.retrain`, or from the UI (`make ui`). It works where `dvc repro` works, in the
-project's folder and with its params.yaml; stages that are up to date are shown as cached.
+Every stage is a sub-flow; those that are up to date are shown as cached. The results are saved as a DVC
+experiment, held against the champion's, and promoted if the rule says so. The person's working tree is left
+alone; only models/, runs/ and tags of the project change.
+
+Run it with `python -m flows.retrain`, or from the UI (`make ui`).
 """
 
+import argparse
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import State, flow
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed, Failed
+from pydantic import BaseModel, ConfigDict, Field
 
-from flows.artifacts import publish_metrics
-from flows.stages import HERE, STAGES
+from flows import results
+from flows.checkout import Checkout, checkout
+from flows.commands import CommandError
+from flows.results import Verdict
+from flows.stages import HERE, STAGES, acquire
+from flows.tools import listener, personlab
+from personlab import page
+from personlab.errors import UserError
+from personlab.models import Registry
+from personlab.promotion import RULES, Rule
 
-METRICS = Path("data/evaluate/metrics.json")
+Outcomes = list[tuple[str, State[Any]]]
+Override = Annotated[str, Field(pattern=r"^[+~]{0,2}[\w.]+(=.*)?$")]
+
+
+class Retraining(BaseModel):
+    """What to train, from what, and when to promote it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    overrides: list[Override] = Field(
+        default=[],
+        title="Parameters to change",
+        description="Each as dvc exp run -S takes it: train.steps=3000",
+    )
+    revision: str = Field(
+        default="HEAD",
+        title="Git revision",
+        description="Commit, branch or tag to train from. What is not committed takes no part.",
+    )
+    refresh_data: bool = Field(
+        default=False,
+        title="Look at the data again",
+        description="DVC does not watch a folder outside the project, nor the web.",
+    )
+    rule: Rule = Field(
+        default="better",
+        title="Promote",
+        description="; ".join(f"{name}: {meaning}" for name, meaning in RULES.items()),
+    )
 
 
 @flow(persist_result=False)
-def retrain(project: Path = HERE) -> State[None]:
-    """Bring every stage up to date, in order, each as a sub-flow of its own.
+def retrain(settings: Retraining = Retraining(), project: Path = HERE) -> State[Verdict]:  # noqa: B008
+    """Bring every stage up to date, in order, each as a sub-flow of its own, and promote what is better.
 
     Args:
+        settings: what to train, from what, and when to promote it.
         project: the folder with dvc.yaml.
     """
-    outcomes: list[tuple[str, State[Any]]] = []
+    project = project.absolute()
+    try:
+        with checkout(project, settings.revision, settings.overrides) as made:
+            outcomes = run_stages(made, refresh=settings.refresh_data)
+            name, last = outcomes[-1]
+            if not last.is_completed():
+                return Failed(message=f"{name}: {last.message}")
+            return conclude(made, project, settings.rule)
+    except (UserError, CommandError) as error:
+        return Failed(message=str(error), data=error)
+
+
+def run_stages(made: Checkout, *, refresh: bool) -> Outcomes:
+    """The stages up to the first that fails."""
+    outcomes: Outcomes = []
     for stage in STAGES:
-        state = stage(project, return_state=True)
+        forced = {"refresh": refresh} if stage is acquire else {}
+        state = stage(made.folder, **forced, return_state=True)
         outcomes.append((stage.name, state))
         if not state.is_completed():
             break
-    publish_outcomes(outcomes)
-    name, last = outcomes[-1]
-    if not last.is_completed():
-        return Failed(message=f"{name}: {last.message}")
-    publish_metrics("retrain", METRICS, project.absolute())
-    ran = [name for name, state in outcomes if state.name != "Cached"]
-    return Completed(message="ran " + ", ".join(ran) if ran else "nothing to do: every stage was up to date")
-
-
-def publish_outcomes(outcomes: list[tuple[str, State[Any]]]) -> None:
     rows = [{"stage": name, "outcome": state.name, "reason": state.message} for name, state in outcomes]
     create_table_artifact(rows, key="retrain-stages", description="what each stage did")
+    return outcomes
+
+
+def conclude(made: Checkout, project: Path, rule: Rule) -> State[Verdict]:
+    """Save, show, judge and perhaps promote what the stages made."""
+    name = f"retrain-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    saved = made.save(name, listener("dvc-exp-save"))
+    found = page.Results(made.folder, Registry(project).champion())
+    report = project / "runs" / "reports" / f"{name}.html"
+    page.write(found, report)
+    results.publish(found)
+    create_markdown_artifact(
+        f"[{report.name}]({report.as_uri()}): everything on one page. Where the browser does not follow the "
+        f"link, open `{report}`.\n\nSaved as `{saved.experiment or saved.commit}`.",
+        key="retrain-report",
+    )
+    verdict = judge(made, project, rule, why=name)
+    results.publish_verdict(verdict, rule)
+    said = results.headline(verdict)
+    return Completed(name="Promoted" if verdict["promoted"] else "Not promoted", message=said, data=verdict)
+
+
+def judge(made: Checkout, project: Path, rule: Rule, why: str) -> Verdict:
+    """`personlab models promote`: in a process of its own, as it may need the network to predict again."""
+    file = project / "runs" / "verdict.json"
+    file.unlink(missing_ok=True)
+    options = ("--from", str(made.folder), "--rule", rule, "--why", why, "--json", str(file))
+    try:
+        personlab("models", "promote", *options, project=project)
+    except CommandError:
+        if not file.exists():  # it failed, and did not merely say no
+            raise
+    return results.read_verdict(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m flows.retrain", description="retrain as a flow")
+    parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--revision", default="HEAD")
+    parser.add_argument("--refresh-data", action="store_true")
+    parser.add_argument("--rule", choices=RULES, default="better")
+    state = retrain(Retraining(**vars(parser.parse_args())), return_state=True)
+    sys.exit(not state.is_completed())
 
 
 if __name__ == "__main__":
-    sys.exit(not retrain(return_state=True).is_completed())
+    main()

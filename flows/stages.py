@@ -9,33 +9,39 @@ and Ray already restarts the workers of a stage from their last checkpoint.
 """
 
 import argparse
-import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
-from prefect import State, flow, get_run_logger, task
+from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from flows.artifacts import StageArtifacts
-from flows.repro import StageError, is_error, repro
+from flows.commands import CommandError
+from flows.repro import repro
+from flows.tools import listener, run_name
 from personlab.errors import UserError
 from personlab.params import load
 
 HERE = Path()  # flows run in the project's folder, unless told otherwise
-Reproduce = Callable[[str, Path], str | None]
+
+
+class Reproduce(Protocol):
+    def __call__(self, stage: str, project: Path, *, force: bool = False) -> str | None: ...
 
 
 @flow(flow_run_name="acquire", persist_result=False)
-def acquire(project: Path = HERE) -> State[bool]:
+def acquire(project: Path = HERE, refresh: bool = False) -> State[bool]:
     """Render the sample people, locate a COCO layout, or download COCO 2017.
 
     Args:
         project: the folder with dvc.yaml.
+        refresh: look at the data again, though DVC knows of no change: it does not watch folders outside.
     """
     shows = StageArtifacts("acquire", metrics=None, tables=("source.json",))
-    return up_to_date(shows, project, reproduce_patiently if downloads(project) else reproduce)
+    patience = reproduce_patiently if downloads(project) else reproduce
+    return up_to_date(shows, project, patience, force=refresh)
 
 
 @flow(flow_run_name="ingest", persist_result=False)
@@ -113,19 +119,20 @@ def evaluate(project: Path = HERE) -> State[bool]:
 STAGES = (acquire, ingest, estimator, impute, targets, train, infer, evaluate)
 
 
-def reproduce(stage: str, project: Path) -> str | None:
-    """`dvc repro`, line by line into the log of the run."""
-    logger = get_run_logger()
-    return repro(stage, project, lambda line: logger.log(level_of(line), "%s", line))
+def reproduce(stage: str, project: Path, *, force: bool = False) -> str | None:
+    """`dvc repro`: line by line into the log of the run, and how far the stage is as a bar."""
+    return repro(stage, project, listener(stage), force=force, environment=run_name())
 
 
 @task(name="dvc repro", retries=2, retry_delay_seconds=[30, 300], cache_policy=NO_CACHE, persist_result=False)
-def reproduce_patiently(stage: str, project: Path) -> str | None:
+def reproduce_patiently(stage: str, project: Path, *, force: bool = False) -> str | None:
     """`reproduce`, twice more if it fails: networks come back, and downloads go on where they stopped."""
-    return reproduce(stage, project)
+    return reproduce(stage, project, force=force)
 
 
-def up_to_date(shows: StageArtifacts, project: Path, reproduce: Reproduce = reproduce) -> State[bool]:
+def up_to_date(
+    shows: StageArtifacts, project: Path, reproduce: Reproduce = reproduce, *, force: bool = False
+) -> State[bool]:
     """The body of every stage flow: reproduce the stage, publish its artifacts, say what happened.
 
     Returns:
@@ -133,19 +140,13 @@ def up_to_date(shows: StageArtifacts, project: Path, reproduce: Reproduce = repr
         of `Cached`, or `Failed`, whose message begins with the stage's own error.
     """
     try:
-        reason = reproduce(shows.stage, project.absolute())
-    except StageError as failure:
+        reason = reproduce(shows.stage, project.absolute(), force=force)
+    except CommandError as failure:
         return Failed(message=str(failure), data=failure)
     shows.publish(project.absolute())
     if reason is not None:
         return Completed(name="Cached", message=reason, data=False)
     return Completed(message="ran", data=True)
-
-
-def level_of(line: str) -> int:
-    if is_error(line):
-        return logging.ERROR
-    return logging.WARNING if line.startswith("WARNING") else logging.INFO
 
 
 def downloads(project: Path) -> bool:

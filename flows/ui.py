@@ -51,6 +51,7 @@ def show(project: Path, port: int) -> None:
     print("starting the Prefect server ...", flush=True)
     with child("server", serve, env) as server:
         wait_until_healthy(f"{url}/api/health", server)
+        end_orphans(f"{url}/api")
         with child("runner", ("-m", "flows.deployments"), env) as runner:
             print(f"\nPrefect UI: {url}   (Ctrl-C stops it)\n", flush=True)
             try:
@@ -80,6 +81,19 @@ def cancel_runs(api: str) -> None:
             time.sleep(0.5)
 
 
+def end_orphans(api: str) -> None:
+    """Say of runs that were at work when their runner was killed, or the power went, that they are no more.
+
+    They would count as running for ever, and those that wait for them would too.
+    """
+    states = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+    orphans = {"deployment_id": {"is_null_": False}, "state": states}
+    gone = {"type": "CRASHED", "message": "its runner was gone when the server started"}
+    for run in ask(f"{api}/flow_runs/filter", {"flow_runs": orphans}):
+        print(f"{run['name']} was interrupted", flush=True)
+        ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": gone, "force": True})
+
+
 def ask(url: str, question: Mapping[str, Any]) -> Any:
     request = urllib.request.Request(
         url, json.dumps(question).encode(), {"Content-Type": "application/json"}, method="POST"
@@ -93,6 +107,8 @@ def environment(project: Path, url: str) -> dict[str, str]:
         "PREFECT_HOME": str(project / ".prefect"),
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # Who holds the one place of a deployment is not forgotten when the server is started again.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
     }
 

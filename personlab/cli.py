@@ -251,6 +251,23 @@ def infer_batch(
 
 
 @app.command(group=tools)
+def overlays(
+    pictures: Annotated[str, Parameter(help="The pictures of the run, named as for infer-batch.")],
+    /,
+    *,
+    run: Annotated[str, Parameter(help="Folder or URI that infer-batch wrote to.")],
+    out: Annotated[Path, Parameter(help="Folder to write to.")],
+    count: Annotated[PositiveInt, Parameter(help="How many, spread over the run.")] = 12,
+) -> None:
+    """Draw the people that infer-batch found into some of the pictures, to look at."""
+    from personlab import inputs
+    from personlab.overlays import draw
+    from personlab.storage import Folder
+
+    print(*draw(inputs.find(pictures), Folder(run), out, count), sep="\n")
+
+
+@app.command(group=tools)
 def score(
     *,
     annotations: Annotated[Path, Parameter(help="COCO person keypoints JSON.")],

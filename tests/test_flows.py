@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import os
 import signal
 import socket
@@ -14,34 +15,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+import yaml
 from PIL import Image
-from prefect import State
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    ArtifactFilter,
-    ArtifactFilterFlowRunId,
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-    LogFilter,
-    LogFilterFlowRunId,
-)
-from prefect.client.schemas.objects import Artifact, FlowRun
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.logging.handlers import APILogHandler
 
 import flows.leash
 from flows.artifacts import PICTURE_BYTES, with_pictures
+from flows.commands import CommandError, Progress, Said, error_text, leashed, understood
 from flows.deployments import deployments
 from flows.leash import end_group
-from flows.repro import StageError, error_text, leashed, repro
-from flows.retrain import retrain
+from flows.progress import ProgressBar
+from flows.repro import repro
 from flows.stages import STAGES, acquire, downloads, evaluate, ingest, targets
 from personlab import data_uri
 from tests.conftest import ROOT
+from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
 
 NAMES = [stage.name for stage in STAGES]
+FLOWS = ["retrain", "batch-inference", "evaluation"]
 
 # what a stage of the small project does: fail if its input says so, else write its outputs
 MAKE = """
@@ -103,72 +96,20 @@ def project(tmp_path: Path) -> Project:
     return made
 
 
-def run_of(state: State[Any]) -> FlowRun:
-    with get_client(sync_client=True) as client:
-        assert state.state_details.flow_run_id is not None
-        return client.read_flow_run(state.state_details.flow_run_id)
-
-
-def sub_runs(parent: State[Any]) -> list[FlowRun]:
-    parents = FlowRunFilterParentFlowRunId(any_=[run_of(parent).id])
-    with get_client(sync_client=True) as client:
-        return client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_flow_run_id=parents), sort=FlowRunSort.START_TIME_ASC
-        )
-
-
-def artifacts_of(run: FlowRun) -> dict[str, Artifact]:
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
-        )
-    return {str(artifact.key): artifact for artifact in found}
-
-
-def table_of(run: FlowRun, key: str) -> list[dict[str, Any]]:
-    data = artifacts_of(run)[key].data
-    assert isinstance(data, str)
-    rows: list[dict[str, Any]] = json.loads(data)
-    return rows
-
-
-def log_of(run: FlowRun) -> list[tuple[int, str]]:
-    APILogHandler().flush()
-    with get_client(sync_client=True) as client:
-        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
-    return [(log.level, log.message) for log in logs]
-
-
-def outcomes(state: State[Any]) -> dict[str, str | None]:
-    return {row["stage"]: row["outcome"] for row in table_of(run_of(state), "retrain-stages")}
-
-
 @pytest.mark.slow
-def test_retrain_runs_each_stage_once_and_shows_it(prefect_server: None, project: Project) -> None:
-    first = retrain(project.folder, return_state=True)
-    assert first.is_completed()
-    runs = sub_runs(first)
-    assert [run.name for run in runs] == NAMES
-    assert outcomes(first) == dict.fromkeys(NAMES, "Completed")
-    for run in runs:
-        assert f"{run.name}: hello from the stage" in [message for _, message in log_of(run)]
-    by_name = {run.name: artifacts_of(run).keys() for run in runs}
-    assert by_name["acquire"] == {"acquire-source"}
-    assert by_name["ingest"] == {"ingest-metrics", "ingest-sheet"}
-    assert by_name["evaluate"] == {"evaluate-metrics", "evaluate-gallery", "evaluate-report"}
-    for name in NAMES[2:-1]:
-        assert by_name[name] == {f"{name}-metrics"}
-    report = artifacts_of(runs[-1])["evaluate-report"].data
+def test_a_stage_shows_what_it_made(prefect_server: None, project: Project) -> None:
+    first = evaluate(project.folder, return_state=True)
+    shown = artifacts_of(run_of(first))
+    assert shown.keys() == {"evaluate-metrics", "evaluate-gallery", "evaluate-report"}
+    report = shown["evaluate-report"].data
     assert isinstance(report, str)
     assert report.startswith("# Report\n![people](data:image/jpeg;base64,")
+    assert "evaluate: hello from the stage" in [message for _, message in log_of(run_of(first))]
 
     project.commit()
-    second = retrain(project.folder, return_state=True)
-    assert second.message == "nothing to do: every stage was up to date"
-    assert outcomes(second) == dict.fromkeys(NAMES, "Cached")
-    rows = table_of(run_of(second), "retrain-stages")
-    assert rows[2]["reason"] == "Stage 'estimator' didn't change, skipping"
-    assert {row["change"] for row in table_of(run_of(second), "retrain-metrics")} == {"="}
+    again = evaluate(project.folder, return_state=True)
+    assert (again.name, again.message) == ("Cached", "Stage 'evaluate' didn't change, skipping")
+    assert {row["change"] for row in table_of(run_of(again), "evaluate-metrics")} == {"="}
 
     project.give("evaluate", "4")
     third = evaluate(project.folder, return_state=True)
@@ -180,31 +121,12 @@ def test_retrain_runs_each_stage_once_and_shows_it(prefect_server: None, project
 
 
 @pytest.mark.slow
-def test_a_stage_that_fails_fails_its_flow_with_its_own_words_first(
-    prefect_server: None, project: Project
-) -> None:
-    project.give("impute", "bad")
-    state = retrain(project.folder, return_state=True)
-    assert state.is_failed()
-    assert str(state.message).startswith(
-        "impute: personlab: input/impute.txt: row 3 is bad\n  write another row"
-    )
-    runs = sub_runs(state)
-    assert [run.name for run in runs] == NAMES[: NAMES.index("impute") + 1]
-    failed = runs[-1].state
-    assert failed is not None
-    assert failed.is_failed()
-    assert str(failed.message).startswith("personlab: input/impute.txt: row 3 is bad")
-    assert (40, "personlab: input/impute.txt: row 3 is bad") in log_of(runs[-1])
-
-
-@pytest.mark.slow
 def test_a_stage_alone_makes_what_it_needs(prefect_server: None, project: Project) -> None:
     assert ingest(project.folder) is True
     assert (project.folder / "data" / "acquire" / "source.json").is_file()
     assert ingest(project.folder) is False
     project.give("targets", "bad")
-    with pytest.raises(StageError, match=r"^personlab: input/targets.txt: row 3"):
+    with pytest.raises(CommandError, match=r"^personlab: input/targets.txt: row 3"):
         targets(project.folder)
 
 
@@ -231,8 +153,8 @@ def test_a_bad_params_file_is_left_for_the_stage_to_report(tmp_path: Path) -> No
 
 
 def test_dvc_itself_failing_is_told(tmp_path: Path) -> None:
-    said: list[str] = []
-    with pytest.raises(StageError, match="you are not inside of a DVC repository"):
+    said: list[Said] = []
+    with pytest.raises(CommandError, match="you are not inside of a DVC repository"):
         repro("ingest", tmp_path, said.append)
     assert said
 
@@ -260,7 +182,7 @@ def test_no_process_outlives_a_killed_flow(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from flows.repro import leashed
+from flows.commands import leashed
 with leashed((sys.executable, "-c", {FAMILY!r}), Path()) as process:
     print(process.stdout.readline(), flush=True)
     process.wait()
@@ -299,15 +221,6 @@ def test_a_leash_passes_on_what_the_command_says_and_how_it_ends(tmp_path: Path)
         assert process.wait() == 7
 
 
-def is_alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
-
-
 @pytest.mark.slow
 def test_a_terminated_flow_takes_its_stage_with_it(prefect_server: None, project: Project) -> None:
     from prefect.settings import PREFECT_API_URL
@@ -340,9 +253,53 @@ def test_a_terminated_flow_takes_its_stage_with_it(prefect_server: None, project
     ],
 )
 def test_the_error_text_is_the_last_error(tail: list[str], text: str) -> None:
-    assert error_text(tail) == text
+    assert error_text([understood(line) for line in tail]) == text
     verdict = "ERROR: failed to reproduce 'x': failed to run: python x, exited with 1"
-    assert error_text([*tail, verdict]) == "\n".join(filter(None, (text, verdict)))
+    assert error_text([understood(line) for line in (*tail, verdict)]) == "\n".join(
+        filter(None, (text, verdict))
+    )
+
+
+LOGGED = (
+    '{"level": "warning", "message": "train: seg 0.5", "progress": {"label": "train", "done": 3, "total": 9}}'
+)
+
+
+def test_personlabs_lines_are_understood_and_others_quoted() -> None:
+    assert understood(LOGGED) == Said("train: seg 0.5", logging.WARNING, Progress("train", 3, 9))
+    assert understood('{"level": "info"}') == Said('{"level": "info"}')
+    assert understood("\x1b[31mERROR\x1b[0m: no\n") == Said("ERROR: no", logging.ERROR)
+
+
+def test_a_progress_bar_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[float, str]] = []
+
+    def show(*arguments: Any, description: str, **_: Any) -> UUID:
+        shown.append((arguments[-1], description))
+        return UUID(int=1)
+
+    monkeypatch.setattr("flows.progress.create_progress_artifact", show)
+    monkeypatch.setattr("flows.progress.update_progress_artifact", show)
+    now = 0.0
+    bar = ProgressBar("train-progress", clock=lambda: now)
+
+    def hear(text: str, done: int) -> None:
+        bar.hear(Said(text, progress=Progress("train", done, 1000)))
+
+    bar.hear(Said("train: hello"))
+    assert shown == []
+    hear("train: going on from step 500", 500)  # what was done before says nothing of the pace
+    now = 1.0
+    hear("train: seg 0.4", 510)  # too soon
+    now = 10.0
+    hear("train: seg 0.3", 600)
+    now = 11.0
+    hear("train: 1000/1000, 10.0/s", 1000)
+    assert shown == [
+        (50.0, "train: 500 of 1000; going on from step 500"),
+        (60.0, "train: 600 of 1000, 40 s left; seg 0.3"),
+        (100.0, "train: 1000 of 1000, 0 s left"),
+    ]
 
 
 def test_pictures_fit_and_remain_pictures(tmp_path: Path) -> None:
@@ -361,9 +318,16 @@ def test_pictures_fit_and_remain_pictures(tmp_path: Path) -> None:
 
 def test_every_flow_is_deployed_one_run_at_a_time() -> None:
     made = deployments()
-    assert [deployment.flow_name for deployment in made] == ["retrain", *NAMES]
+    assert [deployment.flow_name for deployment in made] == [*FLOWS, *NAMES]
     assert {deployment.concurrency_limit for deployment in made} == {1}
     assert made[0].entrypoint == "flows.retrain.retrain"
+    assert [getattr(each.schedule, "cron", None) for each in made[0].schedules or []] == ["0 3 * * 1"]
+    assert not any(deployment.schedules for deployment in made[1:])
+    pool = yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]
+    assert [(each["entrypoint"], each["concurrency_limit"]) for each in pool] == [
+        (f"flows/{name}.py:{name}", 1) for name in (flow.replace("-", "_") for flow in FLOWS)
+    ]
+    assert pool[0]["schedules"][0]["cron"] == "0 3 * * 1"
 
 
 def free_port() -> int:
@@ -388,8 +352,8 @@ def test_the_ui_starts_serves_every_flow_and_stops(tmp_path: Path) -> None:
         assert ui.stdout is not None
         said = "".join(iter(ui.stdout.readline, "Deployments\n"))
         assert f"Prefect UI: http://127.0.0.1:{port}" in said
-        served = {name for _, name in zip(range(12), ui.stdout, strict=False)}
-        assert all(any(f" {name}/local " in line for line in served) for name in ("retrain", *NAMES))
+        served = {name for _, name in zip(range(14), ui.stdout, strict=False)}
+        assert all(any(f" {name}/local " in line for line in served) for name in (*FLOWS, *NAMES))
         ui.send_signal(signal.SIGINT)
         assert ui.stdout.read().endswith("stopped\n")
     assert ui.returncode == 0

@@ -1,0 +1,128 @@
+"""A checkout for runs that nobody watches: the person's working tree, branch and index are never touched.
+
+A Git worktree in runs/retrain of the project, with DVC's cache shared: what was ever computed there or here
+is not computed again, and what it computes is there for everyone. It stays between runs, so that a training
+that was cut short goes on from its last checkpoint.
+
+Its results are saved as a DVC experiment (`dvc exp show` lists it, `dvc exp apply` brings it here).
+"""
+
+import fcntl
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.utils.hydra import apply_overrides
+
+from flows import commands
+from flows.commands import Say
+from personlab import params
+from personlab.errors import UserError
+from personlab.provenance import State, state_of
+
+PLACE = Path("runs/retrain")
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """The project once more, at some revision, for one run."""
+
+    folder: Path  # the one with dvc.yaml
+
+    def save(self, name: str, say: Say) -> State:
+        """Have Git hold the state of a finished run: by the commit that it is, or as an experiment."""
+        try:
+            return state_of(self.folder)
+        except UserError:
+            commands.run((sys.executable, "-m", "dvc", "exp", "save", "--name", name), self.folder, say)
+            return state_of(self.folder)
+
+
+@contextmanager
+def checkout(project: Path, revision: str, overrides: Sequence[str]) -> Iterator[Checkout]:
+    """A clean checkout of a revision with some parameters changed, for the time of the block.
+
+    Args:
+        project: the folder with dvc.yaml.
+        revision: of the project's repository.
+        overrides: as `dvc exp run -S` takes them, e.g. train.steps=3000.
+
+    Raises:
+        UserError: no such revision, a parameter that does not exist, or another run is at work here.
+    """
+    top = Path(git(project, "rev-parse", "--show-toplevel"))
+    commit = git(project, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", what=revision)
+    place = project / PLACE
+    place.parent.mkdir(exist_ok=True)
+    with alone(place.with_name("retrain.lock")):
+        bring_to(place, project, commit)
+        folder = place / project.resolve().relative_to(top.resolve())
+        share_cache(project, folder)
+        override(folder / "params.yaml", overrides)
+        lend(project, folder)
+        yield Checkout(folder)
+
+
+def bring_to(place: Path, project: Path, commit: str) -> None:
+    """Have the worktree hold the commit and nothing else, but what Git ignores: data and checkpoints."""
+    if not (place / ".git").exists():
+        git(project, "worktree", "prune")
+        git(project, "worktree", "add", "--force", "--detach", str(place.absolute()), commit)
+        return
+    # Nobody else works here, so a lock was left by a Git that was killed.
+    Path(git(place, "rev-parse", "--git-path", "index.lock")).unlink(missing_ok=True)
+    git(place, "checkout", "--quiet", "--force", "--detach", commit)
+    git(place, "clean", "--quiet", "--force", "-d")
+
+
+def share_cache(project: Path, folder: Path) -> None:
+    """DVC's local settings as in the project (remotes and their keys, say), and its cache."""
+    local = Path(".dvc/config.local")
+    if (project / local).is_file():
+        (folder / local).write_bytes((project / local).read_bytes())
+    with Repo(str(project)) as ours, Repo(str(folder)) as theirs, theirs.config.edit("local") as settings:
+        settings.setdefault("cache", {})["dir"] = ours.cache.local.path
+
+
+def override(file: Path, overrides: Sequence[str]) -> None:
+    try:
+        if overrides:
+            apply_overrides(file, list(overrides))
+    except DvcException as error:
+        reason = error.__cause__ or error
+        raise UserError(f"{file.name} cannot be given {', '.join(overrides)}: {reason}") from None
+    params.load(file)
+
+
+def lend(project: Path, folder: Path) -> None:
+    """Let relative paths in the parameters lead where they lead in the project."""
+    settings = params.load(folder / "params.yaml")
+    for name in filter(None, (settings.acquire.directory, settings.model.init)):
+        ours, theirs = project / name, folder / name
+        if not Path(name).expanduser().is_absolute() and ours.exists() and not theirs.exists():
+            theirs.parent.mkdir(parents=True, exist_ok=True)
+            theirs.symlink_to(ours.absolute())
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{lock}: another retraining is at work here; wait for it or cancel it") from None
+        yield
+
+
+def git(folder: Path, *arguments: str, what: str = "") -> str:
+    done = subprocess.run(("git", *arguments), cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(
+            f"{folder}: git {arguments[0]} {what}: {done.stderr.strip() or 'there is no such thing'}"
+        )
+    return done.stdout.strip()

@@ -1,0 +1,73 @@
+"""Score anybody's COCO results, beside the champion's own scores.
+
+Run it from the UI (`make ui`), or with `prefect deployment run evaluation/local --param scoring=...`.
+"""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from prefect import State, flow
+from prefect.artifacts import create_table_artifact
+from prefect.states import Completed, Failed
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from flows.artifacts import metrics_rows
+from flows.commands import CommandError
+from flows.stages import HERE
+from flows.tools import personlab
+from personlab.differences import compare, flatten
+from personlab.errors import UserError
+from personlab.models import Registry
+
+
+class Scoring(BaseModel):
+    """What to score, and against what."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    annotations: str = Field(description="COCO person keypoints JSON")
+    results: str = Field(description="COCO results JSON: keypoints, masks or both")
+    max_people: PositiveInt = Field(default=20, description="Masks per image that count; of poses always 20")
+
+
+@flow(persist_result=False)
+def evaluation(scoring: Scoring, project: Path = HERE) -> State[dict[str, Any]]:
+    """Score COCO results by pycocotools.
+
+    The champion's scores stand beside them; they were measured on its own validation images.
+
+    Args:
+        scoring: what to score, and against what.
+        project: the folder that relative paths are relative to.
+    """
+    project = project.absolute()
+    try:
+        scores = scored(scoring, project)
+        champion = Registry(project).champion()
+    except (CommandError, UserError) as failure:
+        return Failed(message=str(failure), data=failure)
+    before = {
+        task: values
+        for task, values in (champion.lineage.metrics if champion else {}).items()
+        if task in scores
+    }
+    differences = compare(flatten(before), flatten(scores))
+    create_table_artifact(
+        metrics_rows(differences, before="champion, on its own images"),
+        key="evaluation-scores",
+        description=f"{scoring.results} against {scoring.annotations}",
+    )
+    said = ", ".join(f"{task} AP {values['AP']}" for task, values in scores.items())
+    return Completed(message=said, data=scores)
+
+
+def scored(scoring: Scoring, project: Path) -> dict[str, Any]:
+    with TemporaryDirectory() as name:
+        file = Path(name) / "scores.json"
+        options = ("--max-people", str(scoring.max_people), "--json", str(file))
+        inputs = ("--annotations", scoring.annotations, "--results", scoring.results)
+        personlab("score", *inputs, *options, project=project)
+        scores: dict[str, Any] = json.loads(file.read_text())
+        return scores

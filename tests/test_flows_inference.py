@@ -1,0 +1,68 @@
+"""Batch inference and evaluation as flows: the real commands, tiny pictures, a real Prefect server."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from flows.batch_inference import Batch, batch_inference
+from flows.evaluation import Scoring, evaluation
+from tests import layouts
+from tests.batches import save_pictures, save_weights, spoil
+from tests.served import artifacts_of, log_of, run_of, table_of
+
+
+@pytest.mark.slow
+def test_batch_inference_shows_counts_errors_and_pictures(prefect_server: None, tmp_path: Path) -> None:
+    weights = save_weights(tmp_path / "model.safetensors")
+    spoil(save_pictures(tmp_path / "pictures", 4) / "002.png", 1)
+    batch = Batch(pictures="pictures", out="found", weights=weights.name, sides=[65])
+    state = batch_inference(batch, tmp_path, return_state=True)
+    assert state.is_completed(), state.message
+    assert str(state.message).startswith("4 images in = 3 predictions + 1 errors")
+    run = run_of(state)
+    counts = {row["what"]: row["value"] for row in table_of(run, "batch-counts")}
+    assert (counts["images"], counts["predictions"], counts["errors"]) == (4, 3, 1)
+    assert counts["images per second"] > 0
+    (error,) = table_of(run, "batch-errors")
+    assert error["picture"] == "002.png"
+    samples = str(artifacts_of(run)["batch-samples"].data)
+    assert samples.count("data:image/jpeg") == 3
+    assert "![01-000](" in samples
+
+    other = batch.model_copy(update={"pictures": "nothing"})
+    failed = batch_inference(other, tmp_path, return_state=True)
+    assert failed.is_failed()
+    assert str(failed.message).startswith("nothing: no such file or folder")
+    assert (40, "nothing: no such file or folder") in log_of(run_of(failed))
+
+
+@pytest.mark.slow
+def test_evaluation_scores_results_beside_the_champions(prefect_server: None, tmp_path: Path) -> None:
+    annotated = layouts.write_layout(tmp_path, "val", [layouts.image(7)], [layouts.person(1, 7)])
+    person = json.loads(annotated.read_text())["annotations"][0]
+    result = {"image_id": 7, "category_id": 1, "keypoints": person["keypoints"], "score": 0.9}
+    (tmp_path / "results.json").write_text(json.dumps([result]))
+    scoring = Scoring(annotations=str(annotated), results="results.json")
+    state = evaluation(scoring, tmp_path, return_state=True)
+    assert state.is_completed(), state.message
+    assert state.message == "keypoints AP 1.0"
+    rows = {row["metric"]: row for row in table_of(run_of(state), "evaluation-scores")}
+    assert rows["keypoints.AP"] == {
+        "metric": "keypoints.AP",
+        "now": 1.0,
+        "champion, on its own images": "–",
+        "change": "–",
+    }
+
+
+def test_the_form_becomes_the_command() -> None:
+    batch = Batch(pictures="s3://a/b", out="found", sides=[801, 1201], device="cuda")
+    assert batch.arguments == (
+        *("s3://a/b", "--weights", "models/champion/model.safetensors", "--out", "found"),
+        *("--stride", "16", "--device", "cuda", "--pyramid", "801", "1201"),
+    )
+    assert batch.folder(Path("/project")).place == "/project/found"
+    with pytest.raises(ValidationError):
+        Batch(pictures="a", out="b", sides=[])

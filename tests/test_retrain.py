@@ -1,0 +1,252 @@
+"""Retraining, from the form to the verdict, on the rehearsal pipeline and a real Prefect server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import State
+from pydantic import ValidationError
+
+from flows.checkout import checkout
+from flows.retrain import Retraining, retrain
+from flows.stages import train
+from personlab.errors import UserError
+from personlab.models import Registry
+from personlab.params import load
+from tests import rehearsal
+from tests.conftest import ROOT
+from tests.rehearsal import BAD, BEST, STAGES, USUAL
+from tests.served import artifacts_of, is_alive, log_of, run_of, sub_runs, table_of
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 600  # seconds until something is taken to hang
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which a person is in the middle of something."""
+    folder = tmp_path_factory.mktemp("rehearsal") / "project"
+    rehearsal.project(folder)
+    (folder / "input/ingest.txt").write_text("a thought not yet finished\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(prefect_server: None, project: Path) -> State[Any]:
+    """The state of the first retraining."""
+    return retrain(Retraining(), project, return_state=True)
+
+
+def outcomes(state: State[Any]) -> dict[str, str]:
+    return {row["stage"]: row["outcome"] for row in table_of(run_of(state), "retrain-stages")}
+
+
+def of_champion(project: Path) -> dict[str, bytes]:
+    folder = project / "models/champion"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def learning_rate(value: float) -> list[str]:
+    return [f"train.learning_rate={value}"]
+
+
+def test_the_first_model_becomes_champion_and_the_person_is_not_disturbed(
+    project: Path, first: State[Any]
+) -> None:
+    assert (first.name, first.message) == ("Promoted", "promoted to version 1: there is no champion yet")
+    runs = sub_runs(first)
+    assert [run.name for run in runs] == list(STAGES)
+    assert outcomes(first) == dict.fromkeys(STAGES, "Completed")
+    for run in runs:
+        assert f"{run.name}: hello from the stage" in [message for _, message in log_of(run)]
+    assert artifacts_of(runs[0]).keys() == {"acquire-source"}
+    assert artifacts_of(runs[3]).keys() == {"impute-metrics", "impute-imputed"}
+    assert rehearsal.run(project, "git", "status", "--porcelain") == "M input/ingest.txt"
+    assert rehearsal.run(project, "git", "branch", "--show-current") == "main"
+    assert not (project / "data/train").exists()
+    champion = Registry(project).champion()
+    assert champion
+    assert champion.lineage.params.train.learning_rate == USUAL
+    assert str(champion.lineage.experiment).startswith("retrain-")
+    saved = f"{champion.lineage.commit}:dvc.lock"
+    assert rehearsal.run(project, "git", "cat-file", "-t", saved) == "blob"
+
+
+def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_the_bytes_back(
+    project: Path, first: State[Any]
+) -> None:
+    before = of_champion(project)
+    sabotage = Retraining(overrides=learning_rate(BAD), refresh_data=True)
+    sabotaged = retrain(sabotage, project, return_state=True)
+    assert sabotaged.is_completed()
+    assert sabotaged.name == "Not promoted"
+    assert "person keypoints and person segmentation got worse" in str(sabotaged.message)
+    ran = {"acquire", "train", "infer", "evaluate"}
+    assert outcomes(sabotaged) == {stage: "Completed" if stage in ran else "Cached" for stage in STAGES}
+    reasons = {row["stage"]: row["reason"] for row in table_of(run_of(sabotaged), "retrain-stages")}
+    assert "'targets'" in reasons["targets"]
+    assert of_champion(project) == before
+
+    shown = artifacts_of(run_of(sabotaged))
+    assert shown.keys() == {
+        "retrain-stages", "retrain-scores", "retrain-parameters", "retrain-curves", "retrain-gallery",
+        "retrain-report", "retrain-promotion",
+    }  # fmt: skip
+    assert str(shown["retrain-promotion"].data).startswith("# Not promoted: ")
+    assert "| Person keypoints | 0." in str(shown["retrain-promotion"].data)
+    (parameter,) = table_of(run_of(sabotaged), "retrain-parameters")
+    assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BAD}
+    scores = {row["metric"]: row for row in table_of(run_of(sabotaged), "retrain-scores")}
+    assert scores["keypoints.AP"]["change"].startswith("-")
+    assert len(list((project / "runs/reports").glob("retrain-*.html"))) == 2
+
+    better = retrain(Retraining(overrides=learning_rate(BEST)), project, return_state=True)
+    assert better.name == "Promoted"
+    assert str(better.message).startswith("promoted to version 2: person keypoints")
+    assert of_champion(project) != before
+    listed = rehearsal.run(project, sys.executable, "-m", "dvc", "exp", "list", "--all-commits")
+    assert listed.count("retrain-") == 3
+
+    Registry(project).rollback()
+    assert of_champion(project) == before
+
+
+def test_a_broken_stage_of_another_revision_fails_with_its_own_words_first(
+    project: Path, first: State[Any]
+) -> None:
+    aside = project.with_name("aside")
+    rehearsal.run(project, "git", "worktree", "add", "-q", "-b", "broken", str(aside), "main")
+    reason = "personlab: input/impute.txt: row 3 is bad\n  write another row"
+    (aside / "input/impute.txt").write_text(reason)
+    rehearsal.commit(aside)
+    state = retrain(Retraining(revision="broken"), project, return_state=True)
+    assert state.is_failed()
+    assert str(state.message).startswith(f"impute: {reason}")
+    runs = sub_runs(state)
+    assert [run.name for run in runs] == list(STAGES[: STAGES.index("impute") + 1])
+    failed = runs[-1].state
+    assert failed is not None
+    assert failed.is_failed()
+    assert str(failed.message).startswith("personlab: input/impute.txt: row 3 is bad")
+    assert (40, "personlab: input/impute.txt: row 3 is bad") in log_of(runs[-1])
+
+
+def test_what_cannot_be_trained_is_said_at_once(project: Path, first: State[Any]) -> None:
+    state = retrain(Retraining(revision="nowhere"), project, return_state=True)
+    assert state.is_failed()
+    assert "nowhere" in str(state.message)
+    state = retrain(Retraining(overrides=["train.stepz=3"]), project, return_state=True)
+    assert state.is_failed()
+    assert "params.yaml cannot be given train.stepz=3" in str(state.message)
+    state = retrain(Retraining(overrides=["train.steps=some"]), project, return_state=True)
+    assert "train.steps: input should be a valid integer" in str(state.message)
+
+
+def test_the_form_refuses_what_makes_no_sense() -> None:
+    for bad in ({"rule": "maybe"}, {"overrides": ["; rm"]}, {"branch": "main"}):
+        with pytest.raises(ValidationError):
+            Retraining.model_validate(bad)
+
+
+def test_two_retrainings_do_not_share_a_checkout(project: Path, first: State[Any]) -> None:
+    with (
+        checkout(project, "HEAD", []),
+        pytest.raises(UserError, match="another retraining is at work"),
+        checkout(project, "HEAD", []),
+    ):
+        pass
+
+
+def test_a_checkout_is_clean_whatever_was_left_in_it(project: Path, first: State[Any]) -> None:
+    place = project / "runs/retrain"
+    (place / "rehearsal.py").write_text("nonsense")
+    (place / "stray.txt").write_text("left behind")
+    Path(rehearsal.run(place, "git", "rev-parse", "--git-path", "index.lock")).touch()
+    with checkout(project, "HEAD", ["train.steps=7"]) as made:
+        assert (made.folder / "rehearsal.py").read_bytes() == Path(rehearsal.__file__).read_bytes()
+        assert not (made.folder / "stray.txt").exists()
+        assert load(made.folder / "params.yaml").train.steps == 7
+        assert (made.folder / "data/targets").is_dir()
+
+
+def test_relative_paths_in_the_parameters_lead_where_they_did(project: Path, first: State[Any]) -> None:
+    (project / "data/weights.bin").write_text("weights")
+    with checkout(project, "HEAD", ["model.init=data/weights.bin"]) as made:
+        assert (made.folder / "data/weights.bin").read_text() == "weights"
+
+
+# --- cancelled in the middle ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Path:
+    """A project whose training is the real one, with Ray."""
+    rehearsal.project(tmp_path / "real", {"train": "python -m personlab train"})
+    return tmp_path / "real"
+
+
+def marked(mark: str) -> Iterator[int]:
+    """The processes that have `mark` in their environment, as everything has that such a process starts."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes() and is_alive(int(folder.name)):
+                yield int(folder.name)
+        except (OSError, ProcessLookupError):
+            continue
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_a_cancelled_training_leaves_no_process_and_goes_on_next_time(
+    prefect_server: None, real: Path
+) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    mark = uuid.uuid4().hex
+    ours = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(ROOT), "MARK": mark}
+    command = (sys.executable, "-m", "flows.retrain")
+    place = real / "runs/retrain"
+    flow = subprocess.Popen(command, cwd=real, env=os.environ | ours, start_new_session=True)
+    try:
+        wait_until(lambda: checkpoint_is_recorded(place), flow)
+        assert len(list(marked(mark))) > 5  # the flow, the leash, DVC, the stage, and Ray's
+        flow.send_signal(signal.SIGTERM)  # as a runner does when a run is cancelled
+        assert flow.wait(PATIENCE) != 0
+    finally:
+        flow.kill()
+        flow.wait()
+    end = time.monotonic() + PATIENCE
+    while list(marked(mark)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert list(marked(mark)) == []
+    assert rehearsal.run(real, "git", "status", "--porcelain") == ""
+    assert not (place / "data/train").exists()
+    assert not list(place.glob("data/.*.partial"))
+
+    state = train(place, return_state=True)
+    assert state.is_completed()
+    said = [message for _, message in log_of(run_of(state))]
+    assert any(line.startswith("train: going on from step") for line in said)
+    assert artifacts_of(run_of(state)).keys() == {"train-metrics", "train-progress"}
+    assert (place / "data/train/model.safetensors").is_file()
+
+
+def wait_until(ready: Any, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not ready():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def checkpoint_is_recorded(place: Path) -> bool:
+    snapshots = place.glob("runs/train-*/checkpoint_manager_snapshot.json")
+    return any("checkpoint_20" in json.dumps(json.loads(each.read_text() or "{}")) for each in snapshots)
