@@ -1,0 +1,151 @@
+"""Batch inference while actors, nodes and drivers are killed: the same files, nothing lost, nothing doubled.
+
+On a real cluster of three nodes and a head; drivers are processes of their own. What is expected is what a
+plain loop without Ray makes, byte by byte.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from personlab import batch
+from personlab.batch import Worker
+from tests.batches import check_truth, digests, job, save_pictures, save_weights, spoil
+
+pytestmark = pytest.mark.slow
+
+IMAGES, PART = 200, 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, a twentieth of them corrupt, and weights."""
+    folder = tmp_path_factory.mktemp("batch")
+    save_weights(folder / "w.safetensors")
+    save_pictures(folder / "in", IMAGES)
+    for number in range(0, IMAGES, 20):
+        spoil(folder / f"in/{number:03}.png", number // 20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> dict[str, str]:
+    """What a plain loop without Ray makes."""
+    given, listing = job(folder / "in", folder / "w.safetensors", folder / "plain", part_size=PART)
+    given.out.create()
+    batch.settle(given, listing)
+    worker = Worker(given)
+    batch.finish(given, [worker.make(number) for number in given.plan.parts])
+    return digests(folder / "plain")
+
+
+class Run:
+    """`personlab infer-batch` in a process of its own."""
+
+    def __init__(self, folder: Path, out: Path, cluster: Any) -> None:
+        options = ["--side", "65", "--max-people", "2", "--part-size", str(PART)]
+        self.out = out
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "personlab", "infer-batch", str(folder / "in")),
+                *("--weights", str(folder / "w.safetensors"), "--out", str(out), *options),
+            ],
+            env=os.environ | {"RAY_ADDRESS": cluster.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def parts(self) -> list[Path]:
+        return sorted(self.out.glob("part-*.parquet"))
+
+    def wait_for(self, share: float, seconds: float = 300) -> None:
+        """Until this share of the parts is there."""
+        end = time.monotonic() + seconds
+        while len(self.parts()) < share * IMAGES / PART:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < end, "never came to the point where it was to be killed"
+            time.sleep(0.01)
+        assert not (self.out / "manifest.json").exists(), "too late to be killed"
+
+    def end(self) -> str:
+        """What it printed; it must have succeeded."""
+        output, _ = self.process.communicate(timeout=300)
+        assert self.process.returncode == 0, output
+        return output
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three nodes of one processor each, and a head without any."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def test_a_killed_driver_goes_on_and_another_run_is_refused(
+    folder: Path, cluster: Any, expected: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done: dict[str, int] = {}
+    for share in (0.1, 0.5, 0.9):
+        run = Run(folder, out, cluster)
+        run.wait_for(share)
+        if share == 0.5:
+            run.process.send_signal(signal.SIGSTOP)  # or it would be done before the other has begun
+            second = Run(folder, out, cluster)
+            assert "another run is writing here" in second.process.communicate(timeout=300)[0]
+            assert second.process.returncode == 1
+        run.process.kill()
+        run.process.communicate()
+        assert {name: (out / name).stat().st_mtime_ns for name in done} == done  # nothing is made again
+        done = {path.name: path.stat().st_mtime_ns for path in run.parts()}
+        assert not (out / "manifest.json").exists()
+    assert "going on" in Run(folder, out, cluster).end()
+    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
+    assert digests(out) == expected
+    assert check_truth(out).errors == IMAGES // 20
+
+
+def test_a_killed_actor(folder: Path, cluster: Any, expected: dict[str, str], tmp_path: Path) -> None:
+    run = Run(folder, tmp_path / "out", cluster)
+    run.wait_for(0.2)
+    actors(busy(cluster)[0])[0].kill()
+    run.end()
+    assert digests(run.out) == expected
+    check_truth(run.out)
+
+
+def test_a_node_removed_in_the_middle(
+    folder: Path, cluster: Any, expected: dict[str, str], tmp_path: Path
+) -> None:
+    run = Run(folder, tmp_path / "out", cluster)
+    run.wait_for(0.2)
+    cluster.remove_node(busy(cluster)[-1], allow_graceful=False)
+    run.end()
+    assert digests(run.out) == expected
+    check_truth(run.out)
+
+
+def actors(node: Any) -> list[psutil.Process]:
+    """Processes on a node that make parts."""
+    [raylet] = node.all_processes["raylet"]
+    children = psutil.Process(raylet.process.pid).children(recursive=True)
+    return [child for child in children if "MapWorker" in " ".join(child.cmdline())]
+
+
+def busy(cluster: Any) -> list[Any]:
+    """Nodes with an actor."""
+    return [node for node in cluster.worker_nodes if actors(node)]

@@ -1,0 +1,118 @@
+"""Inference over shards: one part a shard, every image under its own id, the same bytes however it is run."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from personlab import tables
+from personlab.data.example import decode_jpeg
+from personlab.errors import UserError
+from personlab.params import Acquire, Codec, Infer, Ingest, Params, Sample, Targets
+from personlab.predictor import Predictor
+from personlab.stages import acquire, infer, ingest, targets
+from tests.batches import save_weights
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
+
+PARAMS = Params(
+    acquire=Acquire(sample=Sample(train_images=4, val_images=40, width=96, height=72)),
+    ingest=Ingest(max_reject_fraction=1, train_images_with_people_only=False),
+    codec=Codec(radius=12, nms_radius=5, bin=1),
+    infer=Infer(sides=(65,), stride=16, max_people=2),
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project up to `train`, its 40 validation images in shards of 7."""
+    root = tmp_path_factory.mktemp("project")
+    acquire.run(PARAMS, root)
+    ingest.run(PARAMS, root)
+    shutil.copytree(root / "data/ingest", root / "data/impute")
+    targets.run(PARAMS, root)
+    val = root / "data/targets/val"
+    rows = [
+        row
+        for part in sorted(val.glob("*.parquet"))
+        for row in tables.read_table(part, tables.SHARD).to_pylist()
+    ]
+    for number in range(0, len(rows), 7):
+        shard = pa.Table.from_pylist(rows[number : number + 7], schema=tables.SHARD)
+        path = val / f"part-{number // 7:05}.parquet"
+        tables.write_table(shard, path, params_hash=tables.params_hash(Targets()))
+    (root / "data/train").mkdir()
+    save_weights(root / "data/train/model.safetensors")
+    return root
+
+
+@pytest.fixture
+def project(shards: Path, tmp_path: Path) -> Path:
+    shutil.copytree(shards / "data", tmp_path / "data")
+    return tmp_path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_every_image_is_predicted_in_the_part_of_its_shard(project: Path) -> None:
+    infer.run(PARAMS, project)
+    predictor = Predictor.from_checkpoint(
+        project / "data/train/model.safetensors", PARAMS.infer, PARAMS.codec
+    )
+    people = 0
+    vals = sorted((project / "data/targets/val").glob("part-*.parquet"))
+    assert len(vals) == 6
+    for shard in vals:
+        images = tables.read_table(shard, tables.SHARD).to_pylist()
+        found = tables.read_table(project / "data/infer" / shard.name, tables.PREDICTIONS).to_pylist()
+        assert [row["image_id"] for row in found] == [row["image_id"] for row in images]
+        image = decode_jpeg(images[0]["jpeg"], name="")
+        for person, expected in zip(found[0]["people"], predictor(image), strict=True):
+            np.testing.assert_array_equal(person["keypoints"], expected.keypoints.ravel())
+            assert person["mask"] == expected.rle
+        people += sum(len(row["people"]) for row in found)
+    counts = json.loads((project / "data/infer/metrics.json").read_text())
+    assert counts == {"images": 40, "people": people}
+    assert people
+    assert not list((project / "runs").iterdir())
+
+
+def test_a_stage_killed_half_way_goes_on_to_the_same_bytes(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer.run(PARAMS, project)
+    whole = digests(project / "data/infer")
+    shutil.rmtree(project / "data/infer")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(infer, "_by_shard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            infer.run(PARAMS, project)
+    [work] = (project / "runs").iterdir()
+    (work / "part-00001.parquet").unlink()
+    kept = (work / "part-00000.parquet").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(infer.shutil, "rmtree", lambda _: None)
+        infer.run(PARAMS, project)
+    assert (work / "part-00000.parquet").stat().st_mtime_ns == kept
+    assert digests(project / "data/infer") == whole
+
+
+def test_an_image_that_cannot_be_read_stops_the_stage(project: Path) -> None:
+    path = project / "data/targets/val/part-00002.parquet"
+    rows = tables.read_table(path, tables.SHARD).to_pylist()
+    rows[3]["jpeg"] = rows[3]["jpeg"][:2]
+    tables.write_table(pa.Table.from_pylist(rows, schema=tables.SHARD), path, params_hash="")
+    with pytest.raises(UserError, match=r"part-00002\.parquet#3: .*not a JPEG"):
+        infer.run(PARAMS, project)
+    assert not (project / "data/infer").exists()
+    assert not list((project / "runs").iterdir())
