@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.scenes import RADIUS, SIDE, people, predicted
-from benchmarks.tfjs import Tfjs, TfjsError, install
+from benchmarks.tfjs import Scene, Tfjs, TfjsError, install
 from personlab.codec.decode import Decoder, Level, steps_for
 from personlab.codec.encode import encode
 from personlab.codec.pyramid import Frame
@@ -81,7 +81,8 @@ def measure(stride: int, count: int, tfjs: Tfjs | None, rounds: int) -> Iterator
     slow: dict[tuple[str, str], Callable[[], float]] = {}
     if tfjs:
         with tempfile.TemporaryDirectory() as folder:
-            tfjs.load(predicted(people(count, stride=stride), stride=stride), count, Path(folder))
+            fields = predicted(people(count, stride=stride), stride=stride)
+            tfjs.load(Scene(fields, SIDE, SIDE, scale=1.0, people=count), Path(folder))
         calls["tfjs", "poses"] = tfjs.poses
         if count == MASKS_PEOPLE:
             slow = {
@@ -117,7 +118,7 @@ def steps(stride: int, count: int, device: str) -> dict[str, Callable[[], object
             levels,
             frame,
             seeds,
-            mid_steps=decoder.mid_refinements,
+            mid_steps=decoder.trace_refinements,
             nms_radius=decoder.nms_radius,
             most=1000,
         )

@@ -3,15 +3,17 @@
 import json
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample
 
-from benchmarks.scenes import SIDE
 from personlab.codec.fields import Fields
 from personlab.skeleton import TREE
 
@@ -48,6 +50,33 @@ def install(folder: Path) -> Path:
     return modules
 
 
+@dataclass(frozen=True)
+class Scene:
+    """What tfjs is asked to decode: the fields of one image, and what it may do with them.
+
+    height, width: the image's; scale: input pixels per image pixel. score_threshold: of the heatmap where a
+    pose starts; by default the library's own, 0.4. person: p_S from which on a pixel is a person's; by
+    default the library's own, 0.7.
+    """
+
+    fields: Fields
+    height: int
+    width: int
+    scale: float
+    people: int
+    score_threshold: float = 0.4
+    person: float = 0.7
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A person that tfjs has found, in image pixels."""
+
+    keypoints: npt.NDArray[np.float32]  # K x 2
+    keypoint_scores: npt.NDArray[np.float32]  # K
+    score: float
+
+
 class Tfjs:
     """A running decoder; a context manager."""
 
@@ -65,10 +94,11 @@ class Tfjs:
     ) -> None:
         self._node.communicate()
 
-    def load(self, fields: Fields, people: int, folder: Path) -> int:
-        """Hand over the fields of one image; how many people tfjs finds in them."""
-        _write(fields, people, folder)
-        return int(self._ask(f"load {folder}"))
+    def load(self, scene: Scene, folder: Path) -> list[Pose]:
+        """Hand over a scene, through files in a folder; the people found, in the order they were found."""
+        _write(scene, folder)
+        self._ask(f"load {folder}")
+        return [_pose(found) for found in json.loads((folder / "poses.json").read_text())]
 
     def poses(self) -> float:
         """Milliseconds of one pose decode."""
@@ -77,6 +107,14 @@ class Tfjs:
     def masks(self, keypoints: int) -> float:
         """Milliseconds of all masks, matched by the first so many keypoints (5 is the library's choice)."""
         return float(self._ask(f"masks {keypoints}"))
+
+    def instances(
+        self, scene: Scene, folder: Path, *, keypoints: int, min_score: float
+    ) -> npt.NDArray[np.bool_]:
+        """The masks of the scene just loaded, N x height x width, of the poses with at least that score."""
+        self._ask(f"instances {keypoints} {min_score}")
+        masks = np.fromfile(folder / "masks.u8", dtype=np.uint8).astype(bool)
+        return masks.reshape(-1, scene.height, scene.width)
 
     def _ask(self, line: str) -> str:
         assert self._node.stdin is not None
@@ -89,21 +127,39 @@ class Tfjs:
         return answer
 
 
-def _write(fields: Fields, people: int, folder: Path) -> None:
+def _pose(found: dict[str, Any]) -> Pose:
+    places = [(point["position"]["x"], point["position"]["y"]) for point in found["keypoints"]]
+    scores = [point["score"] for point in found["keypoints"]]
+    return Pose(np.array(places, np.float32), np.array(scores, np.float32), float(found["score"]))
+
+
+def _write(scene: Scene, folder: Path) -> None:
     """In the library's layout: H x W x C, offset channels all y, then all x."""
-    edges = len(TREE)
+    fields, edges = scene.fields, len(TREE)
     arrays = {
         "heatmap": fields.heatmap[0].permute(1, 2, 0),
         "short": _y_then_x(fields.short[0]),
         "forward": _y_then_x(fields.mid[0, :edges]),
         "backward": _y_then_x(fields.mid[0, edges:]),
-        "long": _y_then_x(fields.long[0]),
+        # The library adds these to pixels of the image; it means input pixels only where the two agree.
+        "long": _y_then_x(fields.long[0]) / scene.scale,
         # It thresholds p_S at full resolution, outside of what is timed.
-        "seg": _full_size(fields.seg),
+        "seg": _full_size(fields, scene),
     }
     for name, tensor in arrays.items():
         np.ascontiguousarray(tensor.numpy(), dtype="<f4").tofile(folder / f"{name}.f32")
-    about = {"stride": fields.stride, "people": people, "side": SIDE, "cells": fields.seg.shape[-1]}
+    rows, columns = fields.seg.shape[1:]
+    about = {
+        "stride": fields.stride,
+        "rows": rows,
+        "columns": columns,
+        "height": scene.height,
+        "width": scene.width,
+        "scale": scene.scale,
+        "people": scene.people,
+        "scoreThreshold": scene.score_threshold,
+        "person": scene.person,
+    }
     (folder / "fields.json").write_text(json.dumps(about))
 
 
@@ -111,5 +167,10 @@ def _y_then_x(offsets: Tensor) -> Tensor:
     return offsets.flip(1).transpose(0, 1).flatten(0, 1).permute(1, 2, 0)
 
 
-def _full_size(seg: Tensor) -> Tensor:
-    return interpolate(seg[:, None], size=(SIDE, SIDE), mode="bilinear", align_corners=True)[0, 0]
+def _full_size(fields: Fields, scene: Scene) -> Tensor:
+    """p_S at every pixel of the image."""
+    rows, columns = fields.seg.shape[1:]
+    y = torch.arange(scene.height) * (2 * scene.scale / (fields.stride * (rows - 1))) - 1
+    x = torch.arange(scene.width) * (2 * scene.scale / (fields.stride * (columns - 1))) - 1
+    grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), -1)
+    return grid_sample(fields.seg[:, None], grid[None], padding_mode="border", align_corners=True)[0, 0]

@@ -136,7 +136,7 @@ def oracle(
     scores = oracle.score(
         oracle.read(annotations),
         # Targets are what refined fields should be: there is nothing left to refine.
-        Decoder(mid_refinements=0, long_refinements=0, max_people=max_people),
+        Decoder(trace_refinements=0, long_refinements=0, max_people=max_people),
         side=side,
         stride=stride,
         complete=complete,

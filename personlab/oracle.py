@@ -56,8 +56,8 @@ def round_trip(
     view = View(scale, (0.0, 0.0), padded_side(scaled_height, stride), padded_side(scaled_width, stride))
     seen = see(people, view, height=height, width=width, stride=stride)
     levels = [Level(encode(seen, stride=stride, radius=decoder.radius).fields, scale)]
-    found = decoder.poses(levels, height=height, width=width)
-    return list(detections(found, decoder.masks(levels, found, height=height, width=width)))
+    poses = decoder.poses(levels, height=height, width=width)
+    return list(detections(poses, decoder.masks(levels, poses, height=height, width=width)))
 
 
 @dataclass(frozen=True)

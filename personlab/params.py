@@ -75,8 +75,11 @@ class Codec(Section):
     nms_radius: PositiveFloat = 10.0  # r, input pixels
     bin: PositiveFloat = 2.0  # width of a Hough accumulator bin, input pixels
     seed_threshold: PositiveFloat = 0.01
-    mid_refinements: int = Field(default=2, ge=0)
+    mid_refinements: int = Field(default=2, ge=0)  # in training; the paper's 2
     long_refinements: int = Field(default=2, ge=0)
+    # decoding corrects every keypoint by its short-range offset this often: a network's offsets go only part
+    # of the way, and going on is nearly free
+    trace_refinements: int = Field(default=4, ge=0)
     mask_distance: PositiveFloat = 0.25  # t of section 3.2
 
 

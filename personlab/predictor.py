@@ -15,7 +15,7 @@ from pycocotools import mask as rle_tools
 from torch import Tensor
 
 from personlab import params
-from personlab.codec.decode import Decoder, Found, Level
+from personlab.codec.decode import Decoder, Level, Poses
 from personlab.codec.fields import padded_side
 from personlab.data.view import ImageArray, View, fit
 from personlab.errors import UserError
@@ -62,10 +62,10 @@ class Predictor:
         """
         height, width = image.shape[:2]
         levels = [self.level(image, side) for side in self.sides]
-        found = self.decoder.poses(levels, height=height, width=width)
+        poses = self.decoder.poses(levels, height=height, width=width)
         if not levels[0].fields.has_masks:
-            return list(detections(found, repeat(None, len(found.level_of))))
-        return list(detections(found, self.decoder.masks(levels, found, height=height, width=width)))
+            return list(detections(poses, repeat(None, len(poses.scores))))
+        return list(detections(poses, self.decoder.masks(levels, poses, height=height, width=width)))
 
     @torch.inference_mode()
     def level(self, image: ImageArray, side: int) -> Level:
@@ -85,7 +85,7 @@ def decoder(network: PersonLab, infer: params.Infer, codec: params.Codec) -> Dec
         nms_radius=codec.nms_radius,
         bin=codec.bin,
         seed_threshold=codec.seed_threshold,
-        mid_refinements=codec.mid_refinements if refine else 0,
+        trace_refinements=codec.trace_refinements if refine else 0,
         long_refinements=codec.long_refinements if refine else 0,
         mask_distance=codec.mask_distance,
         scoring=infer.scoring,
@@ -94,11 +94,10 @@ def decoder(network: PersonLab, infer: params.Infer, codec: params.Codec) -> Dec
     )
 
 
-def detections(found: Found, masks: Iterable[Tensor | None]) -> Iterator[Detection]:
+def detections(poses: Poses, masks: Iterable[Tensor | None]) -> Iterator[Detection]:
     """Poses and their masks (height x width bool, in the same order), where there are any, as plain numbers
     and run lengths.
     """
-    poses = found.poses
     rows = zip(poses.keypoints.cpu(), poses.keypoint_scores.cpu(), poses.scores.cpu(), strict=True)
     for (keypoints, keypoint_scores, score), mask in zip(rows, masks, strict=True):
         yield Detection(

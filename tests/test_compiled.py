@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from personlab.codec import compiled, decode, pyramid
+from personlab.codec import compiled, decode, vectorised
 from personlab.codec.fields import Fields
-from personlab.codec.pyramid import Frame, Level, Steps
+from personlab.codec.pyramid import Frame, Level
+from personlab.codec.vectorised import Steps
 from tests.reference.scenes import adversarial, predicted, random_fields
 from tests.test_decode import Decoder, assert_matches_reference
 
@@ -23,12 +24,12 @@ def levels_of(fields: Fields, scales: tuple[float, ...] = (1.0,)) -> tuple[list[
 def assert_same_steps(levels: list[Level], frame: Frame, bin: float = 2.0) -> None:
     """To 1e-6, in double precision: 16 edges of random offsets multiply what rounding leaves."""
     results = []
-    for steps in (compiled, pyramid):
+    for steps in (compiled, vectorised):
         hough, seeds = steps.vote(levels, frame, radius=RADIUS, bin=bin, threshold=THRESHOLD)
         found = steps.find_people(levels, frame, seeds, mid_steps=2, nms_radius=NMS_RADIUS, most=200)
         scores = steps.expected_oks(hough, found.keypoints, found.presence, radius=RADIUS)
         claimed = steps.claimed(found.keypoints, radius=NMS_RADIUS)
-        poses = (found.keypoints, found.presence, found.level_of, scores, claimed)
+        poses = (found.keypoints, found.presence, scores, claimed)
         results.append((hough.score, seeds.score, *poses))
     for one, other in zip(*results, strict=True):
         assert one.dtype == other.dtype
@@ -55,7 +56,7 @@ def test_constant_heatmaps(value: float) -> None:
     assert_same_steps(levels, frame)
 
 
-@pytest.mark.parametrize("steps", [compiled, pyramid])
+@pytest.mark.parametrize("steps", [compiled, vectorised])
 def test_what_is_finite(steps: Steps) -> None:
     """Huge values are; those that are not are seen wherever they are."""
     huge = torch.full((3, 5), 3e38)
@@ -71,7 +72,7 @@ def test_what_is_finite(steps: Steps) -> None:
 @pytest.mark.parametrize("name", ["one person", "touching, 3 px apart", "on the border", "half outside"])
 def test_the_vectorised_steps_match_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU the decoder takes the loops, so here it is made to take the others."""
-    monkeypatch.setattr(decode, "steps_for", lambda device: pyramid)
+    monkeypatch.setattr(decode, "steps_for", lambda device: vectorised)
     assert_matches_reference(predicted(adversarial()[name], radius=RADIUS), Decoder())
 
 
@@ -83,7 +84,7 @@ def test_a_gpu_finds_the_same_people(name: str) -> None:
     fields = predicted(adversarial()[name], radius=RADIUS)
     height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
     one, other = (
-        Decoder().poses([Level(fields.to(device), 1.0)], height=height, width=width).poses
+        Decoder().poses([Level(fields.to(device), 1.0)], height=height, width=width)
         for device in ("cpu", "cuda")
     )
     assert len(one.scores) == len(other.scores)

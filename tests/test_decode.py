@@ -1,6 +1,6 @@
 """From fields to people: round trips, the slow reference, bad input, and what must not matter."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personlab.codec import pyramid as vectorised
-from personlab.codec.decode import Decoder, Found, Level
+from personlab.codec import compiled, decode, vectorised
+from personlab.codec.decode import Decoder, Level, Poses
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, stack
+from personlab.codec.group import Seeds
 from personlab.codec.pyramid import Frame
 from personlab.codec.score import extent
+from personlab.codec.vectorised import Steps
 from personlab.skeleton import FLIP, K
 from tests.reference import codec as reference
 from tests.reference.scenes import Scene, adversarial, figure, predicted, random_fields, scene
@@ -30,7 +32,7 @@ def perfect(case: Scene) -> Fields:
 
 def poses(
     fields: Fields, decoder: Decoder = DECODER, *, scale: float = 1.0, size: tuple[int, int] | None = None
-) -> Found:
+) -> Poses:
     """The people in fields of one level, in an image as large as the fields unless said otherwise."""
     height, width = size or tuple((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
     return decoder.poses([Level(fields, scale)], height=height, width=width)
@@ -44,10 +46,10 @@ def masks(fields: Fields, decoder: Decoder = DECODER) -> Tensor:
     return torch.stack(list(decoder.masks(levels, found, height=height, width=width)))
 
 
-def nearest(found: Found, expected: Tensor) -> Tensor:
+def nearest(found: Poses, expected: Tensor) -> Tensor:
     """The found poses in the order of the expected ones (P x K x 2)."""
-    apart = (found.poses.keypoints[None] - expected[:, None]).norm(dim=-1).mean(-1)
-    return found.poses.keypoints[apart.argmin(1)]
+    apart = (found.keypoints[None] - expected[:, None]).norm(dim=-1).mean(-1)
+    return found.keypoints[apart.argmin(1)]
 
 
 def double(fields: Fields) -> Fields:
@@ -65,11 +67,10 @@ def test_people_are_found_where_they_were(stride: int, radius: float) -> None:
     case = scene(people, height=257, width=353, stride=stride)
     fields = encode(case.people, stride=stride, radius=radius).fields
     found = poses(fields, Decoder(radius=radius))
-    assert len(found.poses.scores) == 2
+    assert len(found.scores) == 2
     assert torch.allclose(nearest(found, torch.stack(people)), torch.stack(people), atol=1e-2)
-    assert (found.poses.scores > 0.97).all()
-    assert torch.allclose(found.poses.presence, torch.ones(2, K))
-    assert found.level_of.tolist() == [0, 0]
+    assert (found.scores > 0.97).all()
+    assert torch.allclose(found.presence, torch.ones(2, K))
 
 
 def test_at_stride_32_the_papers_disks_are_smaller_than_cells() -> None:
@@ -86,7 +87,7 @@ def test_at_stride_32_the_papers_disks_are_smaller_than_cells() -> None:
 def test_all_four_pairs_of_scoring_and_suppression_find_the_people(scoring: str, nms: str) -> None:
     found = poses(perfect(scene(TWO, height=257, width=257, stride=8)), Decoder(scoring=scoring, nms=nms))
     assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=1e-2)
-    assert len(found.poses.scores) == 2
+    assert len(found.scores) == 2
 
 
 @pytest.mark.parametrize("scale", [0.6, 1.0, 1.7])
@@ -97,27 +98,27 @@ def test_people_who_touch_all_borders_are_wholly_there(scale: float) -> None:
     pose = pose / pose.amax(0) * torch.tensor([width - 1.0, height - 1.0])
     case = scene([pose * scale], height=305, width=257, stride=8)
     found = poses(perfect(case), scale=scale, size=(height, width))
-    assert len(found.poses.scores) == 1
-    assert torch.allclose(found.poses.keypoints[0], pose, atol=1e-2)
-    assert (found.poses.presence == 1).all()
+    assert len(found.scores) == 1
+    assert torch.allclose(found.keypoints[0], pose, atol=1e-2)
+    assert (found.presence == 1).all()
 
 
 def test_duplicates_are_one_person() -> None:
     found = poses(perfect(adversarial()["duplicates"]))
-    assert len(found.poses.scores) == 1
+    assert len(found.scores) == 1
 
 
 def test_a_person_of_1000_px() -> None:
     case = adversarial()["1000 px tall"]
     found = poses(perfect(case))
-    assert len(found.poses.scores) == 1
-    assert torch.allclose(found.poses.keypoints, case.people.keypoints, atol=1e-2)
+    assert len(found.scores) == 1
+    assert torch.allclose(found.keypoints, case.people.keypoints, atol=1e-2)
 
 
 def test_nobody() -> None:
     fields = perfect(adversarial()["nobody"])
     found = poses(fields)
-    assert found.poses.keypoints.shape == (0, K, 2)
+    assert found.keypoints.shape == (0, K, 2)
     assert not list(DECODER.masks([Level(fields, 1.0)], found, height=129, width=129))
 
 
@@ -126,25 +127,25 @@ def test_an_unlabelled_elbow_costs_the_wrist_only() -> None:
     case = scene([TWO[0]], height=257, width=257, stride=8)
     case.people.labelled[0, 7] = False  # left elbow; the wrist (9) hangs on it
     found = poses(perfect(case))
-    best = found.poses.keypoints[0]
+    best = found.keypoints[0]
     rest = [k for k in range(K) if k not in (7, 9)]
     assert torch.allclose(best[rest], TWO[0][rest], atol=1e-2)
     # the wrist stands alone, a person of its own
-    assert any((pose[9] - TWO[0][9]).norm() < 0.1 for pose in found.poses.keypoints[1:])
+    assert any((pose[9] - TWO[0][9]).norm() < 0.1 for pose in found.keypoints[1:])
 
 
 def test_at_most_so_many_people() -> None:
     fields = predicted(adversarial()["fifty people"], radius=DECODER.radius)
     everybody = poses(fields, Decoder(max_people=1000))
-    assert len(everybody.poses.scores) > 40
+    assert len(everybody.scores) > 40
     best = poses(fields, Decoder(max_people=7))
-    assert torch.equal(best.poses.scores, everybody.poses.scores[:7])
-    assert torch.equal(best.poses.keypoints, everybody.poses.keypoints[:7])
+    assert torch.equal(best.scores, everybody.scores[:7])
+    assert torch.equal(best.keypoints, everybody.keypoints[:7])
 
 
 def test_best_first() -> None:
     found = poses(predicted(adversarial()["fifty people"], radius=DECODER.radius))
-    assert (found.poses.scores.diff() <= 0).all()
+    assert (found.scores.diff() <= 0).all()
 
 
 # bad input
@@ -165,45 +166,65 @@ def test_constant_heatmaps(value: float) -> None:
     fields = random_fields(0, rows=9, columns=9, stride=8, spread=20.0)
     fields = fields.replace(heatmap=torch.full_like(fields.heatmap, value))
     found = poses(fields)
-    count = len(found.poses.scores)
+    count = len(found.scores)
     assert 0 < count <= 20 if value else count == 0
-    for tensor in (found.poses.keypoints, found.poses.keypoint_scores, found.poses.scores):
+    for tensor in (found.keypoints, found.keypoint_scores, found.scores):
         assert torch.isfinite(tensor).all()
     assert len(list(DECODER.masks([Level(fields, 1.0)], found, height=65, width=65))) == count
 
 
 def test_a_map_of_a_single_cell() -> None:
     fields = random_fields(0, rows=1, columns=1, stride=32, spread=1.0)
-    assert torch.isfinite(poses(fields).poses.keypoints).all()
+    assert torch.isfinite(poses(fields).keypoints).all()
 
 
 # the slow reference
 
 
+def reference_levels(levels: Sequence[Level], scale: float) -> list[reference.Level]:
+    """In a frame of that many pixels per image pixel; shares grow with the square of the scale."""
+    squares = sum(level.scale**2 for level in levels)
+    return [
+        reference.Level(
+            *(t[0].numpy() for t in (level.fields.heatmap, level.fields.short, level.fields.mid)),
+            stride=level.fields.stride,
+            ratio=level.scale / scale,
+            share=level.scale**2 / squares,
+        )
+        for level in levels
+    ]
+
+
 def assert_matches_reference(fields: Fields, decoder: Decoder) -> None:
-    """The same people in the same order, to 1e-6 in double precision (test_group.py says why double)."""
-    fields = double(fields)
     height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
+    assert_pyramid_matches_reference([Level(fields, 1.0)], decoder, height=height, width=width)
+
+
+def assert_pyramid_matches_reference(
+    levels: Sequence[Level], decoder: Decoder, *, height: int, width: int
+) -> None:
+    """The same people in the same order, to 1e-6 in double precision (test_group.py says why double)."""
+    levels = [Level(double(level.fields), level.scale) for level in levels]
+    scale = float(np.prod([level.scale for level in levels])) ** (1 / len(levels))
     expected = reference.decode(
-        *(t[0].numpy() for t in (fields.heatmap, fields.short, fields.mid)),
-        stride=fields.stride,
+        reference_levels(levels, scale),
         radius=decoder.radius,
         nms_radius=decoder.nms_radius,
         bin=decoder.bin,
         threshold=decoder.seed_threshold,
-        steps=decoder.mid_refinements,
-        height=height,
-        width=width,
+        steps=decoder.trace_refinements,
+        height=(height - 1) * scale + 1,
+        width=(width - 1) * scale + 1,
         scoring=decoder.scoring,
         nms=decoder.nms,
     )
-    best = poses(fields, replace(decoder, max_people=1000)).poses
+    best = replace(decoder, max_people=1000).poses(levels, height=height, width=width)
     assert len(best.scores) == len(expected)
     for j, person in enumerate(expected):
         assert float(best.scores[j]) == pytest.approx(person.score, abs=1e-6)
         if person.score > 1e-9:  # those of score 0 are equals, in any order
             for found, wanted in (
-                (best.keypoints[j], person.pose),
+                (best.keypoints[j] * scale, person.pose),
                 (best.presence[j], person.presence),
                 (best.keypoint_scores[j], person.keypoint_scores),
             ):
@@ -229,7 +250,7 @@ def test_reference_on_fifty_people() -> None:
 @pytest.mark.parametrize("scoring", ["expected-oks", "hough"])
 def test_reference_on_random_fields(scoring: str, nms: str) -> None:
     fields = random_fields(11, rows=5, columns=6, stride=8, spread=12.0)
-    decoder = Decoder(radius=20.0, scoring=scoring, nms=nms, mid_refinements=1)
+    decoder = Decoder(radius=20.0, scoring=scoring, nms=nms, trace_refinements=1)
     assert_matches_reference(fields, decoder)
 
 
@@ -242,9 +263,9 @@ def test_masks_match_the_reference(name: str) -> None:
     found = poses(fields)
     long, short, seg = (t[0].double().numpy() for t in (fields.long, fields.short, fields.seg))
     long = reference.refine_long(long, short, stride=8, steps=2)
-    chosen = range(min(2, len(found.poses.scores)))
+    chosen = range(min(2, len(found.scores)))
     for j, mask in zip(chosen, masks(fields), strict=False):
-        pose, present = found.poses.keypoints[j].double().numpy(), found.poses.presence[j].tolist()
+        pose, present = found.keypoints[j].double().numpy(), found.presence[j].tolist()
         distance = reference.embedding_distance(
             seg, long, pose, present, reference.extent(pose, present), stride=8
         )
@@ -279,7 +300,7 @@ def test_the_same_person_found_twice_owns_its_pixels_twice() -> None:
     """The assignment is not exclusive: a second pose of somebody has the same mask."""
     fields = perfect(scene([TWO[0]], height=257, width=257, stride=8))
     found = poses(fields)
-    twice = Found(poses=found.poses.select(torch.tensor([0, 0])), level_of=found.level_of[[0, 0]])
+    twice = found.select(torch.tensor([0, 0]))
     one, other = DECODER.masks([Level(fields, 1.0)], twice, height=257, width=257)
     assert torch.equal(one, other)
     assert one.any()
@@ -294,9 +315,9 @@ def test_masks_need_no_refinement_where_offsets_are_right() -> None:
 # what must not matter
 
 
-def apart(found: Found, other: Found) -> float:
+def apart(found: Poses, other: Poses) -> float:
     """The largest distance between a keypoint of one and the same keypoint of the other, same order."""
-    return float((found.poses.keypoints - other.poses.keypoints).abs().max())
+    return float((found.keypoints - other.keypoints).abs().max())
 
 
 @settings(max_examples=6, deadline=None)
@@ -305,8 +326,8 @@ def test_order_of_people_does_not_matter(order: list[int]) -> None:
     people = [figure(40.0, 20.0, 90.0), figure(120.0, 25.0, 80.0), figure(200.0, 22.0, 70.0)]
     case = scene(people, height=129, width=241, stride=8)
     one, other = (poses(predicted(c, radius=32.0)) for c in (case, case.select(order)))
-    assert torch.equal(one.poses.keypoints, other.poses.keypoints)
-    assert torch.equal(one.poses.scores, other.poses.scores)
+    assert torch.equal(one.keypoints, other.keypoints)
+    assert torch.equal(one.scores, other.scores)
 
 
 @settings(max_examples=8, deadline=None)
@@ -317,9 +338,9 @@ def test_scale_of_a_level_scales_the_poses(scale: float) -> None:
     size = round(256 / scale) + 1
     padded = size if (size - 1) * scale >= 256 else size + 1
     one, other = poses(fields), poses(fields, scale=scale, size=(padded, padded))
-    count = min(len(one.poses.scores), 2)
-    assert torch.allclose(other.poses.keypoints[:count] * scale, one.poses.keypoints[:count], atol=1e-2)
-    assert torch.allclose(other.poses.scores[:count], one.poses.scores[:count], atol=1e-3)
+    count = min(len(one.scores), 2)
+    assert torch.allclose(other.keypoints[:count] * scale, one.keypoints[:count], atol=1e-2)
+    assert torch.allclose(other.scores[:count], one.scores[:count], atol=1e-3)
 
 
 @settings(max_examples=6, deadline=None)
@@ -333,7 +354,7 @@ def test_moving_people_by_whole_cells_moves_them(down: int, right: int, stride: 
     )
     people = torch.stack(TWO) + middle
     assert torch.allclose(nearest(there, people + step), nearest(here, people) + step, atol=1e-2)
-    assert torch.allclose(there.poses.scores, here.poses.scores, atol=1e-3)
+    assert torch.allclose(there.scores, here.scores, atol=1e-3)
 
 
 @settings(max_examples=6, deadline=None)
@@ -342,9 +363,9 @@ def test_mirrored_fields_hold_mirrored_people(seed: int) -> None:
     """Left is right; rounding and the order in which equal bins are read are all that may differ."""
     fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0, seed=seed)
     one, other = poses(fields), poses(fields.mirrored())
-    back = other.poses.keypoints[:, list(FLIP)] * torch.tensor([-1.0, 1.0]) + torch.tensor([256.0, 0.0])
-    assert torch.allclose(back[:2], one.poses.keypoints[:2], atol=5e-2)
-    assert torch.allclose(other.poses.scores[:2], one.poses.scores[:2], atol=1e-3)
+    back = other.keypoints[:, list(FLIP)] * torch.tensor([-1.0, 1.0]) + torch.tensor([256.0, 0.0])
+    assert torch.allclose(back[:2], one.keypoints[:2], atol=5e-2)
+    assert torch.allclose(other.scores[:2], one.scores[:2], atol=1e-3)
 
 
 @pytest.mark.parametrize("stride", [8, 16])
@@ -355,10 +376,10 @@ def test_a_person_alone_is_the_same_person_beside_others_far_away(stride: int) -
         perfect(scene(people, height=161, width=417, stride=stride)) for people in ([near], [near, far])
     )
     one, other = poses(alone), poses(together)
-    assert (len(one.poses.scores), len(other.poses.scores)) == (1, 2)
-    j = int((other.poses.keypoints[:, 0, 0] < 200).nonzero())
-    assert torch.allclose(other.poses.keypoints[j], one.poses.keypoints[0], atol=1e-4)
-    assert float(other.poses.scores[j]) == pytest.approx(float(one.poses.scores[0]), abs=1e-5)
+    assert (len(one.scores), len(other.scores)) == (1, 2)
+    j = int((other.keypoints[:, 0, 0] < 200).nonzero())
+    assert torch.allclose(other.keypoints[j], one.keypoints[0], atol=1e-4)
+    assert float(other.scores[j]) == pytest.approx(float(one.scores[0]), abs=1e-5)
     assert torch.equal(masks(together)[j], masks(alone)[0])
 
 
@@ -368,8 +389,8 @@ def test_an_image_of_a_batch_is_that_image() -> None:
     batch = stack(singles).fields
     for index, single in enumerate(singles):
         one, other = poses(single.fields), poses(batch.image(index))
-        assert torch.equal(one.poses.keypoints, other.poses.keypoints)
-        assert torch.equal(one.poses.scores, other.poses.scores)
+        assert torch.equal(one.keypoints, other.keypoints)
+        assert torch.equal(one.scores, other.scores)
 
 
 # pyramids
@@ -390,9 +411,39 @@ def test_all_levels_agree_on_where_people_are(scales: tuple[float, ...]) -> None
     """Offsets are in pixels of their own level: combined without a thought they would be off by the scale."""
     levels = pyramid(TWO, scales, side=257)
     found = DECODER.poses(levels, height=257, width=257)
-    assert len(found.poses.scores) == 2
+    assert len(found.scores) == 2
     assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=2e-2)
-    assert (found.poses.scores > 0.9).all()
+    assert (found.scores > 0.9).all()
+
+
+@pytest.mark.parametrize("steps_for", [decode.steps_for, lambda device: vectorised])
+@pytest.mark.parametrize("scales", [(0.5, 1.0), (0.75, 1.5, 1.0)])
+def test_reference_on_pyramids(
+    scales: tuple[float, ...], steps_for: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Levels that disagree: each has noise of its own, and sees the people elsewhere."""
+    monkeypatch.setattr(decode, "steps_for", steps_for)
+    levels = [
+        Level(random_fields(n, rows=7, columns=8, stride=8, spread=6.0), scale)
+        for n, scale in enumerate(scales)
+    ]
+    assert_pyramid_matches_reference(levels, Decoder(bin=4.0), height=33, width=37)
+
+
+def test_a_finer_level_has_more_to_say() -> None:
+    """Two levels that are equally sure: shares of 1 and 4, so that they meet at a fifth of the way."""
+    pose = TWO[0]
+    levels = pyramid([pose], (1.0, 2.0), side=257)
+    off = levels[0].fields.replace(short=levels[0].fields.short + torch.tensor([5.0, 0.0]).view(2, 1, 1))
+    off = off.replace(mid=off.mid + torch.tensor([5.0, 0.0]).view(2, 1, 1))
+    frame = Frame.common(levels, 257, 257)
+    seeds = Seeds((pose[:1] * frame.scale), torch.tensor([0]), torch.ones(1))
+    for steps in (vectorised, compiled):
+        found = steps.find_people(
+            [Level(off, 1.0), levels[1]], frame, seeds, mid_steps=0, nms_radius=10.0, most=1
+        )
+        eye = found.keypoints[0, 1] / frame.scale
+        assert torch.allclose(eye, pose[1] + torch.tensor([1.0, 0.0]), atol=1e-2)
 
 
 def test_twice_the_same_level_is_that_level() -> None:
@@ -400,7 +451,7 @@ def test_twice_the_same_level_is_that_level() -> None:
     one = poses(fields)
     two = DECODER.poses([Level(fields, 1.0), Level(fields, 1.0)], height=257, width=257)
     assert apart(one, two) < 1e-2
-    assert torch.allclose(one.poses.scores, two.poses.scores, atol=1e-4)
+    assert torch.allclose(one.scores, two.scores, atol=1e-4)
 
 
 def test_a_level_that_sees_nobody_does_not_hide_them() -> None:
@@ -410,15 +461,26 @@ def test_a_level_that_sees_nobody_does_not_hide_them() -> None:
     levels = [Level(blind, 1.0), levels[1]]
     found = DECODER.poses(levels, height=257, width=257)
     assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=1e-2)
-    assert found.level_of.tolist() == [1, 1]
     for mask in DECODER.masks(levels, found, height=257, width=257):
         assert mask.sum() > 5000
 
 
+def test_a_mask_is_that_of_the_level_which_agrees_with_the_pose() -> None:
+    """At the other level the long-range offsets lead astray, though it is the finer one."""
+    good, bad = pyramid([TWO[0]], (1.0, 1.5), side=257)
+    bad = Level(bad.fields.replace(long=bad.fields.long + 20.0), bad.scale)
+    decoder = Decoder(long_refinements=0)
+    found = decoder.poses([good, bad], height=257, width=257)
+    (mask,) = decoder.masks([good, bad], found, height=257, width=257)
+    (expected,) = decoder.masks([good], found, height=257, width=257)
+    assert torch.equal(mask, expected)
+    assert mask.any()
+
+
 def test_the_extent_of_a_pose_scales_with_it() -> None:
     found = poses(perfect(scene(TWO, height=257, width=257, stride=8)))
-    assert torch.allclose(found.poses.scaled(3.0).extent(), 3 * found.poses.extent())
-    assert torch.allclose(found.poses.extent(), extent(found.poses.keypoints, found.poses.presence))
+    assert torch.allclose(found.scaled(3.0).extent(), 3 * found.extent())
+    assert torch.allclose(found.extent(), extent(found.keypoints, found.presence))
 
 
 @pytest.mark.parametrize("device", ["cpu", "vectorised"])
@@ -428,7 +490,7 @@ def test_what_an_untrained_network_seeds_is_bounded(device: str, monkeypatch: py
         monkeypatch.setattr("personlab.codec.decode.steps_for", lambda _: vectorised)
     fields = random_fields(0, rows=40, columns=40, stride=8, spread=20.0)
     fields = fields.replace(heatmap=torch.ones_like(fields.heatmap))
-    assert len(poses(fields, Decoder(max_people=10_000)).poses.scores) == 1000
+    assert len(poses(fields, Decoder(max_people=10_000)).scores) == 1000
     frame = Frame.common([Level(fields, 1.0)], 313, 313)
     seeds = vectorised.vote([Level(fields, 1.0)], frame, radius=32.0, bin=2.0, threshold=0.01)[1]
     assert len(seeds.xy) > 1000

@@ -10,7 +10,8 @@ from torch import Tensor
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields
 from personlab.codec.group import Seeds, accept, find_seeds, trace
-from personlab.codec.hough import HoughMap, accumulate, cast_votes
+from personlab.codec.hough import HoughMap, Votes, accumulate, cast_votes
+from personlab.codec.pyramid import Frame, Level
 from personlab.skeleton import K
 from tests.reference import codec as reference
 from tests.reference.scenes import Scene, adversarial, figure, predicted, random_fields, scene
@@ -37,10 +38,17 @@ def voted(fields: Fields, bin: float = 2.0) -> HoughMap:
     return accumulate(cast_votes(fields, radius=RADIUS), height=height, width=width, bin=bin)
 
 
+def traced(fields: Fields, seeds: Seeds, *, steps: int) -> Tensor:
+    """The poses of seeds in fields of one level, in its own pixels."""
+    levels = [Level(fields, 1.0)]
+    height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
+    return trace(levels, Frame.common(levels, height, width), seeds, mid_steps=steps)
+
+
 def found(fields: Fields, *, bin: float = 2.0, steps: int = 2) -> Tensor:
     """Keypoints of the people found, best first: N x K x 2."""
     seeds = find_seeds(voted(fields, bin), threshold=THRESHOLD)
-    keypoints = trace(fields, seeds, mid_steps=steps)
+    keypoints = traced(fields, seeds, steps=steps)
     return keypoints[accept(seeds, keypoints, nms_radius=NMS_RADIUS, most=200)]
 
 
@@ -59,6 +67,15 @@ def test_seeds_come_best_first_and_above_the_threshold() -> None:
     assert seeds.kind.tolist() == [5, 0]
     assert seeds.score.tolist() == pytest.approx([0.9, 0.3])
     assert seeds.xy.tolist() == [[4.0, 4.0], [4.0, 4.0]]
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.5, 1.0, 1.7])
+def test_a_keypoint_scores_the_same_wherever_it_falls_between_bins(phase: float) -> None:
+    """A single bin would hold all of its votes or as little as a quarter of them."""
+    votes = Votes(torch.tensor([[10 + phase, 12 + phase]]), torch.tensor([3]), torch.tensor([0.8]))
+    seeds = find_seeds(accumulate(votes, height=33, width=33, bin=2.0), threshold=0.01)
+    assert seeds.score.tolist() == pytest.approx([0.8])
+    assert torch.allclose(seeds.xy, votes.xy, atol=1e-4)
 
 
 def test_only_maxima_among_eight_neighbours() -> None:
@@ -96,8 +113,8 @@ def test_any_keypoint_finds_all_others(kind: int) -> None:
     case = scene([pose], height=129, width=129, stride=8)
     fields = encode(case.people, stride=8, radius=RADIUS).fields
     for steps in (0, 2):
-        traced = trace(fields, seeds_at((*pose[kind].tolist(), kind)), mid_steps=steps)
-        assert torch.allclose(traced[0], pose, atol=1e-3)
+        keypoints = traced(fields, seeds_at((*pose[kind].tolist(), kind)), steps=steps)
+        assert torch.allclose(keypoints[0], pose, atol=1e-3)
 
 
 def test_short_offsets_correct_wrong_mid_offsets() -> None:
@@ -106,22 +123,22 @@ def test_short_offsets_correct_wrong_mid_offsets() -> None:
     fields = encode(scene([pose], height=129, width=129, stride=8).people, stride=8, radius=RADIUS).fields
     wrong = fields.replace(mid=fields.mid + torch.tensor([3.0, -4.0]).view(2, 1, 1))
     seed = seeds_at((*pose[0].tolist(), 0))
-    assert torch.allclose(trace(wrong, seed, mid_steps=1)[0], pose, atol=1e-3)
-    unrefined = trace(wrong, seed, mid_steps=0)[0]
+    assert torch.allclose(traced(wrong, seed, steps=1)[0], pose, atol=1e-3)
+    unrefined = traced(wrong, seed, steps=0)[0]
     assert torch.allclose(unrefined[1], pose[1] + torch.tensor([3.0, -4.0]), atol=1e-3)
 
 
 def test_tracing_out_of_the_map_is_no_error() -> None:
     fields = random_fields(0, rows=4, columns=5, stride=8, spread=1000.0)
-    traced = trace(fields, seeds_at((0.0, 0.0, 0), (32.0, 24.0, 16)), mid_steps=2)
-    assert torch.isfinite(traced).all()
+    keypoints = traced(fields, seeds_at((0.0, 0.0, 0), (32.0, 24.0, 16)), steps=2)
+    assert torch.isfinite(keypoints).all()
 
 
 def test_no_seeds() -> None:
     fields = random_fields(0, rows=4, columns=5, stride=8, spread=10.0)
-    traced = trace(fields, seeds_at(), mid_steps=2)
-    assert traced.shape == (0, K, 2)
-    assert accept(seeds_at(), traced, nms_radius=NMS_RADIUS, most=200).shape == (0,)
+    keypoints = traced(fields, seeds_at(), steps=2)
+    assert keypoints.shape == (0, K, 2)
+    assert accept(seeds_at(), keypoints, nms_radius=NMS_RADIUS, most=200).shape == (0,)
 
 
 # acceptance by hand
@@ -163,14 +180,9 @@ def reference_groups(fields: Fields, *, bin: float, steps: int, on_grid: bool) -
     )
     if on_grid:
         mid, steps = reference.refine_mid(mid, short, stride=fields.stride, steps=steps), 0
-    return reference.group(
-        mid,
-        short,
-        reference.seeds(score, bin=bin, threshold=THRESHOLD),
-        stride=fields.stride,
-        steps=steps,
-        nms_radius=NMS_RADIUS,
-    )
+    candidates = reference.seeds(score, bin=bin, threshold=THRESHOLD)
+    levels = [reference.Level(heatmap, short, mid, fields.stride)]
+    return reference.group(levels, candidates, steps=steps, nms_radius=NMS_RADIUS)
 
 
 @pytest.mark.parametrize("name", adversarial())

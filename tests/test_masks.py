@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personlab.codec import compiled, pyramid
+from personlab.codec import compiled, vectorised
 from personlab.codec.fields import Fields, cell_positions
-from personlab.codec.masks import full_resolution
+from personlab.codec.masks import disagreement, full_resolution
 from personlab.codec.score import extent
 from personlab.skeleton import K
 from tests.reference import codec as reference
@@ -33,7 +33,7 @@ def whole(
     """All masks, N x height x width, as both implementations give them."""
     first, second = (
         steps.full_resolution(seg, distance, step=step, height=height, width=width, threshold=threshold)
-        for steps in (compiled, pyramid)
+        for steps in (compiled, vectorised)
     )
     masks = torch.stack(list(first))
     assert torch.equal(masks, torch.stack(list(second)))
@@ -42,10 +42,10 @@ def whole(
 
 def embedding_distance(fields: Fields, keypoints: Tensor, present: Tensor, lambdas: Tensor) -> Tensor:
     """As the loops compute it; the vectorised one says the same to rounding."""
-    loops, vectorised = (
-        steps.embedding_distance(fields, keypoints, present, lambdas) for steps in (compiled, pyramid)
+    loops, other = (
+        steps.embedding_distance(fields, keypoints, present, lambdas) for steps in (compiled, vectorised)
     )
-    torch.testing.assert_close(loops, vectorised, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loops, other, rtol=1e-5, atol=1e-5)
     return loops
 
 
@@ -99,6 +99,13 @@ def test_nobody_present_owns_nothing() -> None:
     """Without a keypoint that is there, equation 6 is 0 / 0: no reason to give anybody a pixel."""
     distance = embedding_distance(embedding(POSE), POSE[None], ALL * 0, LAMBDA)
     assert not (distance <= 0.25).any()
+
+
+def test_disagreement_is_the_mean_distance_of_the_persons_own_cells() -> None:
+    distance = torch.tensor([[[0.1, 0.2], [0.3, torch.inf]]])
+    assert disagreement(distance, 0.25) == pytest.approx(0.15)
+    assert disagreement(distance, 0.3) == pytest.approx(0.2)
+    assert disagreement(distance, 0.05) == float("inf")
 
 
 def test_no_people() -> None:

@@ -17,7 +17,7 @@ from personlab.skeleton import KEYPOINTS, K
 
 MEAN = oracle.MeanPerson(np.stack([np.linspace(0.1, 0.9, K), np.linspace(0, 1, K)], 1).astype(np.float32))
 
-PERFECT = Decoder(mid_refinements=0, long_refinements=0)  # targets are refined already
+PERFECT = Decoder(trace_refinements=0, long_refinements=0)  # targets are refined already
 
 
 def person(visibility: np.ndarray) -> Annotation:

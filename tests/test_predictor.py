@@ -92,7 +92,7 @@ def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
 def test_a_network_trained_without_refinement_is_decoded_without() -> None:
     network = build(params.Model(width=8, refine=False), CODEC, stride=16)
     made = decoder(network, params.Infer(), CODEC)
-    assert (made.mid_refinements, made.long_refinements) == (0, 0)
+    assert (made.trace_refinements, made.long_refinements) == (0, 0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (200, 3)])

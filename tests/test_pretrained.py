@@ -213,7 +213,7 @@ def test_posenets_poses_are_decoded_and_masks_refused(tmp_path: Path) -> None:
     levels = [Level(fields_of(from_checkpoint(posenet(tmp_path), stride=16)).probabilities(), 1.0)]
     decoder = Decoder()
     found = decoder.poses(levels, height=65, width=97)
-    assert len(found.poses.scores) > 0
+    assert len(found.scores) > 0
     with pytest.raises(UserError, match="poses only"):
         next(decoder.masks(levels, found, height=65, width=97))
 

@@ -1,9 +1,9 @@
-"""Voting, grouping, scoring and masks on the CPU: what `pyramid`, `score` and `masks` do, as compiled loops.
+"""Voting, grouping, scoring and masks on the CPU: what `vectorised` does, as compiled loops.
 
 Vectorised code must look at every bin, trace every seed, weigh every bin of every disk and interpolate every
 pixel. Loops look at the bins that votes have reached, trace the seeds that nobody has claimed yet, skip the
 bins that are empty and interpolate only along the rims of masks, on one core. Results are the same to
-rounding; `pyramid.Steps` says what each function does.
+rounding; `vectorised.Steps` says what each function does.
 
 The first call on a machine compiles (about ten seconds), and what was compiled is kept beside this file.
 """
@@ -18,11 +18,12 @@ from numba import njit
 from torch import Tensor
 
 from personlab.codec.fields import Fields
-from personlab.codec.group import Seeds
+from personlab.codec.group import SCORE_DECIMALS, UNSURE, Seeds
 from personlab.codec.hough import FAINTEST_VOTE, HoughMap
 from personlab.codec.masks import PERSON
-from personlab.codec.pyramid import Frame, Grouped, Level
+from personlab.codec.pyramid import Frame, Level, shares
 from personlab.codec.score import extent
+from personlab.codec.vectorised import Grouped
 from personlab.skeleton import EDGES, KAPPAS, K, walk
 
 _EDGES = np.array(EDGES)
@@ -43,14 +44,15 @@ def vote(
     rows, columns = (math.ceil((side - 1) / bin) + 1 for side in (frame.height, frame.width))
     score = np.zeros((K, rows, columns), _array(levels[0].fields.heatmap).dtype)
     reached = []
-    for level in levels:
+    for level, share in zip(levels, shares(levels), strict=True):
         heatmap, short, stride = *_arrays(level)[:2], level.fields.stride
-        share = stride**2 / (math.pi * radius**2) / len(levels)
+        area = stride**2 / (math.pi * radius**2)
         to_bins = frame.scale / level.scale / bin
-        reached.append(_vote(score, heatmap, short, stride, to_bins, share, FAINTEST_VOTE, threshold))
-    xy, kind, height = _seeds(score, np.concatenate(reached))
-    order = np.lexsort((xy[:, 0], xy[:, 1], kind, -height))
-    best = Seeds(*(torch.from_numpy(column[order]) for column in (xy * score.dtype.type(bin), kind, height)))
+        reached.append(_vote(score, heatmap, short, stride, to_bins, area * share, FAINTEST_VOTE, threshold))
+    xy, kind, mass = _seeds(score, np.sort(np.concatenate(reached)))
+    mass = mass.round(SCORE_DECIMALS)
+    order = np.argsort(-mass, kind="stable")
+    best = Seeds(*(torch.from_numpy(column[order]) for column in (xy * score.dtype.type(bin), kind, mass)))
     return HoughMap(torch.from_numpy(score), bin), best
 
 
@@ -64,7 +66,8 @@ def find_people(
     most: int,
 ) -> Grouped:
     views = tuple(
-        (*_arrays(level), float(level.fields.stride), level.scale / frame.scale) for level in levels
+        (*_arrays(level), float(level.fields.stride), level.scale / frame.scale, share)
+        for level, share in zip(levels, shares(levels), strict=True)
     )
     xy, kinds = seeds.xy.numpy(), seeds.kind.numpy()
     found = _people(views, frame.height, frame.width, xy, kinds, mid_steps, nms_radius**2, most)
@@ -154,13 +157,10 @@ def _vote(
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _seeds(score: Array, bins: Index) -> tuple[Array, Index, Array]:
-    """Which of the bins are local maxima: centroid (N x 2, bins), kind and score of each, in no order.
-
-    Of equal neighbours the first in reading order is the maximum.
-    """
+    """Which of the bins are local maxima: centroid (N x 2, bins), kind and mass of each, in their order."""
     _, rows, columns = score.shape
     xy, kind = np.empty((len(bins), 2), score.dtype), np.empty(len(bins), np.int64)
-    height = np.empty(len(bins), score.dtype)
+    masses = np.empty(len(bins), score.dtype)
     count = 0
     for at in bins:
         k, row, column = at // (rows * columns), at // columns % rows, at % columns
@@ -173,13 +173,14 @@ def _seeds(score: Array, bins: Index) -> tuple[Array, Index, Array]:
                 dx += score[k, i, j] * (j - column)
                 dy += score[k, i, j] * (i - row)
         xy[count, 0], xy[count, 1] = column + dx / mass, row + dy / mass
-        kind[count], height[count] = k, score[k, row, column]
+        kind[count], masses[count] = k, mass
         count += 1
-    return xy[:count], kind[:count], height[:count]
+    return xy[:count], kind[:count], masses[:count]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _is_peak(score: Array, row: int, column: int) -> bool:
+    """Of equal neighbours the first in reading order is the maximum."""
     rows, columns = score.shape
     centre = score[row, column]
     for i in range(max(row - 1, 0), min(row + 2, rows)):
@@ -191,13 +192,14 @@ def _is_peak(score: Array, row: int, column: int) -> bool:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _people(levels, frame_height, frame_width, seeds, kinds, mid_steps, squared_radius, most):  # type: ignore[no-untyped-def]
-    """Pop seeds best first; what nobody has claimed is traced at every level, and the surest one counts."""
+def _people(views, frame_height, frame_width, seeds, kinds, mid_steps, squared_radius, most):  # type: ignore[no-untyped-def]
+    """Pop seeds best first; what nobody has claimed is traced.
+
+    A view is one level: its arrays as from `_arrays`, its stride, its pixels per frame pixel and its share.
+    """
     room = min(len(seeds), most)
     keypoints = np.empty((room, K, 2), seeds.dtype)
-    present = np.empty((room, K), seeds.dtype)
-    level_of = np.empty(room, np.int64)
-    pose, there = np.empty((K, 2)), np.empty(K)
+    present = np.zeros((room, K), seeds.dtype)
     count = 0
     for seed in range(len(seeds)):
         if count == room:
@@ -205,21 +207,16 @@ def _people(levels, frame_height, frame_width, seeds, kinds, mid_steps, squared_
         kind = kinds[seed]
         if _is_claimed(keypoints[:count, kind], seeds[seed], squared_radius):
             continue
-        surest = -1.0
-        for index in range(len(levels)):
-            heatmap, short, mid, stride, ratio = levels[index]
-            pose[kind] = seeds[seed] * ratio
-            _trace(pose, kind, short, mid, stride, mid_steps)
+        keypoints[count, kind] = seeds[seed]
+        _trace(keypoints[count], kind, views, mid_steps)
+        for heatmap, _, _, stride, ratio, _ in views:
             bottom, right = (frame_height - 1) * ratio + 0.5, (frame_width - 1) * ratio + 0.5
             for k in range(K):
-                x, y = pose[k]
-                inside = -0.5 <= x <= right and -0.5 <= y <= bottom
-                there[k] = _bilinear(heatmap[k], x / stride, y / stride) if inside else 0.0
-            if there.mean() > surest:
-                surest = there.mean()
-                keypoints[count], present[count], level_of[count] = pose / ratio, there, index
+                x, y = keypoints[count, k, 0] * ratio, keypoints[count, k, 1] * ratio
+                if -0.5 <= x <= right and -0.5 <= y <= bottom:
+                    present[count, k] += _bilinear(heatmap[k], x / stride, y / stride) / len(views)
         count += 1
-    return keypoints[:count], present[:count], level_of[:count]
+    return keypoints[:count], present[:count]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -241,19 +238,31 @@ def _is_claimed(places: Array, xy: Array, squared_radius: float) -> bool:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _trace(pose: Array, kind: int, short: Array, mid: Array, stride: float, mid_steps: int) -> None:
-    """Fill in the pose (K x 2) from keypoint `kind` along the tree: equation 2 at each place."""
+def _trace(pose, kind, views, mid_steps):  # type: ignore[no-untyped-def]
+    """Fill in the pose (K x 2, frame pixels) from keypoint `kind` along the tree, by equation 2."""
     for edge in _WALKS[kind]:
         source, target = _EDGES[edge]
         x, y = pose[source]
-        dx = _bilinear(mid[edge, 0], x / stride, y / stride)
-        dy = _bilinear(mid[edge, 1], x / stride, y / stride)
+        dx, dy = _mean_offset(views, True, edge, source, x, y)
         x, y = x + dx, y + dy
         for _ in range(mid_steps):
-            dx = _bilinear(short[target, 0], x / stride, y / stride)
-            dy = _bilinear(short[target, 1], x / stride, y / stride)
+            dx, dy = _mean_offset(views, False, target, target, x, y)
             x, y = x + dx, y + dy
         pose[target] = x, y
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _mean_offset(views, is_mid, channel, kind, x, y):  # type: ignore[no-untyped-def]
+    """What the levels say at a place of the frame, by their shares and how sure they are of the keypoint."""
+    total = across = down = 0.0
+    for heatmap, short, mid, stride, ratio, share in views:
+        field = mid[channel] if is_mid else short[channel]
+        column, row = x * ratio / stride, y * ratio / stride
+        weight = share * (_bilinear(heatmap[kind], column, row) + UNSURE)
+        total += weight
+        across += weight * _bilinear(field[0], column, row) / ratio
+        down += weight * _bilinear(field[1], column, row) / ratio
+    return across / total, down / total
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

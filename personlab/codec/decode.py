@@ -1,9 +1,8 @@
 """Fields -> people: voting, grouping, scoring and masks in one walk (paper, sections 3.1 and 3.2).
 
-The input is a pyramid of one or more levels, each the fields of the same image at its own scale. Every
-level votes into one accumulator, in pixels of a common frame, so that offsets always stay in pixels of
-their own scale until they have become places. Every seed is traced at each level and keeps the pose of the
-level that is surest of it. One level is simply a pyramid of one.
+The input is a pyramid of one or more levels, each the fields of the same image at its own scale. All levels
+vote into one accumulator and are asked the way at every step of a trace, each with its share; a mask is that
+of the level whose embeddings agree best with the pose. One level is simply a pyramid of one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,19 +12,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from personlab.codec import compiled, pyramid
+from personlab.codec import compiled, vectorised
 from personlab.codec.fields import Fields
 from personlab.codec.hough import HoughMap
-from personlab.codec.pyramid import Frame, Grouped, Level, Steps
+from personlab.codec.masks import disagreement
+from personlab.codec.pyramid import Frame, Level
 from personlab.codec.refine import refine
 from personlab.codec.score import Poses, hard_nms, hough_scores, soft_nms
+from personlab.codec.vectorised import Grouped, Steps
 from personlab.errors import UserError
 
 # Poses that are scored at most. Seeds come best first; the thousands that an untrained network seeds beyond
 # these would only cost time and memory.
 _CANDIDATES = 1000
 
-__all__ = ["Decoder", "Found", "Level"]
+__all__ = ["Decoder", "Level", "Poses"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ class Decoder:
     nms_radius: float = 10.0
     bin: float = 2.0
     seed_threshold: float = 0.01
-    mid_refinements: int = 2
+    trace_refinements: int = 4
     long_refinements: int = 2
     mask_distance: float = 0.25
     scoring: Literal["expected-oks", "hough"] = "expected-oks"
     nms: Literal["soft", "hard"] = "soft"
     max_people: int = 20
 
-    def poses(self, levels: Sequence[Level], *, height: int, width: int) -> "Found":
-        """The people of one height x width image, best first, at most `max_people`.
+    def poses(self, levels: Sequence[Level], *, height: int, width: int) -> Poses:
+        """The people of one height x width image, in its pixels, best first, at most `max_people`.
 
         Raises:
             ValueError: a field holds a value that is not finite.
@@ -60,18 +61,15 @@ class Decoder:
             levels,
             frame,
             seeds,
-            mid_steps=self.mid_refinements,
+            mid_steps=self.trace_refinements,
             nms_radius=self.nms_radius,
             most=_CANDIDATES,
         )
-        best, order = self._suppress(steps, self._score(steps, hough, people))
-        return Found(
-            poses=best.select(slice(self.max_people)).scaled(1 / frame.scale),
-            level_of=people.level_of[order][: self.max_people],
-        )
+        best = self._suppress(steps, self._score(steps, hough, people))
+        return best.select(slice(self.max_people)).scaled(1 / frame.scale)
 
-    def masks(self, levels: Sequence[Level], found: "Found", *, height: int, width: int) -> Iterator[Tensor]:
-        """The mask of each person found, height x width bool, in the order of `found`.
+    def masks(self, levels: Sequence[Level], poses: Poses, *, height: int, width: int) -> Iterator[Tensor]:
+        """The mask of each person found, height x width bool, in the order of `poses`.
 
         Raises:
             UserError: the fields are those of a network that finds poses only.
@@ -83,13 +81,17 @@ class Decoder:
             )
         steps = steps_for(levels[0].fields.seg.device)
         refined = [refine(level.fields, mid_steps=0, long_steps=self.long_refinements) for level in levels]
-        for person, level_index in enumerate(found.level_of.tolist()):
-            level, fields = levels[level_index], refined[level_index]
-            pose = found.poses.select(slice(person, person + 1)).scaled(level.scale)
+        for person in range(len(poses.scores)):
+            pose = poses.select(slice(person, person + 1))
+            distances = [
+                steps.embedding_distance(fields, seen.keypoints, seen.presence, seen.extent())
+                for fields, seen in zip(refined, (pose.scaled(level.scale) for level in levels), strict=True)
+            ]
+            best = min(range(len(levels)), key=lambda n: disagreement(distances[n], self.mask_distance))
             yield from steps.full_resolution(
-                fields.seg[0],
-                steps.embedding_distance(fields, pose.keypoints, pose.presence, pose.extent()),
-                step=level.scale / fields.stride,
+                refined[best].seg[0],
+                distances[best],
+                step=levels[best].scale / refined[best].stride,
                 height=height,
                 width=width,
                 threshold=self.mask_distance,
@@ -102,23 +104,15 @@ class Decoder:
             scores = steps.expected_oks(hough, people.keypoints, people.presence, radius=self.radius)
         return Poses(people.keypoints, people.presence, keypoint_scores=scores, scores=scores.mean(1))
 
-    def _suppress(self, steps: Steps, poses: Poses) -> tuple[Poses, Tensor]:
+    def _suppress(self, steps: Steps, poses: Poses) -> Poses:
         if self.nms == "hard":
             return hard_nms(poses)
         return soft_nms(poses, nms_radius=self.nms_radius, claimed=steps.claimed)
 
 
-@dataclass(frozen=True)
-class Found:
-    """People found in one image, in its own pixels, and the level each is seen best at."""
-
-    poses: Poses
-    level_of: Tensor  # N
-
-
 def steps_for(device: torch.device) -> Steps:
     """Loops on the CPU, vectorised everywhere else: the same results."""
-    return compiled if device.type == "cpu" else pyramid
+    return compiled if device.type == "cpu" else vectorised
 
 
 def _check_finite(fields: Fields, steps: Steps) -> None:

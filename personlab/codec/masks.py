@@ -1,5 +1,6 @@
 """Instance masks: which person pixels belong to which detected person (paper, section 3.2, equation 6)."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -30,6 +31,15 @@ def embedding_distance(fields: Fields, keypoints: Tensor, present: Tensor, lambd
     distance[:, person] = torch.einsum("nk,knc->nc", weight, apart)
     distance[present.sum(1) == 0] = torch.inf  # nothing is there to belong to
     return distance
+
+
+def disagreement(distance: Tensor, threshold: float) -> float:
+    """How far the embeddings of a person's cells are from that person on average; infinite without any cell.
+
+    distance: that of one person, ... x H x W. The person's cells are those within the threshold.
+    """
+    near = distance[distance <= threshold]
+    return float(near.mean()) if len(near) else math.inf
 
 
 def full_resolution(

@@ -114,34 +114,28 @@ def claimed(keypoints: Tensor, *, radius: float) -> Tensor:
     return ((squared <= radius**2) & better[..., None]).any(1)
 
 
-def soft_nms(
-    poses: Poses, *, nms_radius: float, claimed: Callable[..., Tensor] = claimed
-) -> tuple[Poses, Tensor]:
+def soft_nms(poses: Poses, *, nms_radius: float, claimed: Callable[..., Tensor] = claimed) -> Poses:
     """Equation 4: a pose's score is the sum of those keypoint scores that no better pose has claimed, over K.
 
     A keypoint is claimed if the same keypoint of a better pose is within `nms_radius` pixels. Returns the
-    poses, best first, and their indices in the input.
+    poses, best first.
     """
-    first = _best_first(poses.scores)
-    poses = poses.select(first)
+    poses = poses.select(_best_first(poses.scores))
     scores = (poses.keypoint_scores * ~claimed(poses.keypoints, radius=nms_radius)).sum(1) / K
-    order = _best_first(scores)
-    return replace(poses, scores=scores).select(order), first[order]
+    return replace(poses, scores=scores).select(_best_first(scores))
 
 
-def hard_nms(poses: Poses) -> tuple[Poses, Tensor]:
-    """Drop every pose whose OKS with a better, kept pose is above 0.5; returned as by `soft_nms`."""
-    order = _best_first(poses.scores)
-    poses = poses.select(order)
+def hard_nms(poses: Poses) -> Poses:
+    """Drop every pose whose OKS with a better, kept pose is above 0.5; the others, best first."""
+    poses = poses.select(_best_first(poses.scores))
     squared = (poses.keypoints[:, None] - poses.keypoints[None]).square().sum(-1)  # N x N x K
     tolerance = 2 * (poses.extent()[:, None] * squared.new_tensor(KAPPAS)).square()  # the better one's: N x K
     similar = torch.exp(-squared / tolerance[:, None]).mean(-1) > HARD_NMS_OKS  # [better, worse]
-    dropped = torch.zeros(len(order), dtype=torch.bool, device=order.device)
-    for better in range(len(order)):
+    dropped = torch.zeros(len(similar), dtype=torch.bool, device=similar.device)
+    for better in range(len(similar)):
         if not dropped[better]:
             dropped[better + 1 :] |= similar[better, better + 1 :]
-    kept = (~dropped).nonzero()[:, 0]
-    return poses.select(kept), order[kept]
+    return poses.select((~dropped).nonzero()[:, 0])
 
 
 def _best_first(scores: Tensor) -> Tensor:

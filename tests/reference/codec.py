@@ -3,7 +3,7 @@
 Written from the paper (Papandreou et al., PersonLab, ECCV 2018, section 3) to be read beside it, and slow.
 All arrays describe one image: heatmap K x H x W, short K x 2 x H x W, mid E x 2 x H x W, seg H x W,
 long K x 2 x H x W. Places and offsets are (x, y) in input pixels; cell (i, j) sits on pixel
-(stride * j, stride * i).
+(stride * j, stride * i). Where the paper is silent, on pyramids, docs/codec.md is followed.
 """
 
 import heapq
@@ -130,22 +130,50 @@ def _then(offset: Array, further: Array, stride: int) -> Array:
     return result
 
 
+# a pyramid
+
+
+@dataclass(frozen=True)
+class Level:
+    """The fields of the image at one scale, and how they are seen in a frame that all levels share."""
+
+    heatmap: Array
+    short: Array
+    mid: Array
+    stride: int
+    ratio: float = 1.0  # pixels of this level per pixel of the frame
+    share: float = 1.0  # of what is said about places by all levels
+
+
+def offset(levels: list[Level], name: str, channel: int, kind: int, place: Array) -> Array:
+    """The mean of what the levels say at a place of the frame, each weighted by share and probability."""
+    total, weights = np.zeros(2), 0.0
+    for level in levels:
+        there = (place[0] * level.ratio, place[1] * level.ratio)
+        weight = level.share * (float(bilinear(level.heatmap[kind], there, level.stride)) + 1e-6)
+        total += weight * bilinear(getattr(level, name)[channel], there, level.stride) / level.ratio
+        weights += weight
+    return total / weights
+
+
 # Hough voting (equation 1) and seeds
 
 
-def hough(heatmap, short, *, stride: int, radius: float, height: int, width: int, bin: float) -> Array:
-    """Equation 1 into bins `bin` pixels apart: K x bins high x bins wide.
+def hough(
+    heatmap, short, *, stride: int, radius: float, height: float, width: float, bin: float, ratio: float = 1.0
+) -> Array:
+    """Equation 1 into bins `bin` pixels of the frame apart: K x bins high x bins wide.
 
     A cell stands for stride^2 of the equation's pixels. B is the bilinear kernel of the accumulator; what
-    lands outside the height x width pixels is lost.
+    lands outside the height x width pixels of the frame is lost.
     """
     rows, columns = math.ceil((height - 1) / bin) + 1, math.ceil((width - 1) / bin) + 1
     h = np.zeros((K, rows, columns))
     for k in range(K):
         for row in range(heatmap.shape[1]):
             for column in range(heatmap.shape[2]):
-                x = (stride * column + short[k, 0, row, column]) / bin
-                y = (stride * row + short[k, 1, row, column]) / bin
+                x = (stride * column + short[k, 0, row, column]) / ratio / bin
+                y = (stride * row + short[k, 1, row, column]) / ratio / bin
                 weight = heatmap[k, row, column] * stride**2 / (math.pi * radius**2)
                 for i in (math.floor(y), math.floor(y) + 1):
                     for j in (math.floor(x), math.floor(x) + 1):
@@ -162,7 +190,8 @@ class Seed:
 
 
 def seeds(h: Array, *, bin: float, threshold: float) -> list[Seed]:
-    """Local maxima of the score maps above the threshold, each at the centroid of the bins around it."""
+    """Local maxima of the score maps above the threshold, each at the centroid of the bins around it, with
+    what they hold together for its score."""
     padded = np.pad(h, ((0, 0), (1, 1), (1, 1)))
     found = []
     for kind, row, column in np.argwhere(h > threshold).tolist():
@@ -171,17 +200,17 @@ def seeds(h: Array, *, bin: float, threshold: float) -> list[Seed]:
         if (before < h[kind, row, column]).all() and (after <= h[kind, row, column]).all():
             x = sum(around[i, j] * (column + j - 1) for i in range(3) for j in range(3)) / around.sum()
             y = sum(around[i, j] * (row + i - 1) for i in range(3) for j in range(3)) / around.sum()
-            found.append(Seed(float(h[kind, row, column]), kind, (float(x) * bin, float(y) * bin)))
+            found.append(Seed(round(float(around.sum()), 6), kind, (float(x) * bin, float(y) * bin)))
     return found
 
 
 # fast greedy decoding
 
 
-def trace(mid: Array, short: Array, seed: Seed, *, stride: int, steps: int) -> Array:
+def trace(levels: list[Level], seed: Seed, *, steps: int) -> Array:
     """y_l = y_k + M_kl(y_k) from the seed along the tree, each refined by `steps` of equation 2: K x 2.
 
-    Handed offsets that are refined already, and `steps` of 0, this is the paper to the letter.
+    Handed one level whose offsets are refined already, and `steps` of 0, this is the paper to the letter.
     """
     pose = np.full((K, 2), np.nan)
     pose[seed.kind] = seed.xy
@@ -189,9 +218,9 @@ def trace(mid: Array, short: Array, seed: Seed, *, stride: int, steps: int) -> A
     def visit(k: int) -> None:
         for e, (source, target) in enumerate(EDGES):
             if source == k and np.isnan(pose[target, 0]):
-                place = pose[k] + bilinear(mid[e], pose[k], stride)
+                place = pose[k] + offset(levels, "mid", e, k, pose[k])
                 for _ in range(steps):
-                    place = place + bilinear(short[target], place, stride)
+                    place = place + offset(levels, "short", target, target, place)
                 pose[target] = place
                 visit(target)
 
@@ -199,7 +228,7 @@ def trace(mid: Array, short: Array, seed: Seed, *, stride: int, steps: int) -> A
     return pose
 
 
-def group(mid, short, candidates: list[Seed], *, stride: int, steps: int, nms_radius: float) -> list[Array]:
+def group(levels: list[Level], candidates: list[Seed], *, steps: int, nms_radius: float) -> list[Array]:
     """Pop seeds best first; one within `nms_radius` of the same keypoint of a found person is rejected."""
     queue = [(-seed.score, order, seed) for order, seed in enumerate(candidates)]
     heapq.heapify(queue)
@@ -207,7 +236,7 @@ def group(mid, short, candidates: list[Seed], *, stride: int, steps: int, nms_ra
     while queue:
         _, _, seed = heapq.heappop(queue)
         if all(math.dist(pose[seed.kind], seed.xy) > nms_radius for pose in people):
-            people.append(trace(mid, short, seed, stride=stride, steps=steps))
+            people.append(trace(levels, seed, steps=steps))
     return people
 
 
@@ -340,14 +369,44 @@ class Person:
     score: float
 
 
+def seen(level: Level, pose: Array, height: float, width: float) -> list[float]:
+    """The presence of each keypoint of a pose in the height x width frame, at one level."""
+    size = {"height": (height - 1) * level.ratio + 1, "width": (width - 1) * level.ratio + 1}
+    return presence(level.heatmap, pose * level.ratio, stride=level.stride, **size)
+
+
 def decode(
-    heatmap, short, mid, *, stride, radius, nms_radius, bin, threshold, steps, height, width, scoring, nms
+    levels: list[Level],
+    *,
+    radius: float,
+    nms_radius: float,
+    bin: float,
+    threshold: float,
+    steps: int,
+    height: float,
+    width: float,
+    scoring: str,
+    nms: str,
 ) -> list[Person]:
-    """People of one image at one scale, in input pixels, best first."""
-    h = hough(heatmap, short, stride=stride, radius=radius, height=height, width=width, bin=bin)
-    candidates = seeds(h, bin=bin, threshold=threshold)
-    poses = group(mid, short, candidates, stride=stride, steps=steps, nms_radius=nms_radius)
-    present = [presence(heatmap, pose, stride=stride, height=height, width=width) for pose in poses]
+    """People of one image, in pixels of the height x width frame, best first."""
+    size = {"height": height, "width": width}
+    h = sum(
+        level.share
+        * hough(
+            level.heatmap,
+            level.short,
+            stride=level.stride,
+            radius=radius,
+            bin=bin,
+            ratio=level.ratio,
+            **size,
+        )
+        for level in levels
+    )
+    poses = group(levels, seeds(h, bin=bin, threshold=threshold), steps=steps, nms_radius=nms_radius)
+    present = [
+        np.mean([seen(level, pose, height, width) for level in levels], axis=0).tolist() for pose in poses
+    ]
     if scoring == "hough":
         scores = [hough_score(h, pose, bin=bin) for pose in poses]
     else:
