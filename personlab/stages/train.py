@@ -5,20 +5,16 @@ the shards: started again after a kill, the stage goes on from the last checkpoi
 at a step depends on the seed, the epoch and the image alone, so going on is the same as never having stopped.
 """
 
-import itertools
 import json
 import logging
 import shutil
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pyarrow.parquet as pq
 import ray
 import torch
 from dvclive import Live  # type: ignore[attr-defined]
@@ -27,12 +23,12 @@ from ray.train import Checkpoint, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from personlab import engine
+from personlab.ahead import ahead
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
-from personlab.data.augment import augmented
 from personlab.data.example import Example
+from personlab.data.feed import feed, plan, row_groups
 from personlab.engine import Average, Batch, Supervised
-from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
 from personlab.model import checkpoint
 from personlab.model.losses import Objective
@@ -44,10 +40,6 @@ log = logging.getLogger("personlab")
 
 _STATE = "state.pt"
 _LOG_EVERY = 50  # steps
-_SHUFFLED = 1024  # images among which the next one is drawn
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 class Recipe(Section):
@@ -62,13 +54,11 @@ def run(params: Params, root: Path) -> None:
     """Write data/train/model.safetensors (+ .json), metrics.json and plots/.
 
     Raises:
-        UserError: there is nothing to train on, or the loss stopped being finite.
+        UserError: there are too few images to train on, or the loss stopped being finite.
     """
     recipe = Recipe(codec=params.codec, model=params.model, train=params.train)
     shards = root.resolve() / "data/targets/train"
-    images = sum(pq.read_metadata(part).num_rows for part in sorted(shards.glob("part-*.parquet")))
-    if images < recipe.train.batch:
-        raise UserError(f"{shards}: {images} images are fewer than train.batch, {recipe.train.batch}")
+    next(plan(row_groups(shards), recipe.train, workers=recipe.train.workers))  # or say why not
     settings = run_config(root, "train", recipe, [shards], max_failures=recipe.train.max_failures)
     live = Path(str(settings.storage_path)) / str(settings.name) / "live"
     with connect(), watch(recipe.train.steps, "train") as board:
@@ -78,14 +68,12 @@ def run(params: Params, root: Path) -> None:
                 "recipe": recipe.model_dump(),
                 "root": str(root.resolve()),
                 "live": str(live),
-                "images": images,
+                "shards": str(shards),
                 "board": board,
             },
-            datasets={"train": ray.data.read_parquet(str(shards), file_extensions=["parquet"])},
             scaling_config=ScalingConfig(
                 num_workers=recipe.train.workers,
                 use_gpu=recipe.train.gpu,
-                # Half a processor each leaves some for Ray Data, which would wait forever for its share.
                 resources_per_worker={"CPU": 0.5, **({"GPU": 1} if recipe.train.gpu else {})},
             ),
             run_config=replace(settings, worker_runtime_env={"env_vars": _threads(recipe.train.workers)}),
@@ -132,7 +120,7 @@ def _work(config: dict[str, Any]) -> None:
 
     parallel = prepare_model(supervised, move_to_device=False)
     pace = _Pace()
-    batches = _batches(recipe, config["images"], device, skip=progress.step)
+    batches = _batches(recipe, Path(config["shards"]), device, done=progress.step)
     for step, batch in zip(range(progress.step + 1, train.steps + 1), pace.timed(batches), strict=False):
         losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
         progress.average.update(network, step)
@@ -238,36 +226,13 @@ class _Curves:
         self.board.post.remote(step, ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
 
 
-def _batches(recipe: Recipe, images: int, device: torch.device, *, skip: int) -> Iterator[Batch]:
-    """Training batches without end, on `device`, the first `skip` of them left out.
-
-    Each epoch passes over this worker's share of the shards once, shuffled by the seed and the epoch.
-    """
-    train = recipe.train
-    share = ray_train.get_dataset_shard("train")
-    workers = ray_train.get_context().get_world_size()
-    size = train.batch // workers
-    per_epoch = images // workers // size
-
-    def rows() -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        for epoch in itertools.count(skip // per_epoch):
-            passed = skip % per_epoch if epoch == skip // per_epoch else 0
-            batches = share.iter_batches(
-                batch_size=size,
-                batch_format="pyarrow",
-                drop_last=True,
-                local_shuffle_buffer_size=_SHUFFLED,
-                local_shuffle_seed=train.seed + epoch,
-            )
-            for batch in itertools.islice(batches, passed, None):
-                yield epoch, batch.to_pylist()
-
-    def seen(batch: tuple[int, list[dict[str, Any]]]) -> list[Example]:
-        epoch, each = batch
-        return [augmented(row, train, epoch=epoch) for row in each]
-
-    for examples in _ahead(seen, rows()):
-        yield _batch(examples, recipe, device)
+def _batches(recipe: Recipe, shards: Path, device: torch.device, *, done: int) -> Iterator[Batch]:
+    """This worker's share of every training batch from step `done` on, on `device`, prepared ahead."""
+    context = ray_train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    threads = max(1, node_cpus() // workers - 1)
+    examples = feed(shards, recipe.train, rank=rank, workers=workers, done=done, threads=threads)
+    return ahead(lambda each: _batch(each, recipe, device), examples, threads=1, depth=2)
 
 
 def _batch(examples: list[Example], recipe: Recipe, device: torch.device) -> Batch:
@@ -278,15 +243,3 @@ def _batch(examples: list[Example], recipe: Recipe, device: torch.device) -> Bat
         targets=stack([encode(p, stride=recipe.train.stride, radius=recipe.codec.radius) for p in people]),
         image_ids=[each.image_id for each in examples],
     )
-
-
-def _ahead(function: Callable[[S], T], items: Iterable[S], depth: int = 2) -> Iterator[T]:
-    """map(function, items), computed `depth` items ahead in a thread."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: deque[Future[T]] = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
