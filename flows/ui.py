@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,7 +23,8 @@ from typing import Any, NoReturn
 from personlab.errors import UserError
 
 HOST = "127.0.0.1"
-START_SECONDS = 180.0  # a new database takes a slow machine more than a minute
+START_SECONDS = 600.0  # a new database takes a slow machine more than a minute
+BUSY_SECONDS = 30.0
 STOP_SECONDS = 60.0  # a runner first ends the stage that it runs
 
 
@@ -95,11 +97,19 @@ def end_orphans(api: str) -> None:
 
 
 def ask(url: str, question: Mapping[str, Any]) -> Any:
+    """The server's answer; one that is busy with its database is asked again."""
     request = urllib.request.Request(
         url, json.dumps(question).encode(), {"Content-Type": "application/json"}, method="POST"
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def environment(project: Path, url: str) -> dict[str, str]:
@@ -107,7 +117,9 @@ def environment(project: Path, url: str) -> dict[str, str]:
         "PREFECT_HOME": str(project / ".prefect"),
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # Who holds the one place of a deployment is not forgotten when the server is started again.
+        # the newer UI has the browser ask a server of Amplitude's, whatever one has switched off
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",
+        # who holds the one place of a deployment is not forgotten when the server is started again
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
     }

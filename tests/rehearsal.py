@@ -58,8 +58,8 @@ def project(folder: Path, commands: dict[str, str] | None = None) -> None:
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     complete = Params.model_validate(PARAMS).model_dump(mode="json")
     (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
-    (folder / ".gitignore").write_text("/runs/\n/models/\n__pycache__/\n")
-    (folder / ".dvcignore").write_text("runs\nmodels\n__pycache__\n")
+    (folder / ".gitignore").write_text("/runs/\n/models/\n/.prefect/\n/ui.log\n__pycache__/\n")
+    (folder / ".dvcignore").write_text("runs\nmodels\n.prefect\n__pycache__\n")
     (folder / "data").mkdir()
     (folder / "data/.gitignore").write_text(
         "".join(f"/{stage}\n" for stage in STAGES) + "/report\n.*.partial\n"

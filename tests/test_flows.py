@@ -29,6 +29,7 @@ from flows.leash import end_group
 from flows.progress import ProgressBar
 from flows.repro import repro
 from flows.stages import STAGES, acquire, downloads, evaluate, ingest, targets
+from flows.ui import ask
 from personlab import data_uri
 from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
@@ -345,6 +346,17 @@ def start_ui(folder: Path, port: int) -> subprocess.Popen[str]:
     )
 
 
+def next_runs(port: int) -> set[str]:
+    """At what times of day something is scheduled to run, once there is anything."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+        if runs := ask(f"http://127.0.0.1:{port}/api/flow_runs/filter", scheduled):
+            return {run["expected_start_time"].partition("T")[2].removesuffix("Z") for run in runs}
+        time.sleep(0.5)
+    return set()
+
+
 @pytest.mark.slow
 def test_the_ui_starts_serves_every_flow_and_stops(tmp_path: Path) -> None:
     port = free_port()
@@ -354,6 +366,7 @@ def test_the_ui_starts_serves_every_flow_and_stops(tmp_path: Path) -> None:
         assert f"Prefect UI: http://127.0.0.1:{port}" in said
         served = {name for _, name in zip(range(14), ui.stdout, strict=False)}
         assert all(any(f" {name}/local " in line for line in served) for name in (*FLOWS, *NAMES))
+        assert next_runs(port) == {"03:00:00"}
         ui.send_signal(signal.SIGINT)
         assert ui.stdout.read().endswith("stopped\n")
     assert ui.returncode == 0
