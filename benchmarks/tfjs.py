@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from personlab.codec.fields import Fields
-from personlab.skeleton import TREE
+from personlab.codec.score import Poses
+from personlab.skeleton import TREE, K
 
 PACKAGES = (
     "@tensorflow-models/body-pix@2.2.1",
@@ -68,15 +68,6 @@ class Scene:
     person: float = 0.7
 
 
-@dataclass(frozen=True)
-class Pose:
-    """A person that tfjs has found, in image pixels."""
-
-    keypoints: npt.NDArray[np.float32]  # K x 2
-    keypoint_scores: npt.NDArray[np.float32]  # K
-    score: float
-
-
 class Tfjs:
     """A running decoder; a context manager."""
 
@@ -94,11 +85,11 @@ class Tfjs:
     ) -> None:
         self._node.communicate()
 
-    def load(self, scene: Scene, folder: Path) -> list[Pose]:
-        """Hand over a scene, through files in a folder; the people found, in the order they were found."""
+    def load(self, scene: Scene, folder: Path) -> Poses:
+        """Hand over a scene, through files in a folder; the people found, in image pixels, in that order."""
         _write(scene, folder)
         self._ask(f"load {folder}")
-        return [_pose(found) for found in json.loads((folder / "poses.json").read_text())]
+        return _poses(json.loads((folder / "poses.json").read_text()))
 
     def poses(self) -> float:
         """Milliseconds of one pose decode."""
@@ -108,13 +99,11 @@ class Tfjs:
         """Milliseconds of all masks, matched by the first so many keypoints (5 is the library's choice)."""
         return float(self._ask(f"masks {keypoints}"))
 
-    def instances(
-        self, scene: Scene, folder: Path, *, keypoints: int, min_score: float
-    ) -> npt.NDArray[np.bool_]:
+    def instances(self, scene: Scene, folder: Path, *, keypoints: int, min_score: float) -> Tensor:
         """The masks of the scene just loaded, N x height x width, of the poses with at least that score."""
         self._ask(f"instances {keypoints} {min_score}")
         masks = np.fromfile(folder / "masks.u8", dtype=np.uint8).astype(bool)
-        return masks.reshape(-1, scene.height, scene.width)
+        return torch.from_numpy(masks.reshape(-1, scene.height, scene.width))
 
     def _ask(self, line: str) -> str:
         assert self._node.stdin is not None
@@ -127,15 +116,22 @@ class Tfjs:
         return answer
 
 
-def _pose(found: dict[str, Any]) -> Pose:
-    places = [(point["position"]["x"], point["position"]["y"]) for point in found["keypoints"]]
-    scores = [point["score"] for point in found["keypoints"]]
-    return Pose(np.array(places, np.float32), np.array(scores, np.float32), float(found["score"]))
+def _poses(found: list[dict[str, Any]]) -> Poses:
+    points = [person["keypoints"] for person in found]
+    places = [[(p["position"]["x"], p["position"]["y"]) for p in person] for person in points]
+    scores = torch.tensor([[p["score"] for p in person] for person in points]).view(-1, K)
+    return Poses(
+        keypoints=torch.tensor(places).view(-1, K, 2),
+        presence=scores,
+        keypoint_scores=scores,
+        scores=torch.tensor([person["score"] for person in found], dtype=torch.float64),
+    )
 
 
 def _write(scene: Scene, folder: Path) -> None:
     """In the library's layout: H x W x C, offset channels all y, then all x."""
     fields, edges = scene.fields, len(TREE)
+    size = {"height": scene.height, "width": scene.width}
     arrays = {
         "heatmap": fields.heatmap[0].permute(1, 2, 0),
         "short": _y_then_x(fields.short[0]),
@@ -144,7 +140,9 @@ def _write(scene: Scene, folder: Path) -> None:
         # The library adds these to pixels of the image; it means input pixels only where the two agree.
         "long": _y_then_x(fields.long[0]) / scene.scale,
         # It thresholds p_S at full resolution, outside of what is timed.
-        "seg": _full_size(fields, scene),
+        "seg": at_pixels(
+            fields.seg, step=scene.scale / fields.stride, height=scene.height, width=scene.width
+        ),
     }
     for name, tensor in arrays.items():
         np.ascontiguousarray(tensor.numpy(), dtype="<f4").tofile(folder / f"{name}.f32")
@@ -153,8 +151,7 @@ def _write(scene: Scene, folder: Path) -> None:
         "stride": fields.stride,
         "rows": rows,
         "columns": columns,
-        "height": scene.height,
-        "width": scene.width,
+        **size,
         "scale": scene.scale,
         "people": scene.people,
         "scoreThreshold": scene.score_threshold,
@@ -167,10 +164,10 @@ def _y_then_x(offsets: Tensor) -> Tensor:
     return offsets.flip(1).transpose(0, 1).flatten(0, 1).permute(1, 2, 0)
 
 
-def _full_size(fields: Fields, scene: Scene) -> Tensor:
-    """p_S at every pixel of the image."""
-    rows, columns = fields.seg.shape[1:]
-    y = torch.arange(scene.height) * (2 * scene.scale / (fields.stride * (rows - 1))) - 1
-    x = torch.arange(scene.width) * (2 * scene.scale / (fields.stride * (columns - 1))) - 1
-    grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), -1)
-    return grid_sample(fields.seg[:, None], grid[None], padding_mode="border", align_corners=True)[0, 0]
+def at_pixels(cells: Tensor, *, step: float, height: int, width: int) -> Tensor:
+    """N x H x W values of cells at every pixel, `step` cells apart: N x height x width."""
+    rows, columns = cells.shape[1:]
+    y = torch.arange(height) * (2 * step / (rows - 1)) - 1
+    x = torch.arange(width) * (2 * step / (columns - 1)) - 1
+    grid = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1)
+    return grid_sample(cells[None], grid[None], padding_mode="border", align_corners=True)[0]

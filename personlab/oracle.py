@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from personlab.codec.decode import Decoder, Level
-from personlab.codec.encode import encode
+from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import padded_side
 from personlab.data.example import see
 from personlab.data.view import View, fit
@@ -52,12 +52,19 @@ def round_trip(
     people: Sequence[Annotation], decoder: Decoder, *, height: int, width: int, side: int, stride: int
 ) -> list[Detection]:
     """The people of a height x width image, after their fields on an input of longest side `side`."""
-    scale, scaled_height, scaled_width = fit(height, width, side)
-    view = View(scale, (0.0, 0.0), padded_side(scaled_height, stride), padded_side(scaled_width, stride))
-    seen = see(people, view, height=height, width=width, stride=stride)
+    seen, scale = shown(people, height=height, width=width, side=side, stride=stride)
     levels = [Level(encode(seen, stride=stride, radius=decoder.radius).fields, scale)]
     poses = decoder.poses(levels, height=height, width=width)
     return list(detections(poses, decoder.masks(levels, poses, height=height, width=width)))
+
+
+def shown(
+    people: Sequence[Annotation], *, height: int, width: int, side: int, stride: int
+) -> tuple[Instances, float]:
+    """The people of a height x width image on an input of longest side `side`, and that input's scale."""
+    scale, scaled_height, scaled_width = fit(height, width, side)
+    view = View(scale, (0.0, 0.0), padded_side(scaled_height, stride), padded_side(scaled_width, stride))
+    return see(people, view, height=height, width=width, stride=stride), scale
 
 
 @dataclass(frozen=True)

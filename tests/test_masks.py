@@ -147,12 +147,13 @@ def test_the_edge_of_a_mask_lies_between_cells() -> None:
     assert row.tolist() == [x <= 20 for x in range(33)]
 
 
-def test_the_border_between_people_lies_between_cells() -> None:
-    """D rises from 0 at x = 16 to 1 at x = 24: a quarter at 18."""
+@pytest.mark.parametrize(("beyond", "border"), [(0.3, 22), (0.5, 20), (1.0, 20), (30.0, 20)])
+def test_the_border_between_people_lies_between_cells(beyond: float, border: int) -> None:
+    """D rises from 0 at x = 16 to `beyond` at x = 24: a quarter is reached at half the way, or later."""
     seg = torch.ones(4, 5)
-    distance = (torch.arange(5) > 2).float().expand(1, 4, 5)
+    distance = (torch.arange(5) > 2).float().expand(1, 4, 5) * beyond
     row = whole(seg, distance, step=1 / 8, height=25, width=33)[0, 9]
-    assert row.tolist() == [x <= 18 for x in range(33)]
+    assert row.tolist() == [x <= border for x in range(33)]
 
 
 def test_a_mask_as_large_as_the_image() -> None:

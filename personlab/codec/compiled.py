@@ -363,6 +363,6 @@ def _mask(
                             p += share * seg[i, j]
                             if seg[i, j] >= person:
                                 held += share
-                                reached += share * away[i, j] if share > 0 else 0.0
+                                reached += share * min(away[i, j], 2 * threshold)
                     mask[y, x] = held > 0 and p >= person and reached <= threshold * held
     return mask

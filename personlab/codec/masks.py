@@ -49,8 +49,10 @@ def full_resolution(
 
     seg H x W and distance N x H x W live on the output cells; image pixel (x, y) is cell (step * x,
     step * y). Both are interpolated bilinearly before they are cut at 0.5 and `threshold`; the distance is
-    interpolated among the person cells alone, since elsewhere it means nothing. Pixels are assigned to
-    every person close enough: the assignment is not exclusive.
+    interpolated among the person cells alone, since elsewhere it means nothing, and counts as twice the
+    threshold at most: how far away the person next to this one is does not move the border between them,
+    which lies half-way between their cells. Pixels are assigned to every person close enough: the assignment
+    is not exclusive.
     """
     rows, columns = (
         _interpolation(height, seg.shape[0], step, seg),
@@ -68,7 +70,7 @@ def full_resolution(
             x = _pixels_between(left - 1, right + 1, step, width)
             down, across = rows[y, cells[0]], columns[x, cells[1]].T
             held = person[cells]
-            reached = torch.where(held > 0, away[cells], 0.0)
+            reached = torch.where(held > 0, away[cells].clamp(max=2 * threshold), 0.0)
             total = down @ held @ across
             near_enough = (down @ reached @ across) <= threshold * total
             mask[y, x] = near_enough & (total > 0) & (down @ seg[cells] @ across >= PERSON)

@@ -343,7 +343,7 @@ def embedding_distance(seg, long, pose, present, scale: float, *, stride: int) -
 def mask(seg, distance, *, step: float, height: int, width: int, threshold: float) -> npt.NDArray[np.bool_]:
     """Pixels with p_S >= 0.5 and D <= t, both interpolated from the cells; D among the person cells alone.
 
-    Image pixel (x, y) lies at cell (step * x, step * y).
+    What is farther than 2 t counts as 2 t. Image pixel (x, y) lies at cell (step * x, step * y).
     """
     result = np.zeros((height, width), dtype=bool)
     cell_is_person = seg >= 0.5
@@ -352,7 +352,7 @@ def mask(seg, distance, *, step: float, height: int, width: int, threshold: floa
             if bilinear(seg, (x * step, y * step), 1) < 0.5:
                 continue
             weight = float(bilinear(cell_is_person.astype(float), (x * step, y * step), 1))
-            known = np.where(cell_is_person, distance, 0.0)
+            known = np.where(cell_is_person, np.minimum(distance, 2 * threshold), 0.0)
             near = float(bilinear(known, (x * step, y * step), 1))
             result[y, x] = weight > 0 and near / weight <= threshold
     return result

@@ -1,0 +1,214 @@
+"""How good the decoder is on what a network really says: AP on photos, and what each choice is worth.
+
+    python -m benchmarks.coco_mini --weights FILE --annotations FILE --images FOLDER [--sides 513 801 1201]
+                                   [--strides 16 8] [--samples 1000] [--json FILE]
+
+Every image goes through the network once a side and stride; all decoders read the same fields. Beside ours
+stand our own with one choice changed, and tfjs body-pix 2.2.1 under Node, with a score threshold low enough
+not to cut AP. Differences come with the 95% interval of a paired bootstrap: the images drawn again, the same
+ones for both. Without Node, or without a network to install body-pix over, our own figures stand alone.
+"""
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from pycocotools.coco import COCO
+
+from benchmarks.tfjs import Scene, Tfjs, TfjsError, install
+from personlab.codec.decode import Decoder, Level
+from personlab.data.example import decode_jpeg
+from personlab.metrics.bootstrap import interval, resampled_ap
+from personlab.metrics.coco import Array, Matches, Task, match
+from personlab.metrics.files import read_annotations
+from personlab.params import Infer
+from personlab.people import Detection
+from personlab.predictor import Predictor, detections
+from personlab.progress import progress
+
+CACHE = Path(".cache") / "bench-node"
+
+OURS, TFJS = "ours", "tfjs"
+
+# tfjs starts poses wherever a heatmap is at least this; its own choice is 0.4. For masks, the best for it of
+# what was tried: all 17 keypoints, poses that score at least 0.2, p_S of 0.5.
+SCORE_THRESHOLD, MASKS_KEYPOINTS, MASKS_SCORE, PERSON = 0.01, 17, 0.2, 0.5
+
+
+def methods(decoder: Decoder) -> dict[str, Decoder]:
+    """Ours, and ours with one choice changed."""
+    return {
+        OURS: decoder,
+        "2 steps": replace(decoder, trace_refinements=2),
+        "no steps": replace(decoder, trace_refinements=0, long_refinements=0),
+        "Hough": replace(decoder, scoring="hough"),
+        "hard NMS": replace(decoder, nms="hard"),
+        "Hough, hard NMS": replace(decoder, scoring="hough", nms="hard"),
+    }
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What the network sees: one side, or a pyramid of them."""
+
+    stride: int
+    sides: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{' + '.join(map(str, self.sides))} / {self.stride}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One decoder in one setting at one task: all the paper's columns, and the AP of every resampling."""
+
+    setting: Setting
+    method: str
+    task: Task
+    columns: dict[str, float]
+    resampled: Array
+
+    @classmethod
+    def of(cls, setting: Setting, method: str, matches: Matches, samples: int) -> "Score":
+        return cls(setting, method, matches.task, matches.columns(), resampled_ap(matches, samples=samples))
+
+    def plain(self) -> str:
+        low, high = interval(self.resampled)
+        return f"{100 * self.columns['AP']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def minus(self, other: "Score") -> str:
+        low, high = interval(self.resampled - other.resampled)
+        difference = self.columns["AP"] - other.columns["AP"]
+        return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+Found = dict[tuple[Setting, str], dict[int, list[Detection]]]
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    truth = read_annotations(options.annotations)
+    predictors = [
+        Predictor.from_checkpoint(options.weights, Infer(sides=tuple(options.sides), stride=stride))
+        for stride in options.strides
+    ]
+    try:
+        tfjs: AbstractContextManager[Tfjs | None] = Tfjs(install(CACHE))
+    except TfjsError as reason:
+        print(f"without tfjs body-pix: {reason}")
+        tfjs = nullcontext()
+    with tfjs as other, tempfile.TemporaryDirectory() as folder:
+        found = find(predictors, truth, _files(options.annotations, options.images), other, Path(folder))
+    scores = [
+        Score.of(setting, method, match(truth, people, task), options.samples)
+        for (setting, method), people in progress(found.items(), label="scoring")
+        for task in get_args(Task)
+    ]
+    for task in get_args(Task):
+        of_task = [score for score in scores if score.task == task]
+        print(choices(of_task), pyramids(of_task), sep="\n")
+    if options.json:
+        figures = [{**asdict(score), "resampled": interval(score.resampled)} for score in scores]
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def find(
+    predictors: Sequence[Predictor], truth: COCO, files: dict[int, Path], tfjs: Tfjs | None, folder: Path
+) -> Found:
+    """The people that every method finds in every setting, by image."""
+    found: Found = defaultdict(dict)
+    for image_id in progress(sorted(truth.imgs), label="decoding"):
+        image = decode_jpeg(files[image_id].read_bytes(), name=files[image_id].name)
+        height, width = image.shape[:2]
+        for predictor in predictors:
+            levels = {side: predictor.level(image, side) for side in predictor.sides}
+            for sides in [*((side,) for side in levels), *_pyramids(tuple(levels))]:
+                setting = Setting(predictor.network.stride, sides)
+                seen = [levels[side] for side in sides]
+                for name, decoder in methods(predictor.decoder).items():
+                    poses = decoder.poses(seen, height=height, width=width)
+                    masks = decoder.masks(seen, poses, height=height, width=width)
+                    found[setting, name][image_id] = list(detections(poses, masks))
+                if tfjs and len(seen) == 1:
+                    found[setting, TFJS][image_id] = list(_by_tfjs(tfjs, seen[0], height, width, folder))
+    return found
+
+
+def _by_tfjs(tfjs: Tfjs, level: Level, height: int, width: int, folder: Path) -> Iterator[Detection]:
+    scene = Scene(level.fields, height, width, level.scale, 20, SCORE_THRESHOLD, PERSON)
+    poses = tfjs.load(scene, folder)
+    masks = iter(tfjs.instances(scene, folder, keypoints=MASKS_KEYPOINTS, min_score=MASKS_SCORE))
+    return detections(poses, (next(masks) if score >= MASKS_SCORE else None for score in poses.scores))
+
+
+def choices(scores: Sequence[Score]) -> str:
+    """A row for each setting: our AP, and what every other decoder has less or more."""
+    by_key = {(score.setting, score.method): score for score in scores}
+    others = dict.fromkeys(score.method for score in scores if score.method != OURS)
+    rows = []
+    for setting in dict.fromkeys(score.setting for score in scores):
+        ours = by_key[setting, OURS]
+        beside = [by_key.get((setting, method)) for method in others]
+        rows.append([str(setting), ours.plain(), *(other.minus(ours) if other else "" for other in beside)])
+    return _table(f"{scores[0].task} AP, and the differences of others from ours", [OURS, *others], rows)
+
+
+def pyramids(scores: Sequence[Score]) -> str:
+    """A row for each pyramid: our AP, and what it has more than each single side at that stride."""
+    ours = {score.setting: score for score in scores if score.method == OURS}
+    sides = dict.fromkeys(setting.sides for setting in ours if len(setting.sides) == 1)
+    rows = [
+        [
+            str(setting),
+            score.plain(),
+            *(score.minus(ours[Setting(setting.stride, side)]) for side in sides),
+        ]
+        for setting, score in ours.items()
+        if len(setting.sides) > 1
+    ]
+    headings = [OURS, *(f"- {side}" for (side,) in sides)]
+    return _table(f"{scores[0].task} AP of pyramids, and their gain over single sides", headings, rows)
+
+
+def _table(title: str, headings: list[str], rows: list[list[str]]) -> str:
+    """In Markdown."""
+    lines = [["sides / stride", *headings], ["---"] * (len(headings) + 1), *rows]
+    return "\n".join([f"{title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+def _pyramids(sides: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """All sides, and all but the smallest, where that leaves several."""
+    return [chosen for chosen in (sides[1:], sides) if len(chosen) > 1]
+
+
+def _files(annotations: Path, images: Path) -> dict[int, Path]:
+    return {
+        image["id"]: images / image["file_name"] for image in json.loads(annotations.read_bytes())["images"]
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.coco_mini", description="Measure the decoder's AP on real network output."
+    )
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--sides", type=int, nargs="+", default=[513, 801, 1201], metavar="N")
+    parser.add_argument("--strides", type=int, nargs="+", default=[16, 8], choices=[8, 16, 32], metavar="S")
+    parser.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all columns here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
