@@ -1,6 +1,6 @@
 """From fields to people: round trips, the slow reference, bad input, and what must not matter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personlab.codec import compiled, decode, vectorised
+from personlab.codec import vectorised
 from personlab.codec.decode import Decoder, Level, Poses
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, stack
-from personlab.codec.group import Seeds
 from personlab.codec.pyramid import Frame
 from personlab.codec.score import extent
-from personlab.codec.vectorised import Steps
 from personlab.skeleton import FLIP, K
 from tests.reference import codec as reference
 from tests.reference.scenes import Scene, adversarial, figure, predicted, random_fields, scene
@@ -393,88 +391,7 @@ def test_an_image_of_a_batch_is_that_image() -> None:
         assert torch.equal(one.scores, other.scores)
 
 
-# pyramids
-
-
-def pyramid(people: Sequence[Tensor], scales: Sequence[float], *, side: int) -> list[Level]:
-    """Perfect fields of one image of side x side pixels at several scales."""
-    levels = []
-    for scale in scales:
-        cells = -(-int((side - 1) * scale + 0.5) // 8) * 8 + 1
-        case = scene([pose * scale for pose in people], height=cells, width=cells, stride=8)
-        levels.append(Level(perfect(case), scale))
-    return levels
-
-
-@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 1.0), (0.75, 1.5), (0.5, 1.0, 2.0)])
-def test_all_levels_agree_on_where_people_are(scales: tuple[float, ...]) -> None:
-    """Offsets are in pixels of their own level: combined without a thought they would be off by the scale."""
-    levels = pyramid(TWO, scales, side=257)
-    found = DECODER.poses(levels, height=257, width=257)
-    assert len(found.scores) == 2
-    assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=2e-2)
-    assert (found.scores > 0.9).all()
-
-
-@pytest.mark.parametrize("steps_for", [decode.steps_for, lambda device: vectorised])
-@pytest.mark.parametrize("scales", [(0.5, 1.0), (0.75, 1.5, 1.0)])
-def test_reference_on_pyramids(
-    scales: tuple[float, ...], steps_for: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Levels that disagree: each has noise of its own, and sees the people elsewhere."""
-    monkeypatch.setattr(decode, "steps_for", steps_for)
-    levels = [
-        Level(random_fields(n, rows=7, columns=8, stride=8, spread=6.0), scale)
-        for n, scale in enumerate(scales)
-    ]
-    assert_pyramid_matches_reference(levels, Decoder(bin=4.0), height=33, width=37)
-
-
-def test_a_finer_level_has_more_to_say() -> None:
-    """Two levels that are equally sure: shares of 1 and 4, so that they meet at a fifth of the way."""
-    pose = TWO[0]
-    levels = pyramid([pose], (1.0, 2.0), side=257)
-    off = levels[0].fields.replace(short=levels[0].fields.short + torch.tensor([5.0, 0.0]).view(2, 1, 1))
-    off = off.replace(mid=off.mid + torch.tensor([5.0, 0.0]).view(2, 1, 1))
-    frame = Frame.common(levels, 257, 257)
-    seeds = Seeds((pose[:1] * frame.scale), torch.tensor([0]), torch.ones(1))
-    for steps in (vectorised, compiled):
-        found = steps.find_people(
-            [Level(off, 1.0), levels[1]], frame, seeds, mid_steps=0, nms_radius=10.0, most=1
-        )
-        eye = found.keypoints[0, 1] / frame.scale
-        assert torch.allclose(eye, pose[1] + torch.tensor([1.0, 0.0]), atol=1e-2)
-
-
-def test_twice_the_same_level_is_that_level() -> None:
-    fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0)
-    one = poses(fields)
-    two = DECODER.poses([Level(fields, 1.0), Level(fields, 1.0)], height=257, width=257)
-    assert apart(one, two) < 1e-2
-    assert torch.allclose(one.scores, two.scores, atol=1e-4)
-
-
-def test_a_level_that_sees_nobody_does_not_hide_them() -> None:
-    levels = pyramid(TWO, (1.0, 1.0), side=257)
-    blind = levels[0].fields
-    blind = blind.replace(**{name: torch.zeros_like(t) for name, t in blind.tensors().items()})
-    levels = [Level(blind, 1.0), levels[1]]
-    found = DECODER.poses(levels, height=257, width=257)
-    assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=1e-2)
-    for mask in DECODER.masks(levels, found, height=257, width=257):
-        assert mask.sum() > 5000
-
-
-def test_a_mask_is_that_of_the_level_which_agrees_with_the_pose() -> None:
-    """At the other level the long-range offsets lead astray, though it is the finer one."""
-    good, bad = pyramid([TWO[0]], (1.0, 1.5), side=257)
-    bad = Level(bad.fields.replace(long=bad.fields.long + 20.0), bad.scale)
-    decoder = Decoder(long_refinements=0)
-    found = decoder.poses([good, bad], height=257, width=257)
-    (mask,) = decoder.masks([good, bad], found, height=257, width=257)
-    (expected,) = decoder.masks([good], found, height=257, width=257)
-    assert torch.equal(mask, expected)
-    assert mask.any()
+# sizes and numbers
 
 
 def test_the_extent_of_a_pose_scales_with_it() -> None:
