@@ -46,8 +46,8 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
     long      y_jk - x where exactly one person's mask covers x (most of its cell)
 
     Crowd regions leave the heatmap, the segmentation and the long-range offsets undefined, and have no
-    keypoints of their own; disks of people that reach into one keep their short- and mid-range offsets. People
-    without keypoints leave the heatmap undefined over their mask.
+    keypoints of their own; disks of people that reach into one keep their short- and mid-range offsets.
+    People without keypoints leave the heatmap undefined over their mask.
     """
     people = _with_nobody(people)
     people = replace(people, keypoints=people.keypoints.where(people.labelled[..., None], 0.0))
