@@ -8,7 +8,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-fast lint ui bench lock clean
+.PHONY: help demo test test-fast lint ui ui-check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -33,6 +33,9 @@ lint: .venv/ready ## check style, format and types
 
 ui: .venv/ready ## serve the flows and the Prefect UI on 127.0.0.1
 	python -m flows.ui
+
+ui-check: .venv/ready ## use the UI in headless Chromium, pictures to docs/ui
+	python -m tests.ui_check
 
 bench: .venv/ready ## measure speed beside the alternatives
 	python -m benchmarks.codec

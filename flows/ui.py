@@ -88,12 +88,14 @@ def end_orphans(api: str) -> None:
 
     They would count as running for ever, and those that wait for them would too.
     """
-    states = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
-    orphans = {"deployment_id": {"is_null_": False}, "state": states}
+    unfinished = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
     gone = {"type": "CRASHED", "message": "its runner was gone when the server started"}
-    for run in ask(f"{api}/flow_runs/filter", {"flow_runs": orphans}):
-        print(f"{run['name']} was interrupted", flush=True)
-        ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": gone, "force": True})
+    which: Mapping[str, Any] = {"deployment_id": {"is_null_": False}}
+    while runs := ask(f"{api}/flow_runs/filter", {"flow_runs": {**which, **unfinished}}):
+        for run in runs:
+            print(f"{run['name']} was interrupted", flush=True)
+            ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": gone, "force": True})
+        which = {"parent_flow_run_id": {"any_": [run["id"] for run in runs]}}  # their sub-flows
 
 
 def ask(url: str, question: Mapping[str, Any]) -> Any:

@@ -20,6 +20,8 @@ from uuid import UUID
 import pytest
 import yaml
 from PIL import Image
+from prefect.client.orchestration import get_client
+from prefect.states import Running
 
 import flows.leash
 from flows.artifacts import PICTURE_BYTES, with_pictures
@@ -29,7 +31,7 @@ from flows.leash import end_group
 from flows.progress import ProgressBar
 from flows.repro import repro
 from flows.stages import STAGES, acquire, downloads, evaluate, ingest, targets
-from flows.ui import ask
+from flows.ui import ask, end_orphans
 from personlab import data_uri
 from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
@@ -392,3 +394,21 @@ def loaded_by(module: str) -> Sequence[str]:
 
 def test_flows_load_neither_torch_nor_ray() -> None:
     assert not {"torch", "ray"} & set(loaded_by("flows.deployments"))
+
+
+@pytest.mark.slow
+def test_runs_whose_runner_is_gone_do_not_count_as_running(prefect_server: None) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow_from_name("interrupted")
+        deployment = client.create_deployment(flow_id, "local")
+        run = client.create_flow_run_from_deployment(deployment)
+        client.set_flow_run_state(run.id, Running(), force=True)
+        end_orphans(str(PREFECT_API_URL.value()))
+        state = client.read_flow_run(run.id).state
+        assert state is not None
+        assert state.is_crashed()
+        assert state.message == "its runner was gone when the server started"
+        end_orphans(str(PREFECT_API_URL.value()))
+        assert client.read_flow_run(run.id).state == state  # what has ended stays as it is

@@ -93,6 +93,7 @@ def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
         return
     gpu = job.plan.infer.gpu
     devices = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
+    actors = max(1, min(devices, len(numbers)))
     with warnings.catch_warnings():
         # Ray will drop this way to say it, and has no other yet. Without a limit, what kills its process
         # every time is tried for ever.
@@ -100,7 +101,7 @@ def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
         made = _units(numbers).map(
             _Actor,
             fn_constructor_args=(job,),
-            compute=ActorPoolStrategy(min_size=1, max_size=max(1, min(devices, len(numbers)))),
+            compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
             num_cpus=1,
             num_gpus=1 if gpu else 0,
             max_task_retries=_RETRIES,

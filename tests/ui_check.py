@@ -1,0 +1,154 @@
+"""`make ui-check`: use the UI as a person would, in headless Chromium, and keep pictures of it in docs/ui.
+
+On the rehearsal pipeline, with a server of its own: a retraining is started from its form with one override
+and becomes champion, another one with a bad parameter is not promoted. What the pages then have to say is
+checked; whether they look right is for whoever looks at the pictures.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests import rehearsal
+from tests.chromium import Page, browser
+
+ROOT = Path(__file__).parent.parent
+PICTURES = ROOT / "docs" / "ui"
+PATIENCE = 900  # seconds
+GRAPH = 10  # seconds that the graph of a run, a drawing without text, is given
+
+Json = Any
+
+
+class Api:
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def ask(self, route: str, **question: Json) -> Json:
+        content, header = json.dumps(question).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/api{route}", content, header)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def deployment(self, flow: str) -> str:
+        (found,) = self.ask("/deployments/filter", flows={"name": {"any_": [flow]}})
+        return str(found["id"])
+
+    def finished_run(self, name: str) -> Json:
+        """A run, when it has ended."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            runs = self.ask("/flow_runs/filter", flow_runs={"name": {"any_": [name]}})
+            if runs and runs[0]["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+                return runs[0]
+            time.sleep(1)
+        raise SystemExit(f"run {name} did not end")
+
+    def artifacts(self, run: Json) -> dict[str, str]:
+        """Ids by key."""
+        found = self.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+        return {each["key"]: each["id"] for each in found}
+
+
+@contextmanager
+def served(project: Path) -> Iterator[str]:
+    """The address of `make ui` in the project."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = os.environ | {"PERSONLAB_UI_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    command = (sys.executable, "-m", "flows.ui")
+    with (project / "ui.log").open("w") as log:
+        ui = subprocess.Popen(command, cwd=project, env=env, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        while "Your deployments are being served" not in (project / "ui.log").read_text():
+            if ui.poll() is not None:
+                raise SystemExit((project / "ui.log").read_text())
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        ui.send_signal(signal.SIGINT)
+        ui.wait()
+
+
+def start(page: Page, url: str, deployment: str, override: str, picture: Path | None = None) -> str:
+    """Fill in the form and submit it; the name of the run."""
+    page.open(f"{url}/deployments/deployment/{deployment}/run", "Parameters to change")
+    page.click("Add item")
+    page.run("[...document.querySelectorAll('textarea')].find(e => !e.value).focus()")
+    page.type(override)
+    name: str = page.run("document.querySelector('input[type=text], input:not([type])').value")
+    if picture:
+        page.picture(picture)
+    page.click("Submit")
+    return name
+
+
+def expect(what: str, true: bool) -> None:
+    print(f"{'ok' if true else 'NOT SO'}: {what}", flush=True)
+    if not true:
+        raise SystemExit(1)
+
+
+def check(project: Path, url: str) -> None:
+    api = Api(url)
+    deployment = api.deployment("retrain")
+    with browser(height=1100) as page:
+        first = start(page, url, deployment, f"train.learning_rate={rehearsal.BEST}", PICTURES / "form.jpg")
+        run = api.finished_run(first)
+        expect(f"{first}: {run['state']['message']}", run["state_name"] == "Promoted")
+        second = api.finished_run(start(page, url, deployment, f"train.learning_rate={rehearsal.BAD}"))
+        expect(f"{second['name']}: {second['state']['message']}", second["state_name"] == "Not promoted")
+
+        page.open(f"{url}/runs/flow-run/{second['id']}", "Not promoted")
+        time.sleep(GRAPH)
+        page.picture(PICTURES / "run.jpg")
+        page.click("Subflow Runs")
+        page.wait_for("evaluate")
+        page.picture(PICTURES / "stages.jpg")
+        page.click("Artifacts")
+        page.wait_for("retrain-promotion")
+        page.picture(PICTURES / "artifacts.jpg")
+        for key, says in (
+            ("retrain-promotion", "got worse"),
+            ("retrain-scores", "keypoints.AP"),
+            ("retrain-curves", "Person segmentation"),
+        ):
+            page.open(f"{url}/artifacts/artifact/{api.artifacts(second)[key]}", says)
+            page.picture(PICTURES / f"{key}.jpg")
+        page.open(f"{url}/deployments/deployment/{deployment}", "Schedules")
+        page.wait_for("At 03:00")
+        page.picture(PICTURES / "schedule.jpg")
+        elsewhere = {a for a in page.asked if not a.startswith((url, "data:", "blob:", "chrome:"))}
+        expect(f"nobody else was asked for anything ({len(elsewhere)} addresses)", not elsewhere)
+    with browser(width=390, height=1600) as phone:
+        report = max((project / "runs/reports").glob("*.html"))
+        phone.open(report.as_uri(), "Beside the champion")
+        phone.picture(PICTURES / "report-phone.jpg")
+        expect("the report fits a phone", phone.run("document.documentElement.scrollWidth") <= 390)
+        expect("the report asks nobody", {a for a in phone.asked if a.startswith("http")} == set())
+
+
+def main() -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        project = Path(name) / "project"
+        rehearsal.project(project)
+        with served(project) as url:
+            print(f"the UI is at {url}", flush=True)
+            check(project, url)
+    print(f"pictures: {PICTURES.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
