@@ -72,6 +72,10 @@ def test_every_image_is_predicted_in_the_part_of_its_shard(project: Path) -> Non
         images = tables.read_table(shard, tables.SHARD).to_pylist()
         found = tables.read_table(project / "data/infer" / shard.name, tables.PREDICTIONS).to_pylist()
         assert [row["image_id"] for row in found] == [row["image_id"] for row in images]
+        written = (project / "data/infer" / shard.name).read_bytes()
+        digest = tables.params_hash(PARAMS.infer, PARAMS.codec)
+        plain = pa.Table.from_pylist(found, schema=tables.PREDICTIONS)
+        assert written == tables.table_bytes(plain, params_hash=digest)
         image = decode_jpeg(images[0]["jpeg"], name="")
         for person, expected in zip(found[0]["people"], predictor(image), strict=True):
             np.testing.assert_array_equal(person["keypoints"], expected.keypoints.ravel())

@@ -70,7 +70,8 @@ def _by_shard(shards: Iterable[Path], parts: Iterable[Path]) -> Iterator[pa.Tabl
         ids = tables.read_table(shard, tables.SHARD, ["image_id"])["image_id"]
         while len(held) < len(ids):
             held = pa.concat_tables([held, next(source)])
-        yield held[: len(ids)].set_column(0, tables.PREDICTIONS.field("image_id"), ids)
+        part = held[: len(ids)].set_column(0, tables.PREDICTIONS.field("image_id"), ids)
+        yield part.combine_chunks()  # or the bytes of the file would show where its pieces met
         held = held[len(ids) :]
 
 
