@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 import yaml
 from PIL import Image
 from prefect.client.orchestration import get_client
+from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.states import Running
 
 import flows.leash
@@ -412,3 +414,12 @@ def test_runs_whose_runner_is_gone_do_not_count_as_running(prefect_server: None)
         assert state.message == "its runner was gone when the server started"
         end_orphans(str(PREFECT_API_URL.value()))
         assert client.read_flow_run(run.id).state == state  # what has ended stays as it is
+
+
+def test_the_automation_in_the_documentation_is_one() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    documented = yaml.safe_load(text)
+    documented["actions"][0]["block_document_id"] = str(UUID(int=1))
+    made = AutomationCore.model_validate(documented)
+    assert isinstance(made.trigger, EventTrigger)
+    assert "prefect.flow-run.Not promoted" in made.trigger.expect
