@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from personlab import batch, inputs
-from personlab.batch import Job, Worker, make_plan
 from personlab.data import picture
+from personlab.inference import batch, inputs
+from personlab.inference.batch import Job, Worker, make_plan
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Codec, Infer, Model

@@ -25,11 +25,11 @@ from rich.progress import track
 from rich.table import Table
 
 from personlab.data import picture
+from personlab.inference.pictures import Picture, find
+from personlab.inference.predict import Output, draw, predict
+from personlab.inference.results import Result
 from personlab.params import Infer
-from personlab.pictures import Picture, find
-from personlab.predict import Output, draw, predict
 from personlab.predictor import Predictor, detections
-from personlab.results import Result
 
 T = TypeVar("T")
 Times = dict[tuple[str, Path], list[float]]

@@ -15,8 +15,8 @@ import dvc.api
 from dvc.exceptions import DvcException
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from personlab import data_uri
-from personlab.differences import Difference, compare, flatten, shown
+from personlab.report import data_uri
+from personlab.report.differences import Difference, compare, flatten, shown
 
 PICTURE_BYTES = 700_000  # a third more as base64
 PICTURE_IN_MARKDOWN = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")

@@ -20,7 +20,7 @@ from flows.artifacts import PICTURE_BYTES
 from flows.commands import CommandError
 from flows.stages import HERE
 from flows.tools import personlab
-from personlab import data_uri
+from personlab.report import data_uri
 from personlab.storage import Folder
 
 CHAMPION = "models/champion/model.safetensors"

@@ -23,7 +23,7 @@ from flows import commands
 from flows.commands import Say
 from personlab import params
 from personlab.errors import UserError
-from personlab.provenance import State, state_of
+from personlab.registry.provenance import State, state_of
 
 PLACE = Path("runs/retrain")
 

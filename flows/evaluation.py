@@ -17,9 +17,9 @@ from flows.artifacts import metrics_rows
 from flows.commands import CommandError
 from flows.stages import HERE
 from flows.tools import personlab
-from personlab.differences import compare, flatten
 from personlab.errors import UserError
-from personlab.models import Registry
+from personlab.registry.models import Registry
+from personlab.report.differences import compare, flatten
 
 
 class Scoring(BaseModel):

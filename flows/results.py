@@ -8,10 +8,10 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.artifacts import PICTURE_BYTES, metrics_rows
-from personlab import data_uri
 from personlab.metrics.report import TITLES
-from personlab.page import Results
-from personlab.promotion import COVERAGE, RULES, Rule
+from personlab.registry.promotion import COVERAGE, RULES, Rule
+from personlab.report import data_uri
+from personlab.report.page import Results
 
 Verdict = dict[str, Any]  # what `personlab models promote --json` wrote
 

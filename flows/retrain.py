@@ -24,10 +24,10 @@ from flows.commands import CommandError
 from flows.results import Verdict
 from flows.stages import HERE, STAGES, acquire
 from flows.tools import listener, personlab
-from personlab import page
 from personlab.errors import UserError
-from personlab.models import Registry
-from personlab.promotion import RULES, Rule
+from personlab.registry.models import Registry
+from personlab.registry.promotion import RULES, Rule
+from personlab.report import page
 
 Outcomes = list[tuple[str, State[Any]]]
 Override = Annotated[str, Field(pattern=r"^[+~]{0,2}[\w.]+(=.*)?$")]

@@ -20,7 +20,7 @@ from cyclopts.validators import MutuallyExclusive
 from personlab import __version__, logs, params
 from personlab.errors import UserError
 from personlab.files import write_atomic
-from personlab.models_cli import app as models
+from personlab.registry.cli import app as models
 
 app = cyclopts.App(name="personlab", help=__doc__, version=__version__)
 stages = cyclopts.Group("Stages, in the order of the pipeline", sort_key=0)
@@ -184,9 +184,9 @@ def predict(
     cannot be read stop nothing: they are listed at the end with reasons, and the exit status is 1.
     """
     from personlab import tables
+    from personlab.inference.pictures import find
+    from personlab.inference.predict import Output, predict
     from personlab.params import Infer
-    from personlab.pictures import find
-    from personlab.predict import Output, predict
     from personlab.predictor import Predictor
     from personlab.progress import progress
 
@@ -236,9 +236,9 @@ def infer_batch(
     Writes part-*.parquet, errors-*.parquet for pictures that cannot be read, and manifest.json when all are
     done. Killed at any point, the same command goes on and makes the same files.
     """
-    from personlab import inputs
-    from personlab.batch import Job, make_plan
     from personlab.data import picture
+    from personlab.inference import inputs
+    from personlab.inference.batch import Job, make_plan
     from personlab.params import Infer
     from personlab.stages import batch
     from personlab.storage import Folder
@@ -260,8 +260,8 @@ def overlays(
     count: Annotated[PositiveInt, Parameter(help="How many, spread over the run.")] = 12,
 ) -> None:
     """Draw the people that infer-batch found into some of the pictures, to look at."""
-    from personlab import inputs
-    from personlab.overlays import draw
+    from personlab.inference import inputs
+    from personlab.inference.overlays import draw
     from personlab.storage import Folder
 
     print(*draw(inputs.find(pictures), Folder(run), out, count), sep="\n")
@@ -305,8 +305,8 @@ def report(
 
     The file holds everything that it shows and asks nobody for anything.
     """
-    from personlab import page
-    from personlab.models import Registry
+    from personlab.registry.models import Registry
+    from personlab.report import page
 
     page.write(page.Results(checkout, Registry(Path.cwd()).champion()), out)
     print(out)

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from personlab import inputs
-from personlab.batch import INPUTS, MANIFEST, PLAN, Decode, Job, Manifest, make_plan
 from personlab.data import picture
-from personlab.inputs import Listing
+from personlab.inference import inputs
+from personlab.inference.batch import INPUTS, MANIFEST, PLAN, Decode, Job, Manifest, make_plan
+from personlab.inference.inputs import Listing
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Codec, Infer, Model

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from personlab.attempts import attempt
+from personlab.inference.attempts import attempt
 from personlab.storage import Folder
 
 

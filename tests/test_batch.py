@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from personlab import batch, tables
-from personlab.batch import Job, Part, Worker
+from personlab import tables
 from personlab.data import picture
 from personlab.data.view import ImageArray
 from personlab.errors import UserError
-from personlab.inputs import Listing
+from personlab.inference import batch
+from personlab.inference.batch import Job, Part, Worker
+from personlab.inference.inputs import Listing
 from personlab.params import Infer
 from personlab.people import Detection
 from tests.batches import INFER, check_truth, digests, job, save_pictures, save_weights, spoil

@@ -34,7 +34,7 @@ from flows.progress import ProgressBar
 from flows.repro import repro
 from flows.stages import STAGES, acquire, downloads, evaluate, ingest, targets
 from flows.ui import ask, end_orphans
-from personlab import data_uri
+from personlab.report import data_uri
 from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from personlab import inputs
 from personlab.errors import UserError
-from personlab.inputs import Listing
+from personlab.inference import inputs
+from personlab.inference.inputs import Listing
 
 
 def names(listing: Listing) -> list[str]:

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from personlab import provenance
 from personlab.cli import app
 from personlab.errors import UserError
-from personlab.models import Candidate, Registry, Version
 from personlab.params import load
+from personlab.registry import provenance
+from personlab.registry.models import Candidate, Registry, Version
 from tests import rehearsal
 from tests.rehearsal import BAD, BEST, USUAL, commit
 
@@ -272,6 +272,6 @@ def test_the_command_line(
 
 
 def test_the_gate_needs_neither_torch_nor_ray_nor_prefect() -> None:
-    code = "import sys, personlab.models; print(*sys.modules)"
+    code = "import sys, personlab.registry.models; print(*sys.modules)"
     loaded = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True).stdout
     assert not {"torch", "ray", "prefect", "dvc"} & set(loaded.split())

@@ -8,14 +8,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from personlab import chart, page
-from personlab.chart import Series
-from personlab.differences import Difference, changed, compare, flatten
 from personlab.errors import UserError
-from personlab.models import Lineage, Version
-from personlab.page import Results
 from personlab.params import Params, load
-from personlab.provenance import Data
+from personlab.registry.models import Lineage, Version
+from personlab.registry.provenance import Data
+from personlab.report import chart, page
+from personlab.report.chart import Series
+from personlab.report.differences import Difference, changed, compare, flatten
+from personlab.report.page import Results
 from personlab.stages import evaluate
 from tests import rehearsal
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from personlab.pictures import find
+from personlab.inference.pictures import find
 
 
 @pytest.fixture

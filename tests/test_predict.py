@@ -14,9 +14,9 @@ from pycocotools import mask as rle_tools
 from personlab import tables
 from personlab.data.view import ImageArray
 from personlab.errors import UserError
+from personlab.inference.pictures import find
+from personlab.inference.predict import Format, Output, Unread, predict
 from personlab.people import Detection
-from personlab.pictures import find
-from personlab.predict import Format, Output, Unread, predict
 from personlab.progress import progress
 from personlab.skeleton import KEYPOINTS, K
 

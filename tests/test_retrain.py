@@ -19,8 +19,8 @@ from flows.checkout import checkout
 from flows.retrain import Retraining, retrain
 from flows.stages import train
 from personlab.errors import UserError
-from personlab.models import Registry
 from personlab.params import load
+from personlab.registry.models import Registry
 from tests import rehearsal
 from tests.conftest import ROOT
 from tests.rehearsal import BAD, BEST, STAGES, USUAL

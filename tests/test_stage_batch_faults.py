@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from personlab import batch
-from personlab.batch import Worker
+from personlab.inference import batch
+from personlab.inference.batch import Worker
 from tests.batches import check_truth, digests, job, save_pictures, save_weights, spoil
 
 pytestmark = pytest.mark.slow

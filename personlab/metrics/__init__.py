@@ -1,0 +1,1 @@
+"""How good predictions are: the columns of the paper, with intervals."""

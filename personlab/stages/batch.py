@@ -1,4 +1,4 @@
-"""Batch inference on a Ray cluster: a pool of actors makes the parts of a run (personlab/batch.py).
+"""Batch inference on a Ray cluster: a pool of actors makes the parts of a run (personlab/inference/batch.py).
 
 The driver holds no images and no people, only a line for each part, and an actor the results of one part:
 memory does not grow with the number of images.
@@ -16,11 +16,11 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from personlab import batch
-from personlab.attempts import RECORD
-from personlab.batch import Job, Manifest, Part, Worker
 from personlab.errors import UserError
-from personlab.inputs import Listing
+from personlab.inference import batch
+from personlab.inference.attempts import RECORD
+from personlab.inference.batch import Job, Manifest, Part, Worker
+from personlab.inference.inputs import Listing
 from personlab.progress import progress
 from personlab.stages.cluster import connect
 

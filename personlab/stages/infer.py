@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from personlab import inputs, tables
-from personlab.batch import Job, Plan, make_plan, part_name
+from personlab import tables
 from personlab.data.example import decode_jpeg
 from personlab.data.view import ImageArray
 from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
+from personlab.inference import inputs
+from personlab.inference.batch import Job, Plan, make_plan, part_name
 from personlab.params import Params
 from personlab.stages import batch
 from personlab.storage import Folder

@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import jinja2
 
-from personlab import data_uri
 from personlab import params as parameters
-from personlab.chart import Series, draw
-from personlab.differences import NOTHING, Difference, changed, compare, flatten
 from personlab.errors import UserError
 from personlab.files import write_atomic
 from personlab.metrics.report import TITLES
-from personlab.models import Version
+from personlab.registry.models import Version
+from personlab.report import data_uri
+from personlab.report.chart import Series, draw
+from personlab.report.differences import NOTHING, Difference, changed, compare, flatten
 
 Row = dict[str, Any]
 
@@ -90,7 +90,7 @@ def write(results: Results, path: Path) -> None:
         UserError: the stages have not run.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("personlab", "templates"),
+        loader=jinja2.PackageLoader("personlab.report", "templates"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,15 +12,16 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-from personlab import render, results, tables
+from personlab import render, tables
 from personlab.data import picture
 from personlab.data.view import ImageArray
 from personlab.errors import UserError
 from personlab.files import write_atomic
-from personlab.pictures import Picture
+from personlab.inference import results
+from personlab.inference.pictures import Picture
+from personlab.inference.results import Result
 from personlab.predictor import Predictor
 from personlab.progress import Tracker
-from personlab.results import Result
 
 log = logging.getLogger("personlab")
 

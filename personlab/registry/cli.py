@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from personlab.files import write_atomic
 
 if TYPE_CHECKING:  # --help must not wait for pyarrow and pycocotools
-    from personlab.models import Version
+    from personlab.registry.models import Version
 
 app = cyclopts.App(name="models", help=__doc__)
 
@@ -24,7 +24,7 @@ app = cyclopts.App(name="models", help=__doc__)
 @app.command(name="list")
 def list_models() -> None:
     """List every version, oldest first; an arrow marks the champion."""
-    from personlab.models import Registry
+    from personlab.registry.models import Registry
 
     registry = Registry(Path.cwd())
     champion = registry.champion()
@@ -54,7 +54,7 @@ def promote(
     bootstrap. Exit status 1 if it is not promoted. What made the model has to be committed, or saved as a DVC
     experiment.
     """
-    from personlab.models import Candidate, Registry
+    from personlab.registry.models import Candidate, Registry
 
     verdict, version = Registry(Path.cwd()).promote(Candidate(checkout.resolve()), rule, _predict_again, why)
     print(verdict)
@@ -74,7 +74,7 @@ def rollback(
     why: Annotated[str, Parameter(help="Recorded with it.")] = "",
 ) -> None:
     """Make an earlier version the champion again, byte for byte."""
-    from personlab.models import Registry
+    from personlab.registry.models import Registry
 
     print(f"champion: {_line(Registry(Path.cwd()).rollback(version, why))}")
 

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from personlab import __version__, inputs, tables
+from personlab import __version__, tables
 from personlab.ahead import ahead
-from personlab.attempts import Attempt, attempt
 from personlab.data.view import ImageArray
 from personlab.errors import UserError
-from personlab.inputs import Fetch, Listing
+from personlab.inference import inputs
+from personlab.inference.attempts import Attempt, attempt
+from personlab.inference.inputs import Fetch, Listing
 from personlab.model.network import from_checkpoint
 from personlab.params import Codec, Infer, Section
 from personlab.predictor import Predictor

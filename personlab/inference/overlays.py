@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from personlab import inputs, render, tables
+from personlab import render, tables
 from personlab.data import picture
 from personlab.errors import UserError
-from personlab.inputs import Listing
-from personlab.predict import SHOWN
+from personlab.inference import inputs
+from personlab.inference.inputs import Listing
+from personlab.inference.predict import SHOWN
 from personlab.storage import Folder
 
 

@@ -1,0 +1,2 @@
+"""People in many pictures: a few on somebody's disk (pictures, predict, results), or millions on a cluster
+(inputs, batch, attempts, overlays). Both call `personlab.predictor`."""
