@@ -6,7 +6,8 @@
 Every image goes through the network once a side and stride; all decoders read the same fields. Beside ours
 stand our own with one choice changed, and tfjs body-pix 2.2.1 under Node, with a score threshold low enough
 not to cut AP. Differences come with the 95% interval of a paired bootstrap: the images drawn again, the same
-ones for both. Without Node, or without a network to install body-pix over, our own figures stand alone.
+ones for both. A choice that changes nothing at a task has no column there. Without Node, or without a network
+to install body-pix over, our own figures stand alone.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 from pycocotools.coco import COCO
 
@@ -35,11 +37,17 @@ from personlab.progress import progress
 
 CACHE = Path(".cache") / "bench-node"
 
-OURS, TFJS = "ours", "tfjs"
+OURS = "ours"
 
-# tfjs starts poses wherever a heatmap is at least this; its own choice is 0.4. For masks, the best for it of
-# what was tried: all 17 keypoints, poses that score at least 0.2, p_S of 0.5.
-SCORE_THRESHOLD, MASKS_KEYPOINTS, MASKS_SCORE, PERSON = 0.01, 17, 0.2, 0.5
+# tfjs starts poses wherever a heatmap is at least this; its own choice is 0.4.
+SCORE_THRESHOLD = 0.01
+
+# Poses that score less get no mask from tfjs: its own choice, and the best of what was tried.
+MASKS_SCORE = 0.2
+
+# By how many keypoints tfjs tells whose a pixel is, and from which p_S on a pixel is somebody's: the best for
+# it of what was tried, and its own choice.
+TFJS = {"tfjs": (17, 0.5), "tfjs, its own masks": (5, 0.7)}
 
 
 def methods(decoder: Decoder) -> dict[str, Decoder]:
@@ -48,6 +56,7 @@ def methods(decoder: Decoder) -> dict[str, Decoder]:
         OURS: decoder,
         "2 steps": replace(decoder, trace_refinements=2),
         "no steps": replace(decoder, trace_refinements=0, long_refinements=0),
+        "masks without steps": replace(decoder, long_refinements=0),
         "Hough": replace(decoder, scoring="hough"),
         "hard NMS": replace(decoder, nms="hard"),
         "Hough, hard NMS": replace(decoder, scoring="hough", nms="hard"),
@@ -138,27 +147,43 @@ def find(
                     masks = decoder.masks(seen, poses, height=height, width=width)
                     found[setting, name][image_id] = list(detections(poses, masks))
                 if tfjs and len(seen) == 1:
-                    found[setting, TFJS][image_id] = list(_by_tfjs(tfjs, seen[0], height, width, folder))
+                    for name, choice in TFJS.items():
+                        people = _by_tfjs(tfjs, seen[0], choice, height, width, folder)
+                        found[setting, name][image_id] = list(people)
     return found
 
 
-def _by_tfjs(tfjs: Tfjs, level: Level, height: int, width: int, folder: Path) -> Iterator[Detection]:
-    scene = Scene(level.fields, height, width, level.scale, 20, SCORE_THRESHOLD, PERSON)
+def _by_tfjs(
+    tfjs: Tfjs, level: Level, choice: tuple[int, float], height: int, width: int, folder: Path
+) -> Iterator[Detection]:
+    keypoints, person = choice
+    scene = Scene(level.fields, height, width, level.scale, 20, SCORE_THRESHOLD, person)
     poses = tfjs.load(scene, folder)
-    masks = iter(tfjs.instances(scene, folder, keypoints=MASKS_KEYPOINTS, min_score=MASKS_SCORE))
+    masks = iter(tfjs.instances(scene, folder, keypoints=keypoints, min_score=MASKS_SCORE))
     return detections(poses, (next(masks) if score >= MASKS_SCORE else None for score in poses.scores))
 
 
 def choices(scores: Sequence[Score]) -> str:
     """A row for each setting: our AP, and what every other decoder has less or more."""
     by_key = {(score.setting, score.method): score for score in scores}
-    others = dict.fromkeys(score.method for score in scores if score.method != OURS)
+    others = [method for method in _different(scores) if method != OURS]
     rows = []
     for setting in dict.fromkeys(score.setting for score in scores):
         ours = by_key[setting, OURS]
         beside = [by_key.get((setting, method)) for method in others]
         rows.append([str(setting), ours.plain(), *(other.minus(ours) if other else "" for other in beside)])
     return _table(f"{scores[0].task} AP, and the differences of others from ours", [OURS, *others], rows)
+
+
+def _different(scores: Sequence[Score]) -> list[str]:
+    """The methods, without those that are one before them at this task."""
+    results = defaultdict[str, list[Array]](list)
+    for score in scores:
+        results[score.method].append(score.resampled)
+    first = dict[bytes, str]()
+    for method, resampled in results.items():
+        first.setdefault(np.concatenate(resampled).tobytes(), method)
+    return list(first.values())
 
 
 def pyramids(scores: Sequence[Score]) -> str:

@@ -2,9 +2,10 @@
 
 The starter holds a pipe to our standard input. When the command ends, or the pipe does (closed, or its holder
 interrupted, killed, gone), the command's whole process group is ended, and we with its status. A Prefect
-runner kills its flows outright when it stops, so a flow cannot be relied on to end its stage itself.
+runner kills its flows outright when it stops, so a flow cannot be relied on to end its stage itself; a runner
+that is killed ends no flow at all.
 
-Needs nothing but the standard library: it is run as a file, before each stage.
+Needs nothing but the standard library: it is run as a file, before each stage, the server and the runner.
 """
 
 import os
@@ -25,8 +26,9 @@ def main() -> None:
     while held.is_alive() and command.poll() is None:
         time.sleep(0.05)
     end_group(command)
+    status = command.returncode
     # what is still waiting for input must not hold up the exit
-    os._exit(command.returncode % 256)
+    os._exit(status if status >= 0 else 128 - status)  # as shells say that a signal ended it
 
 
 def end_group(leader: subprocess.Popen[bytes]) -> None:

@@ -13,9 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import State, flow
+from prefect import Flow, State, flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.states import Completed, Failed
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Completed, Crashed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import results
@@ -60,7 +68,18 @@ class Retraining(BaseModel):
     )
 
 
-@flow(persist_result=False)
+def end_stages(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+    """Say of the stages of a run whose process was killed that they are no more; nobody else would."""
+    at_work = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
+    of_run = FlowRunFilterParentFlowRunId(any_=[run.id])
+    with get_client(sync_client=True) as client:
+        for stage in client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(parent_flow_run_id=of_run, state=at_work)
+        ):
+            client.set_flow_run_state(stage.id, Crashed(message=state.message), force=True)
+
+
+@flow(persist_result=False, on_crashed=[end_stages])
 def retrain(settings: Retraining = Retraining(), project: Path = HERE) -> State[Verdict]:  # noqa: B008
     """Bring every stage up to date, in order, each as a sub-flow of its own, and promote what is better.
 

@@ -18,14 +18,16 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
+from flows.commands import LEASH
 from personlab.errors import UserError
 
 HOST = "127.0.0.1"
 START_SECONDS = 600.0  # a new database takes a slow machine more than a minute
 BUSY_SECONDS = 30.0
 STOP_SECONDS = 60.0  # a runner first ends the stage that it runs
+KILLED = 128  # what a status is above if a signal ended the process
 
 
 def main() -> None:
@@ -42,6 +44,8 @@ def main() -> None:
 def show(project: Path, port: int) -> None:
     """Run the server and the runner until one of them ends or we are interrupted.
 
+    A runner that was killed, for want of memory, say, is started again: the schedule goes on.
+
     Raises:
         UserError: the port is taken, or the server or the runner ended by itself.
     """
@@ -51,30 +55,39 @@ def show(project: Path, port: int) -> None:
     env = environment(project, url)
     serve = ("-m", "prefect", "server", "start", "--host", HOST, "--port", str(port))
     print("starting the Prefect server ...", flush=True)
-    with child("server", serve, env) as server:
+    with child(serve, env) as server:
         wait_until_healthy(f"{url}/api/health", server)
-        end_orphans(f"{url}/api")
-        with child("runner", ("-m", "flows.deployments"), env) as runner:
-            print(f"\nPrefect UI: {url}   (Ctrl-C stops it)\n", flush=True)
-            try:
-                watch(server=server, runner=runner)
-            finally:
-                cancel_runs(f"{url}/api")
+        while True:
+            end_orphans(f"{url}/api")
+            with child(("-m", "flows.deployments"), env) as runner:
+                print(f"\nPrefect UI: {url}   (Ctrl-C stops it)\n", flush=True)
+                try:
+                    watch(server, runner)
+                except KeyboardInterrupt:
+                    cancel_runs(f"{url}/api")
+                    raise
+            print("the runner was killed; starting it again ...", flush=True)
 
 
-def watch(**processes: subprocess.Popen[bytes]) -> NoReturn:
-    while True:
-        for name, process in processes.items():
-            if process.poll() is not None:
-                raise UserError(f"the {name} ended with status {process.returncode}; see above")
+def watch(server: subprocess.Popen[bytes], runner: subprocess.Popen[bytes]) -> None:
+    """Return when the runner has been killed.
+
+    Raises:
+        UserError: the server has ended, or the runner by itself.
+    """
+    while server.poll() is None and runner.poll() is None:
         time.sleep(0.5)
+    if server.poll() is not None:
+        raise UserError(f"the server ended with status {server.returncode}; see above")
+    if runner.returncode <= KILLED:
+        raise UserError(f"the runner ended with status {runner.returncode}; see above")
 
 
 def cancel_runs(api: str) -> None:
     """Cancel what the runner runs, as the UI's button does, and wait: a runner that stops kills its runs."""
     ours = {"deployment_id": {"is_null_": False}, "state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}}
     deadline = time.monotonic() + STOP_SECONDS
-    with suppress(urllib.error.URLError):  # the server may be what ended
+    with suppress(urllib.error.URLError):  # the server may have ended too
         while (runs := ask(f"{api}/flow_runs/filter", {"flow_runs": ours})) and time.monotonic() < deadline:
             for run in runs:
                 if run["state_type"] == "RUNNING":
@@ -89,7 +102,7 @@ def end_orphans(api: str) -> None:
     They would count as running for ever, and those that wait for them would too.
     """
     unfinished = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
-    gone = {"type": "CRASHED", "message": "its runner was gone when the server started"}
+    gone = {"type": "CRASHED", "message": "its runner is gone"}
     which: Mapping[str, Any] = {"deployment_id": {"is_null_": False}}
     while runs := ask(f"{api}/flow_runs/filter", {"flow_runs": {**which, **unfinished}}):
         for run in runs:
@@ -128,22 +141,19 @@ def environment(project: Path, url: str) -> dict[str, str]:
 
 
 @contextmanager
-def child(name: str, arguments: tuple[str, ...], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python process that is asked to end when the block is left, and made to if it does not.
+def child(arguments: tuple[str, ...], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that ends when the block is left, or we do, and with it all that it started.
 
     It gets a session of its own, so that Ctrl-C reaches us alone and we choose who ends first.
     """
-    process = subprocess.Popen((sys.executable, *arguments), env=env, start_new_session=True)
+    command = (sys.executable, str(LEASH), sys.executable, *arguments)
+    process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, start_new_session=True)
+    assert process.stdin is not None
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            print(f"the {name} does not end; killing it", flush=True)
-            process.kill()
-            process.wait()
+        process.stdin.close()
+        process.wait()
 
 
 def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:

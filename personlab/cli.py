@@ -165,7 +165,10 @@ def predict(
     pyramid: Annotated[
         list[PositiveInt] | None,
         Parameter(
-            group=_scales, help="Several such sides instead: slower, finds more.", consume_multiple=True
+            group=_scales,
+            help="Several such sides instead: slower, finds more.",
+            consume_multiple=True,
+            negative="",
         ),
     ] = None,
     stride: Annotated[Literal[8, 16], Parameter(help="Output stride: 8 is slower and finds more.")] = 16,
@@ -221,7 +224,10 @@ def infer_batch(
     pyramid: Annotated[
         list[PositiveInt] | None,
         Parameter(
-            group=_scales, help="Several such sides instead: slower, finds more.", consume_multiple=True
+            group=_scales,
+            help="Several such sides instead: slower, finds more.",
+            consume_multiple=True,
+            negative="",
         ),
     ] = None,
     stride: Annotated[Literal[8, 16], Parameter(help="Output stride: 8 is slower and finds more.")] = 16,

@@ -38,10 +38,14 @@ class Context(logging.Filter):
 
 
 class Human(logging.Formatter):
+    """Every line of a message gets the head: tables are messages too, and so are tracebacks."""
+
     def format(self, record: logging.LogRecord) -> str:
         run, params = (str(getattr(record, name) or "")[:_DIGITS] for name in ("run", "params"))
+        stage = f"{name}: " if (name := getattr(record, "stage", None)) else ""
         head = " ".join(filter(None, (self.formatTime(record, "%H:%M:%S"), run, params)))
-        return f"{head} {super().format(record)}"
+        said = super().format(record).removeprefix(stage)  # most messages begin with it
+        return "\n".join(f"{head} {stage}{line}" for line in said.split("\n"))
 
 
 class Lines(logging.Formatter):

@@ -59,10 +59,16 @@ class Predictor:
         """The people of an RGB image (height x width x 3, uint8), best first, in the image's own pixels.
 
         Without masks if the network finds poses only.
+
+        Raises:
+            UserError: the network computes values that are not finite.
         """
         height, width = image.shape[:2]
         levels = [self.level(image, side) for side in self.sides]
-        poses = self.decoder.poses(levels, height=height, width=width)
+        try:
+            poses = self.decoder.poses(levels, height=height, width=width)
+        except ValueError as error:
+            raise UserError(f"{error}: the network's weights are broken; use others") from None
         if not levels[0].fields.has_masks:
             return list(detections(poses, repeat(None, len(poses.scores))))
         return list(detections(poses, self.decoder.masks(levels, poses, height=height, width=width)))

@@ -1,20 +1,29 @@
 """The command line as people meet it."""
 
+import hashlib
 import json
+import os
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
+from torch import Tensor
 
 import personlab
 from personlab import predictor
+from personlab.cli import app
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Codec, Model
-from tests import layouts
+from tests import layouts, tfjs_models
 
 STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
 
@@ -30,12 +39,13 @@ def test_help_names_every_stage_in_order(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("command", [*STAGES, "oracle", "predict", "score"])
+@pytest.mark.parametrize("command", sorted(name for name in app if not name.startswith("-")))
 def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
     outcome = run(command, "--help", folder=tmp_path)
     assert outcome.returncode == 0
     assert "Usage" in outcome.stdout
     assert len(outcome.stdout.splitlines()) > 8
+    assert "--empty-" not in outcome.stdout  # what cyclopts adds to lists
 
 
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
@@ -128,6 +138,104 @@ def test_hostile_pictures_end_with_reasons_and_status_one(tmp_path: Path, weight
         *(f"found/{name}.json" for name in names),
         *(f"found/overlays/{name}.jpg" for name in names),
     }
+
+
+def spoil_paths(graph: Path) -> None:
+    model = json.loads(graph.read_text())
+    model["weightsManifest"][0]["paths"][1] = "../outside.bin"
+    graph.write_text(json.dumps(model))
+
+
+def shorten_a_shard(graph: Path) -> None:
+    shard = graph.with_name("group1-shard2of2.bin")
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def spoil_a_weight(graph: Path) -> None:
+    shard = graph.with_name("group1-shard1of2.bin")
+    shard.write_bytes(np.float32(np.nan).tobytes() + shard.read_bytes()[4:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (spoil_paths, "shard '../outside.bin' is not a file beside it; nothing read"),
+        (shorten_a_shard, "too short for the weights listed"),
+        (spoil_a_weight, "weights that are NaN or infinite: Conv2d_0/weights"),
+    ],
+)
+def test_hostile_graph_models_are_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], reason: str
+) -> None:
+    graph = tfjs_models.mobilenet("mobilenet16", 16).write(tmp_path / "in")
+    (tmp_path / "outside.bin").write_bytes(graph.with_name("group1-shard2of2.bin").read_bytes())
+    spoil(graph)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = everything(tmp_path)
+    outcome = run("import-weights", str(graph), "--out", "out/net.safetensors", folder=tmp_path)
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith(f"personlab: {graph}: ")
+    assert reason in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert everything(tmp_path) == before
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Runs a program when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch executed",)
+
+
+def spoil_numbers(weights: Path) -> None:
+    """As if written by another program: ours would refuse."""
+    change(weights, lambda tensor: torch.full_like(tensor, torch.nan))
+
+
+def overflow(weights: Path) -> None:
+    """Finite numbers, of which no network computes any."""
+    change(weights, lambda tensor: tensor.clamp(-1, 1) * 1e38)
+
+
+def change(weights: Path, how: Callable[[Tensor], Tensor]) -> None:
+    state, card = checkpoint.load(weights)
+    content = safetensors.torch.save(
+        {name: how(tensor) if name.startswith("heads.short") else tensor for name, tensor in state.items()}
+    )
+    weights.write_bytes(content)
+    weights.with_suffix(".json").write_text(
+        json.dumps(card | {"sha256": hashlib.sha256(content).hexdigest()})
+    )
+
+
+def pickle_them(weights: Path) -> None:
+    weights.write_bytes(pickle.dumps(Payload()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (spoil_numbers, "weights that are NaN or infinite: heads.short.bias, heads.short.weight"),
+        (overflow, "field 'short' holds a value that is not finite: the network's weights are broken"),
+        (pickle_them, "pickled weights (.pt, .pth) are never opened"),
+    ],
+)
+def test_hostile_checkpoints_are_refused_and_nothing_is_written(
+    tmp_path: Path, weights: Path, spoil: Callable[[Path], None], reason: str
+) -> None:
+    layouts.write_image(tmp_path / "in.jpg")
+    spoil(weights)
+    before = everything(tmp_path)
+    outcome = run(
+        *("predict", "in.jpg", "--weights", str(weights), "--out", "found", "--side", "65"), folder=tmp_path
+    )
+    assert outcome.returncode == 1
+    assert reason in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert everything(tmp_path) == before
 
 
 def test_contradictions_are_usage_errors(tmp_path: Path) -> None:

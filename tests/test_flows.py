@@ -411,7 +411,7 @@ def test_runs_whose_runner_is_gone_do_not_count_as_running(prefect_server: None)
         state = client.read_flow_run(run.id).state
         assert state is not None
         assert state.is_crashed()
-        assert state.message == "its runner was gone when the server started"
+        assert state.message == "its runner is gone"
         end_orphans(str(PREFECT_API_URL.value()))
         assert client.read_flow_run(run.id).state == state  # what has ended stays as it is
 

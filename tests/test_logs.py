@@ -54,6 +54,15 @@ def test_a_line_for_people() -> None:
     assert line.partition(" ")[2] == "5f6e7d8c 1a2b3c4d train: half way"
 
 
+@pytest.mark.parametrize("message", ["train: half\nway", "half\nway"])
+def test_every_line_for_people_says_where_it_belongs(message: str) -> None:
+    lines = logs.Human().format(record(message)).split("\n")
+    assert [line.partition(" ")[2] for line in lines] == [
+        "5f6e7d8c 1a2b3c4d train: half",
+        "5f6e7d8c 1a2b3c4d train: way",
+    ]
+
+
 def test_a_line_that_says_how_far() -> None:
     line = logs.Lines().format(record("train: 5/10", **logs.how_far("train", 5, 10)))
     assert json.loads(line)["progress"] == {"label": "train", "done": 5, "total": 10}
