@@ -17,9 +17,9 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from flows.artifacts import PICTURE_BYTES
-from flows.commands import CommandError
 from flows.stages import HERE
 from flows.tools import personlab
+from personlab.commands import CommandError
 from personlab.report import data_uri
 from personlab.storage import Folder
 

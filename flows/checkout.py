@@ -19,9 +19,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
 
-from flows import commands
-from flows.commands import Say
-from personlab import params
+from personlab import commands, params
+from personlab.commands import Say
 from personlab.errors import UserError
 from personlab.registry.provenance import State, state_of
 

@@ -14,9 +14,9 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from flows.artifacts import metrics_rows
-from flows.commands import CommandError
 from flows.stages import HERE
 from flows.tools import personlab
+from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.registry.models import Registry
 from personlab.report.differences import compare, flatten

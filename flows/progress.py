@@ -10,7 +10,7 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 
-from flows.commands import Progress, Said
+from personlab.commands import Progress, Said
 from personlab.progress import duration
 
 EVERY = 5.0  # seconds at least between two updates

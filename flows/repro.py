@@ -4,8 +4,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from flows import commands
-from flows.commands import Said, Say
+from personlab import commands
+from personlab.commands import Said, Say
 
 
 def repro(

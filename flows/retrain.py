@@ -28,10 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows import results
 from flows.checkout import Checkout, checkout
-from flows.commands import CommandError
 from flows.results import Verdict
 from flows.stages import HERE, STAGES, acquire
 from flows.tools import listener, personlab
+from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.registry.models import Registry
 from personlab.registry.promotion import RULES, Rule

@@ -18,9 +18,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from flows.artifacts import StageArtifacts
-from flows.commands import CommandError
 from flows.repro import repro
 from flows.tools import listener, run_name
+from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.params import load
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from prefect import get_run_logger
 from prefect.runtime import flow_run
 
-from flows import commands
-from flows.commands import Said, Say
 from flows.progress import ProgressBar
+from personlab import commands
+from personlab.commands import Said, Say
 
 
 def personlab(*arguments: str, project: Path, environment: Mapping[str, str] | None = None) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows.commands import LEASH
+from personlab.commands import LEASH
 from personlab.errors import UserError
 
 HOST = "127.0.0.1"

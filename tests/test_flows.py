@@ -25,15 +25,15 @@ from prefect.client.orchestration import get_client
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.states import Running
 
-import flows.leash
+import personlab.leash
 from flows.artifacts import PICTURE_BYTES, with_pictures
-from flows.commands import CommandError, Progress, Said, error_text, leashed, understood
 from flows.deployments import deployments
-from flows.leash import end_group
 from flows.progress import ProgressBar
 from flows.repro import repro
 from flows.stages import STAGES, acquire, downloads, evaluate, ingest, targets
 from flows.ui import ask, end_orphans
+from personlab.commands import CommandError, Progress, Said, error_text, leashed, understood
+from personlab.leash import end_group
 from personlab.report import data_uri
 from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
@@ -187,7 +187,7 @@ def test_no_process_outlives_a_killed_flow(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from flows.commands import leashed
+from personlab.commands import leashed
 with leashed((sys.executable, "-c", {FAMILY!r}), Path()) as process:
     print(process.stdout.readline(), flush=True)
     process.wait()
@@ -206,7 +206,7 @@ with leashed((sys.executable, "-c", {FAMILY!r}), Path()) as process:
 
 
 def test_a_process_that_will_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows.leash, "PATIENCE", 0.2)
+    monkeypatch.setattr(personlab.leash, "PATIENCE", 0.2)
     deaf = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]"
     process = subprocess.Popen(
         (sys.executable, "-c", deaf + FAMILY), stdout=subprocess.PIPE, start_new_session=True

@@ -1,7 +1,7 @@
 """Run a command in a process group of its own and hear every line that it says.
 
 Knows nothing of Prefect. A flow that is cancelled, interrupted or killed leaves nothing running behind it
-(see `flows.leash`).
+(see `personlab.leash`).
 """
 
 import json
