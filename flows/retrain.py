@@ -68,10 +68,10 @@ class Retraining(BaseModel):
     )
 
 
-def end_stages(flow: Flow[..., Any], run: FlowRun, state: State[Any]) -> None:
+def end_stages(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Say of the stages of a run whose process was killed that they are no more; nobody else would."""
     at_work = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
-    of_run = FlowRunFilterParentFlowRunId(any_=[run.id])
+    of_run = FlowRunFilterParentFlowRunId(any_=[flow_run.id])
     with get_client(sync_client=True) as client:
         for stage in client.read_flow_runs(
             flow_run_filter=FlowRunFilter(parent_flow_run_id=of_run, state=at_work)
