@@ -1,19 +1,23 @@
 """Training in plain torch: one step, one validation pass, and the average of the parameters on the way.
 
-Knows no cluster: wrap `Supervised` in DistributedDataParallel and nothing else changes.
+Knows no cluster: wrap `Supervised` in DistributedDataParallel and nothing else changes. A step of several
+workers is the step that one would take on all of their batches together, but for rounding, and but for
+normalisation statistics that are not frozen: those each worker takes over its own share.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from personlab import params
 from personlab.codec.fields import Targets
 from personlab.errors import UserError
-from personlab.model.losses import Losses, Objective
+from personlab.model.losses import Losses, Objective, positions
 from personlab.model.network import PersonLab
 
 _REPORTED = ("total", *(field.name for field in fields(Losses)))
@@ -41,8 +45,13 @@ class Supervised(nn.Module):
         self.network, self.objective = network, objective
 
     def forward(self, images: Tensor, targets: Targets) -> tuple[Tensor, Losses]:
-        """What to minimise (both sets of heads, weighted), and the losses of the final heads alone."""
-        final, middle = (self.objective(f, targets) for f in self.network.forward_training(images))
+        """What to minimise (both sets of heads, weighted), and the losses of the final heads alone.
+
+        Each is this worker's part of it: their mean over the workers, which is what data-parallel training
+        takes, is the loss over the whole batch.
+        """
+        counts = _sum(positions(targets)).clamp(min=1) / _workers()
+        final, middle = (self.objective(f, targets, counts) for f in self.network.forward_training(images))
         weights = self.objective.weights
         return final.total(weights) + middle.total(weights), final
 
@@ -74,21 +83,22 @@ def train_step(
 ) -> dict[str, float]:
     """One step of the optimizer on one batch, which lies on the network's device.
 
-    supervised: a `Supervised`, possibly wrapped by DistributedDataParallel. Averaging over workers then
-    averages their mean losses, however many positions each has defined.
+    supervised: a `Supervised`, wrapped by DistributedDataParallel if there are several workers.
 
-    Returns the losses before the step: "total" as minimised, the others of the final heads, unweighted.
+    Returns the losses before the step, over the batches of all workers: "total" as minimised, the others of
+    the final heads, unweighted.
 
     Raises:
-        UserError: the loss is not finite; nothing has been changed.
+        UserError: the loss is not finite; nothing has been changed, and every worker says so.
     """
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         total, final = supervised(batch.images, batch.targets)
-    report = _report(total, final)
-    if not torch.isfinite(total):
+    report = _report(_sum(_scalars(total, final)) / _workers())
+    if not math.isfinite(report["total"]):
+        images = _of_all([] if torch.isfinite(total) else batch.image_ids)
         raise UserError(
-            f"the loss is not finite on images {', '.join(map(str, batch.image_ids))} ({_shown(report)}); "
+            f"the loss is not finite on images {', '.join(map(str, images))} ({_shown(report)}); "
             "look at these images, or lower train.learning_rate"
         )
     total.backward()
@@ -112,7 +122,7 @@ def validate(network: PersonLab, objective: Objective, batches: Iterable[Batch])
         for batch in batches:
             found = objective(network(batch.images), batch.targets)
             images += len(batch.images)
-            for name, loss in _report(found.total(objective.weights), found).items():
+            for name, loss in _report(_scalars(found.total(objective.weights), found)).items():
                 sums[name] += loss * len(batch.images)
     finally:
         network.train(training)
@@ -167,10 +177,38 @@ class Average:
         }
 
 
-def _report(total: Tensor, losses: Losses) -> dict[str, float]:
-    values: list[float] = torch.stack([total, *losses.scalars()]).tolist()
+def _scalars(total: Tensor, losses: Losses) -> Tensor:
+    return torch.stack([total, *losses.scalars()]).detach()
+
+
+def _report(scalars: Tensor) -> dict[str, float]:
+    values: list[float] = scalars.tolist()
     return dict(zip(_REPORTED, values, strict=True))
 
 
 def _shown(report: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in report.items())
+
+
+def _workers() -> int:
+    return dist.get_world_size() if _distributed() else 1
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Over all workers."""
+    if _distributed():
+        dist.all_reduce(values)
+    return values
+
+
+def _of_all(items: list[int]) -> list[int]:
+    """The items of all workers."""
+    gathered = [items]
+    if _distributed():
+        gathered = [[] for _ in range(_workers())]
+        dist.all_gather_object(gathered, items)
+    return [item for each in gathered for item in each]
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

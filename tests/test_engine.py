@@ -202,6 +202,71 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def _work(rank: int, folder: Path) -> None:
+    """One of two workers: three steps on its share of uneven batches, then one that cannot be taken."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
+    made = frozen_network()
+    wrapped, stepping = DistributedDataParallel(Supervised(made, OBJECTIVE)), optimizer(made, TRAIN)
+    reports = [train_step(wrapped, shares(seed)[rank], stepping) for seed in range(3)]
+    given = shares(3)[rank]
+    with pytest.raises(UserError) as caught:
+        train_step(wrapped, spoilt(given) if rank else given, stepping)
+    found = {"state": made.state_dict(), "reports": reports, "message": str(caught.value)}
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def frozen_network() -> PersonLab:
+    """Whose normalisation statistics are frozen, as pretrained weights' are."""
+    made = network()
+    made.backbone.frozen_statistics = True
+    return made.train()
+
+
+def shares(seed: int) -> tuple[Batch, Batch]:
+    """A batch in two: of the second half most is undefined."""
+    whole = batch(seed, size=4)
+    fields, masks = whole.targets.fields, {}
+    for name in ("heatmap_valid", "mid_valid", "seg_valid", "long_valid"):
+        masks[name] = getattr(whole.targets, name).clone()
+        masks[name][2:, ..., 1:] = False
+    halves = [slice(0, 2), slice(2, 4)]
+    first, second = (
+        Batch(
+            whole.images[half],
+            replace(
+                whole.targets,
+                fields=fields.replace(**{name: tensor[half] for name, tensor in fields.tensors().items()}),
+                **{name: mask[half] for name, mask in masks.items()},
+            ),
+            whole.image_ids[half],
+        )
+        for half in halves
+    )
+    return first, second
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_work, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    alone = frozen_network()
+    stepping = optimizer(alone, TRAIN)
+    for seed in range(3):
+        halves = shares(seed)
+        targets = stack([half.targets for half in halves])
+        whole = Batch(torch.cat([half.images for half in halves]), targets, [100, 101, 102, 103])
+        report = train_step(Supervised(alone, OBJECTIVE), whole, stepping)
+        assert first["reports"][seed] == pytest.approx(report, rel=1e-4)
+        assert second["reports"][seed] == first["reports"][seed]
+    for name, tensor in alone.state_dict().items():
+        torch.testing.assert_close(first["state"][name], tensor, rtol=1e-4, atol=1e-6)
+        assert torch.equal(first["state"][name], second["state"][name])
+    assert first["message"] == second["message"]
+    assert "not finite on images 102, 103 (" in first["message"]
+
+
 def test_data_parallel_training_takes_the_same_steps(process_group: None) -> None:
     alone, parallel = network(), network()
     wrapped = DistributedDataParallel(Supervised(parallel, OBJECTIVE))

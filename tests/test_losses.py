@@ -12,7 +12,7 @@ from torch import Tensor
 from personlab import params
 from personlab.codec.fields import Fields, Targets
 from personlab.codec.refine import refine
-from personlab.model.losses import Losses, Objective, losses
+from personlab.model.losses import Losses, Objective, losses, positions
 from personlab.skeleton import EDGE_FLIP, FLIP, E, K
 from tests.reference import losses as reference
 
@@ -170,6 +170,41 @@ def test_radius_is_the_unit_of_the_offsets_alone() -> None:
 def test_total_weighs_heatmap_seg_short_mid_long() -> None:
     scalars = Losses(*(torch.tensor(float(10**power)) for power in range(5)))
     assert float(scalars.total((4, 2, 1, 1 / 4, 1 / 8))) == pytest.approx(4 + 20 + 100 + 250 + 1250)
+
+
+def half(targets: Targets, images: slice) -> Targets:
+    """Some images of a batch."""
+    tensors = {name: tensor[images] for name, tensor in targets.fields.tensors().items()}
+    masks = ("heatmap_valid", "mid_valid", "seg_valid", "long_valid")
+    return Targets(
+        fields=targets.fields.replace(**tensors), **{name: getattr(targets, name)[images] for name in masks}
+    )
+
+
+def test_positions_are_those_that_are_averaged_over() -> None:
+    fields, targets = random_case(6)
+    counted = positions(targets).tolist()
+    masks = ("heatmap_valid", "seg_valid", "short_valid", "mid_valid", "long_valid")
+    assert counted == [int(getattr(targets, name).sum()) * (K if "heatmap" in name else 1) for name in masks]
+    given = losses(fields, targets, radius=32.0, counts=positions(targets))
+    assert values(given) == values(losses(fields, targets, radius=32.0))
+    assert positions(nowhere(targets)).tolist() == [0] * 5
+
+
+def test_parts_of_a_batch_make_up_its_loss_however_uneven_they_are() -> None:
+    fields, targets = random_case(7, batch=3)
+    counts = positions(targets)
+    parts = [
+        losses(
+            fields.replace(**{n: t[images] for n, t in fields.tensors().items()}),
+            half(targets, images),
+            radius=32.0,
+            counts=counts,
+        )
+        for images in (slice(0, 1), slice(1, 3))
+    ]
+    summed = {name: sum(values(part)[name] for part in parts) for name in NAMES}
+    assert summed == pytest.approx(values(losses(fields, targets, radius=32.0)), rel=1e-5)
 
 
 def test_the_objective_judges_refined_offsets() -> None:

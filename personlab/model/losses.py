@@ -15,6 +15,7 @@ from torch import Tensor
 from personlab import params
 from personlab.codec.fields import Fields, Targets
 from personlab.codec.refine import refine
+from personlab.skeleton import K
 
 
 @dataclass(frozen=True)
@@ -54,39 +55,54 @@ class Objective:
             long_steps=codec.long_refinements if model.refine else 0,
         )
 
-    def __call__(self, predicted: Fields, targets: Targets) -> Losses:
+    def __call__(self, predicted: Fields, targets: Targets, counts: Tensor | None = None) -> Losses:
         """The losses of the network's raw output; float32 under autocast too."""
         with torch.autocast(predicted.heatmap.device.type, enabled=False):
             refined = refine(predicted.float(), mid_steps=self.mid_steps, long_steps=self.long_steps)
-            return losses(refined, targets, radius=self.radius)
+            return losses(refined, targets, radius=self.radius, counts=counts)
 
 
-def losses(predicted: Fields, targets: Targets, *, radius: float) -> Losses:
+def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor | None = None) -> Losses:
     """The five losses of fields whose heatmap and seg are logits, over the whole batch.
 
     radius: R in input pixels, the unit in which offsets are judged. Offsets are judged as they are: refine
     them first if training refines.
+    counts: what each sum over positions is divided by, where the batch is part of a larger one; else its own
+    `positions`.
     """
     predicted, wanted = predicted.float(), targets.fields.float()
     heatmap_valid = targets.heatmap_valid[:, None].expand_as(predicted.heatmap)
+    heatmap, seg, short, mid, long = positions(targets).clamp(min=1) if counts is None else counts
     return Losses(
-        heatmap=_logistic(predicted.heatmap, wanted.heatmap, heatmap_valid),
-        seg=_logistic(predicted.seg, wanted.seg, targets.seg_valid),
-        short=_distance(predicted.short, wanted.short, targets.short_valid) / radius,
-        mid=_distance(predicted.mid, wanted.mid, targets.mid_valid) / radius,
-        long=_distance(predicted.long, wanted.long, targets.long_valid) / radius,
+        heatmap=_logistic(predicted.heatmap, wanted.heatmap, heatmap_valid) / heatmap,
+        seg=_logistic(predicted.seg, wanted.seg, targets.seg_valid) / seg,
+        short=_distance(predicted.short, wanted.short, targets.short_valid) / short / radius,
+        mid=_distance(predicted.mid, wanted.mid, targets.mid_valid) / mid / radius,
+        long=_distance(predicted.long, wanted.long, targets.long_valid) / long / radius,
+    )
+
+
+def positions(targets: Targets) -> Tensor:
+    """Over how many positions each of the losses is the mean, in their order; may be 0. 5, int64."""
+    return torch.stack(
+        [
+            targets.heatmap_valid.sum() * K,
+            targets.seg_valid.sum(),
+            targets.short_valid.sum(),
+            targets.mid_valid.sum(),
+            targets.long_valid.sum(),
+        ]
     )
 
 
 def _logistic(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
-    """Mean logistic loss where `valid`; all three of one shape."""
+    """Sum of the logistic loss where `valid`; all three of one shape."""
     each = F.binary_cross_entropy_with_logits(
         logits.where(valid, 0.0), wanted.where(valid, 0.0), reduction="none"
     )
-    return each.where(valid, 0.0).sum() / valid.sum().clamp(min=1)
+    return each.where(valid, 0.0).sum()
 
 
 def _distance(offsets: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
-    """Mean |dx| + |dy| in pixels where `valid`; offsets B x N x 2 x H x W, valid B x N x H x W."""
-    difference = (offsets - wanted).where(valid[:, :, None], 0.0)
-    return difference.abs().sum() / valid.sum().clamp(min=1)
+    """Sum of |dx| + |dy| in pixels where `valid`; offsets B x N x 2 x H x W, valid B x N x H x W."""
+    return (offsets - wanted).where(valid[:, :, None], 0.0).abs().sum()
