@@ -1,15 +1,13 @@
 """What each worker reads, in which order, and that nothing depends on how often it was interrupted."""
 
-import itertools
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from personlab import tables
@@ -18,60 +16,106 @@ from personlab.errors import UserError
 from personlab.params import Train
 from tests.test_example import HEIGHT, WIDTH, person, row
 
+Row = tuple[int, int, int]  # epoch, row group, row in it
+
 
 def groups_of(sizes: Sequence[int]) -> list[Group]:
     return [Group(Path("part-00000.parquet"), index, rows) for index, rows in enumerate(sizes)]
 
 
-def seen(passages: Sequence[Passage]) -> list[tuple[int, int, int]]:
-    """Every row that is read: its epoch, the first row group it was shuffled with, its place there."""
-    return [(p.epoch, p.groups[0].index, i) for p in passages for i in range(p.first, p.last)]
+def seen(passages: Iterable[Passage]) -> list[Row]:
+    """Every row that is read, in order."""
+    found = list[Row]()
+    for passage in passages:
+        rows = [(passage.epoch, group.index, i) for group in passage.groups for i in range(group.rows)]
+        found += [rows[i] for i in passage.rows]
+    return found
+
+
+def batches(sizes: Sequence[int], train: Train, workers: int, done: int = 0) -> list[list[Row]]:
+    """What all workers together see at each step, worker after worker."""
+    share = train.batch // workers
+    hands = [seen(plan(groups_of(sizes), train, rank=r, workers=workers, done=done)) for r in range(workers)]
+    assert {len(hand) for hand in hands} == {share * (train.steps - done)}
+    steps = range(0, len(hands[0]), share)
+    return [[row for hand in hands for row in hand[at : at + share]] for at in steps]
+
+
+SIZES = st.lists(st.integers(1, 700), min_size=1, max_size=9)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.integers(1, 700), min_size=3, max_size=9),
-    st.integers(1, 3),
-    st.integers(1, 4),
-    st.integers(1, 60),
-    st.integers(0, 70),
-)
+@given(SIZES, st.integers(1, 3), st.integers(1, 4), st.integers(1, 60), st.integers(0, 60))
 def test_going_on_at_any_step_is_the_same_as_never_having_stopped(
-    sizes: list[int], workers: int, each: int, steps: int, done: int
+    sizes: list[int], workers: int, share: int, steps: int, done: int
 ) -> None:
-    train = Train(batch=workers * each, steps=steps, seed=5)
-    if min(sizes) < each:
-        return
-    for rank in range(workers):
-        whole = seen(list(plan(groups_of(sizes), train, rank=rank, workers=workers)))
-        assert len(whole) == steps * each
-        later = seen(list(plan(groups_of(sizes), train, rank=rank, workers=workers, done=min(done, steps))))
-        assert later == whole[min(done, steps) * each :]
+    train = Train(batch=workers * share, steps=steps, seed=5)
+    done = min(done, steps)
+    assert batches(sizes, train, workers, done) == batches(sizes, train, workers)[done:]
 
 
-def test_workers_share_an_epoch_and_nobody_is_seen_twice() -> None:
-    train = Train(batch=8, steps=12, seed=1)  # 96 rows: an epoch of four groups of 25 gives each worker 48
-    hands = [list(plan(groups_of([25] * 4), train, rank=rank, workers=2)) for rank in range(2)]
-    assert all(sum(p.last - p.first for p in hand) == 48 for hand in hands)
-    groups = [group.index for hand in hands for p in hand if p.epoch == 0 for group in p.groups]
-    assert sorted(groups) == [0, 1, 2, 3]
-    assert max(Counter(itertools.chain(*(seen(hand) for hand in hands))).values()) == 1
+@settings(max_examples=30, deadline=None)
+@given(SIZES, st.integers(1, 4), st.integers(0, 3))
+def test_every_step_sees_the_same_images_however_many_workers(
+    sizes: list[int], share: int, seed: int
+) -> None:
+    train = Train(batch=6 * share, steps=40, seed=seed)
+    alone = batches(sizes, train, 1)
+    assert all(batches(sizes, train, workers) == alone for workers in (2, 3))
 
 
-def test_epochs_and_seeds_deal_differently() -> None:
-    def order(seed: int) -> list[tuple[int, ...]]:
-        train = Train(batch=1, steps=60, seed=seed)
-        return [tuple(g.index for g in p.groups) for p in plan(groups_of([2] * 10), train)]
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 3), st.integers(0, 3))
+@example([64] * 40, 3, 0)  # two windows
+def test_every_image_is_seen_once_an_epoch(sizes: list[int], share: int, seed: int) -> None:
+    images = sum(sizes)
+    for workers in (1, 2, 3):
+        train = Train(batch=workers * share, steps=-(-3 * images // (workers * share)), seed=seed)
+        rows = [row for batch in batches(sizes, train, workers) for row in batch][: 3 * images]
+        expected = {(epoch, g, i) for epoch in range(3) for g, size in enumerate(sizes) for i in range(size)}
+        assert len(rows) == len(expected)
+        assert set(rows) == expected
+        epochs = [epoch for epoch, _, _ in rows]
+        assert epochs == sorted(epochs)  # one after the other: only batches at the border hold two
+
+
+def test_workers_read_what_they_need() -> None:
+    """Of forty row groups, in windows of sixteen, and at most one more at either end of a worker's share."""
+    train = Train(batch=8, steps=2560 // 8)
+    passages = [list(plan(groups_of([64] * 40), train, rank=rank, workers=4)) for rank in range(4)]
+    assert [len(hand) for hand in passages] == [3] * 4
+    assert max(len(passage.groups) for hand in passages for passage in hand) <= 16 / 4 + 1
+    assert sum(len(passage.groups) for hand in passages for passage in hand) <= 40 + 3 * 3
+
+
+def test_epochs_and_seeds_are_shuffled_differently() -> None:
+    def order(seed: int) -> list[list[tuple[int, int]]]:
+        train = Train(batch=1, steps=300, seed=seed)
+        rows = [(group, row) for _, group, row in seen(plan(groups_of([10] * 10), train))]
+        return [rows[:100], rows[100:200], rows[200:]]
 
     assert order(0) == order(0)
-    assert len(set(order(0))) == 3  # three epochs of twenty
+    first, second, third = order(0)
+    assert first != second != third != first
+    assert sorted(first) != first
     assert order(0) != order(1)
 
 
-@pytest.mark.parametrize(("sizes", "workers"), [([], 1), ([3], 1), ([90], 2)])
-def test_too_little_to_go_round(sizes: list[int], workers: int) -> None:
-    with pytest.raises(UserError, match=r"lower train\.batch"):
-        next(plan(groups_of(sizes), Train(batch=4, steps=5), workers=workers))
+def test_neighbours_do_not_stay_neighbours() -> None:
+    """Rows of one row group are spread over the whole of their window."""
+    train = Train(batch=8, steps=1280 // 8)
+    order = seen(plan(groups_of([64] * 20), train))
+    at = [place for place, (_, group, _) in enumerate(order) if group == order[0][1]]
+    assert max(at) - min(at) > 900
+
+
+def test_nothing_to_train_on() -> None:
+    with pytest.raises(UserError, match="no images to train on"):
+        next(plan([], Train(batch=4, steps=5)))
+
+
+def test_fewer_images_than_a_batch_come_again() -> None:
+    assert [len(set(batch)) for batch in batches([2], Train(batch=4, steps=3), 2)] == [4] * 3
 
 
 @pytest.fixture
@@ -86,18 +130,26 @@ def shards(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_examples_come_in_the_planned_order_whatever_the_threads(shards: Path) -> None:
+def test_examples_come_in_the_planned_order_whatever_the_threads_and_workers(shards: Path) -> None:
     assert [group.rows for group in row_groups(shards)] == [3, 3, 1, 3, 3, 1]
     train = Train(crop=65, stride=8, batch=4, steps=7, seed=2)
 
-    def batches(threads: int, done: int = 0) -> list[list[tuple[int, torch.Tensor]]]:
-        found = feed(shards, train, rank=0, workers=1, done=done, threads=threads)
-        return [[(e.image_id, e.people.keypoints) for e in batch] for batch in found]
+    def images(threads: int, done: int = 0, workers: int = 1) -> list[tuple[int, torch.Tensor]]:
+        hands = [
+            list(feed(shards, train, rank=rank, workers=workers, done=done, threads=threads))
+            for rank in range(workers)
+        ]
+        assert [len(share) for share in hands[0]] == [4 // workers] * (7 - done)
+        steps = zip(*hands, strict=True)
+        return [(e.image_id, e.people.keypoints) for step in steps for share in step for e in share]
 
-    alone, many, later = batches(1), batches(3), batches(1, done=4)
-    assert [len(batch) for batch in alone] == [4] * 7
-    assert len({image_id for batch in alone[:3] for image_id, _ in batch}) == 12  # an epoch: 14 images
-    for one, other in itertools.chain(zip(alone, many, strict=True), zip(alone[4:], later, strict=True)):
-        for (id_one, xy_one), (id_other, xy_other) in zip(one, other, strict=True):
-            assert id_one == id_other
-            assert torch.equal(xy_one, xy_other)
+    alone = images(threads=1)
+    assert sorted(image_id for image_id, _ in alone[:14]) == list(range(14))  # an epoch
+    for others, expected in (
+        (images(threads=3), alone),
+        (images(threads=1, done=4), alone[16:]),
+        (images(threads=1, workers=2), alone),
+    ):
+        assert [image_id for image_id, _ in others] == [image_id for image_id, _ in expected]
+        for (_, found), (_, keypoints) in zip(others, expected, strict=True):
+            assert torch.equal(found, keypoints)

@@ -1,9 +1,11 @@
 """Training examples from the shards: which worker sees what in which order, read, decoded and augmented.
 
-The plan and the examples depend on the seed, the epoch and the worker's rank alone, however often a run was
-interrupted. Row groups are read as a whole and their rows shuffled among each other: a good shuffle for the
-price of reading forward. Threads decode and augment beside the training step; Ray Data could do it in other
-processes, but on a small machine its executor alone takes more than half of a processor.
+All workers together see one sequence of images, which depends on the seed alone: epoch after epoch, every
+image once in each. Step t takes the t-th `batch` images of it, and every worker its share of each step. So
+the number of workers changes nothing, and neither does being interrupted.
+
+Threads decode and augment beside the training step; Ray Data could do it in other processes, but on a small
+machine its executor alone takes more than half of a processor.
 """
 
 import itertools
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,7 +25,11 @@ from personlab.data.example import Example
 from personlab.errors import UserError
 from personlab.params import Train
 
-_SHUFFLED: Final = 1024  # images, at least, among which the next one is drawn
+# Images and batches that are shuffled among each other, at least. They are held in memory as JPEGs.
+_SHUFFLED: Final = 1024
+_SHUFFLED_BATCHES: Final = 32
+
+_Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Passage:
-    """Row groups that are read together, and which of their shuffled rows are wanted: first <= i < last."""
+    """Row groups that are read together, and which of their rows are wanted, in this order."""
 
     epoch: int
     groups: tuple[Group, ...]
-    first: int
-    last: int
+    rows: tuple[int, ...]  # counted through all of the groups
 
 
 def row_groups(shards: Path) -> list[Group]:
@@ -59,32 +65,61 @@ def plan(
 ) -> Iterator[Passage]:
     """What one of `workers` reads from step `done` on to the last.
 
-    Every epoch deals the row groups out anew. All workers take equally many whole batches of their hand; the
-    rest, less than what the hands differ by and a batch, is not seen in that epoch.
-
     Raises:
-        UserError: there are fewer row groups than workers, or too few images for a batch.
+        UserError: there are no images.
     """
-    size = train.batch // workers
-    skipped, wanted, passed = done * size, train.steps * size, 0
-    for epoch in itertools.count():
-        order = np.random.default_rng((train.seed, epoch)).permutation(len(shards))
-        hands = [[shards[i] for i in order[worker::workers]] for worker in range(workers)]
-        rows = min(sum(group.rows for group in hand) for hand in hands) // size * size
-        if not rows:
-            raise UserError(
-                f"{sum(group.rows for group in shards)} images in {len(shards)} row groups do not give each "
-                f"of {workers} workers a batch of {size}: lower train.batch, train.workers or "
-                "targets.row_group"
-            )
-        for window in _windows(hands[rank]):
-            taken = min(sum(group.rows for group in window), rows, wanted - passed)
-            first = max(0, skipped - passed)
-            if first < taken:
-                yield Passage(epoch, tuple(window), first, taken)
-            passed, rows = passed + taken, rows - taken
-        if passed >= wanted:
+    images = sum(group.rows for group in shards)
+    if not images:
+        raise UserError("there are no images to train on; see data/ingest/rejects.parquet, or use other data")
+    share = train.batch // workers
+    first, last = done * train.batch, train.steps * train.batch
+    for epoch in itertools.count(first // images):
+        start = epoch * images  # in the sequence of all images that are seen
+        for number, window in enumerate(_windows(shards, train, epoch)):
+            at = start + np.arange(sum(group.rows for group in window))
+            place = at % train.batch  # in its batch
+            wanted = (place // share == rank) & (first <= at) & (at < last)
+            if wanted.any():
+                rng = np.random.default_rng((train.seed, epoch, number))
+                yield _passage(epoch, window, _deal(place, rng)[wanted])
+            start += len(at)
+        if start >= last:
             return
+
+
+def _windows(shards: Sequence[Group], train: Train, epoch: int) -> Iterator[list[Group]]:
+    """An epoch's row groups in their order, cut where enough of them are together."""
+    enough = max(_SHUFFLED, _SHUFFLED_BATCHES * train.batch)
+    window = list[Group]()
+    for index in np.random.default_rng((train.seed, epoch)).permutation(len(shards)):
+        window.append(shards[index])
+        if sum(group.rows for group in window) >= enough:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _deal(place: _Ints, rng: np.random.Generator) -> _Ints:
+    """Which of a window's rows comes when.
+
+    place: of what comes when, in its batch. The same place always takes from the same run of neighbouring
+    rows, in random order: so a worker, who has some of the places, needs only some of the row groups.
+    """
+    rows = np.empty_like(place)
+    rows[np.lexsort((rng.random(len(place)), place))] = np.arange(len(place))
+    return rows
+
+
+def _passage(epoch: int, window: Sequence[Group], rows: _Ints) -> Passage:
+    """Without the row groups that none of the rows is in."""
+    ends = np.cumsum([group.rows for group in window])
+    groups = np.searchsorted(ends, rows, side="right")
+    needed = np.unique(groups)
+    sizes = [window[index].rows for index in needed]
+    moved = np.zeros(len(window), np.int64)
+    moved[needed] = (ends[needed] - sizes) - (np.cumsum(sizes) - sizes)
+    return Passage(epoch, tuple(window[i] for i in needed), tuple((rows - moved[groups]).tolist()))
 
 
 def feed(
@@ -95,31 +130,20 @@ def feed(
     Raises:
         UserError: as `plan`.
     """
-    size = train.batch // workers
+    share = train.batch // workers
     passages = plan(row_groups(shards), train, rank=rank, workers=workers, done=done)
-    rows = ((row, passage.epoch) for passage in passages for row in _shuffled(passage, train.seed))
+    rows = ((row, passage.epoch) for passage in passages for row in _read(passage))
     examples = ahead(
-        lambda each: augmented(each[0], train, epoch=each[1]), rows, threads=threads, depth=2 * size + threads
+        lambda each: augmented(each[0], train, epoch=each[1]),
+        rows,
+        threads=threads,
+        depth=2 * share + threads,
     )
-    while batch := list(itertools.islice(examples, size)):
+    while batch := list(itertools.islice(examples, share)):
         yield batch
 
 
-def _shuffled(passage: Passage, seed: int) -> Iterator[dict[str, Any]]:
+def _read(passage: Passage) -> Iterator[dict[str, Any]]:
     table = pa.concat_tables(pq.ParquetFile(g.part).read_row_group(g.index) for g in passage.groups)
-    # The first image stands for the passage: no two of an epoch begin with the same.
-    rng = np.random.default_rng((seed, passage.epoch, table["image_id"][0].as_py()))
-    for index in rng.permutation(len(table))[passage.first : passage.last]:
-        yield table.slice(index, 1).to_pylist()[0]
-
-
-def _windows(hand: Sequence[Group]) -> Iterator[list[Group]]:
-    """Row groups in runs of at least `_SHUFFLED` rows, but for the last."""
-    window = list[Group]()
-    for group in hand:
-        window.append(group)
-        if sum(each.rows for each in window) >= _SHUFFLED:
-            yield window
-            window = []
-    if window:
-        yield window
+    for row in passage.rows:
+        yield table.slice(row, 1).to_pylist()[0]
