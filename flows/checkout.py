@@ -7,8 +7,6 @@ that was cut short goes on from its last checkpoint.
 Its results are saved as a DVC experiment (`dvc exp show` lists it, `dvc exp apply` brings it here).
 """
 
-import fcntl
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +18,10 @@ from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
 
 from personlab import commands, params
+from personlab.aside import alone, lend
 from personlab.commands import Say
 from personlab.errors import UserError
+from personlab.git import git
 from personlab.registry.provenance import State, state_of
 
 PLACE = Path("runs/retrain")
@@ -55,10 +55,9 @@ def checkout(project: Path, revision: str, overrides: Sequence[str]) -> Iterator
         UserError: no such revision, a parameter that does not exist, or another run is at work here.
     """
     top = Path(git(project, "rev-parse", "--show-toplevel"))
-    commit = git(project, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}", what=revision)
+    commit = git(project, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     place = project / PLACE
-    place.parent.mkdir(exist_ok=True)
-    with alone(place.with_name("retrain.lock")):
+    with alone(place.with_name("retrain.lock"), "retraining"):
         bring_to(place, project, commit)
         folder = place / project.resolve().relative_to(top.resolve())
         share_cache(project, folder)
@@ -96,32 +95,3 @@ def override(file: Path, overrides: Sequence[str]) -> None:
         reason = error.__cause__ or error
         raise UserError(f"{file.name} cannot be given {', '.join(overrides)}: {reason}") from None
     params.load(file)
-
-
-def lend(project: Path, folder: Path) -> None:
-    """Let relative paths in the parameters lead where they lead in the project."""
-    settings = params.load(folder / "params.yaml")
-    for name in filter(None, (settings.acquire.directory, settings.model.init)):
-        ours, theirs = project / name, folder / name
-        if not Path(name).expanduser().is_absolute() and ours.exists() and not theirs.exists():
-            theirs.parent.mkdir(parents=True, exist_ok=True)
-            theirs.symlink_to(ours.absolute())
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{lock}: another retraining is at work here; wait for it or cancel it") from None
-        yield
-
-
-def git(folder: Path, *arguments: str, what: str = "") -> str:
-    done = subprocess.run(("git", *arguments), cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise UserError(
-            f"{folder}: git {arguments[0]} {what}: {done.stderr.strip() or 'there is no such thing'}"
-        )
-    return done.stdout.strip()

@@ -1,7 +1,6 @@
 """Run a command in a process group of its own and hear every line that it says.
 
-Knows nothing of Prefect. A flow that is cancelled, interrupted or killed leaves nothing running behind it
-(see `personlab.leash`).
+Whoever runs one and is cancelled, interrupted or killed leaves nothing running behind (see `personlab.leash`).
 """
 
 import json
@@ -135,6 +134,6 @@ def leashed(
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with lines sent at once and for programs, and `python` meaning the one that runs the flow."""
+    """Ours, with lines sent at once and for programs, and `python` meaning the one that runs us."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PERSONLAB_LOG": "json"}

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from personlab.errors import UserError
+from personlab.git import git
 from personlab.params import Section
 
 LOCK = "dvc.lock"
@@ -43,21 +44,33 @@ def state_of(folder: Path) -> State:
     Raises:
         UserError: there is none, so that nothing could bring this model back; or no Git checkout.
     """
-    path = _git(folder, "rev-parse", "--show-prefix") + LOCK
-    lock = _git(folder, "hash-object", LOCK)
-    refs = _git(folder, "for-each-ref", "--sort=-creatordate", "--format=%(refname)", _EXPERIMENTS).split()
+    path = git(folder, "rev-parse", "--show-prefix") + LOCK
+    lock = git(folder, "hash-object", LOCK)
+    refs = git(folder, "for-each-ref", "--sort=-creatordate", "--format=%(refname)", _EXPERIMENTS).split()
     names = ["HEAD", *(ref for ref in refs if not ref.startswith(f"{_EXPERIMENTS}exec/"))]
-    found = _git(
+    found = git(
         folder, "cat-file", "--batch-check=%(objectname)", stdin="".join(f"{name}:{path}\n" for name in names)
     )
     for name, blob in zip(names, found.splitlines(), strict=True):
         if blob == lock:
             experiment = None if name == "HEAD" else name.rpartition("/")[2]
-            return State(_git(folder, "rev-parse", name), experiment)
+            return State(git(folder, "rev-parse", name), experiment)
     raise UserError(
         f"{folder / LOCK}: in no commit and no DVC experiment, so nothing could bring this model back; run "
         "'dvc exp save' (or commit params.yaml and dvc.lock), then promote again"
     )
+
+
+def acquired(folder: Path) -> str:
+    """DVC's hash of what the pipeline in `folder` started from: the images and annotations.
+
+    Raises:
+        UserError: the pipeline has not run, or its lock file is not of this pipeline.
+    """
+    try:
+        return _entries(_lock(folder), "acquire", "outs")["data/acquire"]
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / LOCK}: not this pipeline's; run 'dvc repro'") from None
 
 
 def data_of(folder: Path) -> Data:
@@ -82,9 +95,9 @@ def data_of(folder: Path) -> Data:
 
 def record(folder: Path, commit: str, message: str) -> str:
     """Tag a commit as the champion from now on; the name of the tag."""
-    taken = [int(name.rpartition("/")[2]) for name in _git(folder, "tag", "-l", "champion/*").split()]
+    taken = [int(name.rpartition("/")[2]) for name in git(folder, "tag", "-l", "champion/*").split()]
     tag = f"champion/{max(taken, default=0) + 1}"
-    _git(folder, *_identity(folder), "tag", "--annotate", "--file=-", tag, commit, stdin=message)
+    git(folder, *_identity(folder), "tag", "--annotate", "--file=-", tag, commit, stdin=message)
     return tag
 
 
@@ -111,10 +124,3 @@ def _md5(path: Path) -> str:
             return hashlib.file_digest(file, "md5").hexdigest()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run 'dvc repro' there first") from None
-
-
-def _git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
-    done = subprocess.run(("git", *arguments), cwd=folder, input=stdin, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise UserError(f"{folder}: git {arguments[0]}: {done.stderr.strip() or 'failed'}")
-    return done.stdout.strip()
