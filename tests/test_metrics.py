@@ -290,6 +290,18 @@ def test_equal_weights_bootstrap_to_the_ap_itself(real, task):
 
 
 @pytest.mark.testdata
+@pytest.mark.parametrize("task", ["keypoints", "segm"])
+def test_people_of_a_size_can_be_resampled_alone(real, task):
+    truth, detections = real
+    matches: Matches = match(ground_truth(shard_rows(truth)), detections, task)
+    sizes = {"APS": "small", "APM": "medium", "APL": "large"}
+    for column in sizes.keys() & matches.columns().keys():
+        ranking = bootstrap.Ranking.of(matches, sizes[column])
+        weights = np.ones(len(ranking.people))
+        assert ranking.average_precision(weights) == pytest.approx(matches.columns()[column])
+
+
+@pytest.mark.testdata
 def test_a_weighted_image_counts_like_its_copies(real):
     truth, detections = real
     rows = shard_rows(truth)

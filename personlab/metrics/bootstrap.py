@@ -27,8 +27,8 @@ class Ranking:
     people: Array  # I: how many there are to find in each image
 
     @classmethod
-    def of(cls, matches: Matches) -> Self:
-        images = [found for _, found in matches.images()]
+    def of(cls, matches: Matches, size: str = "all") -> Self:
+        images = [found for _, found in matches.images(size)]
         order = np.argsort(-np.concatenate([found.scores for found in images]), kind="stable")
         image = np.repeat(np.arange(len(images)), [len(found.scores) for found in images])
         return cls(
@@ -56,13 +56,13 @@ class Ranking:
         return float(np.take_along_axis(padded, np.stack(reached), axis=1).mean())
 
 
-def resampled_ap(matches: Matches, *, samples: int = 1000, seed: int = 0) -> Array:
-    """The AP of `samples` resamplings of the images.
+def resampled_ap(matches: Matches, *, size: str = "all", samples: int = 1000, seed: int = 0) -> Array:
+    """The AP of `samples` resamplings of the images, for people of a size (as `Matches.images`).
 
     Over the same images and with the same seed, two models are scored on the same resamplings: the
     difference of their two arrays is a paired bootstrap.
     """
-    ranking = Ranking.of(matches)
+    ranking = Ranking.of(matches, size)
     images = len(ranking.people)
     generator = np.random.default_rng(seed)
     draws = (generator.integers(images, size=images) for _ in range(samples))

@@ -143,10 +143,14 @@ class Matches:
         best = int(np.nan_to_num(f1).argmax())
         return float(scores[best]) if f1[best] > 0 else float("inf")
 
-    def images(self) -> Iterator[tuple[int, ImageMatches]]:
-        """Every image id, ascending, with what became of its detections (people of all sizes)."""
+    def images(self, size: str = "all") -> Iterator[tuple[int, ImageMatches]]:
+        """Every image id, ascending, with what became of its detections.
+
+        size: of the people to find: all, medium, large, or (masks only) small. Detections that found people
+        of other sizes, or are of other sizes and found nobody, are left out.
+        """
         parameters = self.evaluator.params
-        for image_id, found in zip(parameters.imgIds, self._of_all_sizes(), strict=True):
+        for image_id, found in zip(parameters.imgIds, self._records(size), strict=True):
             yield int(image_id), _image_matches(found, len(parameters.iouThrs), self.budget)
 
     def per_image(self) -> dict[int, float]:
@@ -160,7 +164,7 @@ class Matches:
     def pairs(self, threshold: float = 0.5) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """The annotations found at a threshold, each with the detection that found it, in COCO form."""
         row = self._threshold(threshold)
-        for found in self._of_all_sizes():
+        for found in self._records():
             if found is None:
                 continue
             for number, detection, ignored in zip(
@@ -169,10 +173,12 @@ class Matches:
                 if detection and not ignored:
                     yield self.evaluator.cocoGt.anns[number], self.evaluator.cocoDt.anns[detection]
 
-    def _of_all_sizes(self) -> list[Any]:
+    def _records(self, size: str = "all") -> list[Any]:
         """pycocotools' record of every image, or None where there is neither a person nor a detection."""
-        records: list[Any] = self.evaluator.evalImgs  # sizes x images, all sizes first
-        return records[: len(self.evaluator.params.imgIds)]
+        records: list[Any] = self.evaluator.evalImgs  # sizes x images
+        images = len(self.evaluator.params.imgIds)
+        first = self.evaluator.params.areaRngLbl.index(size) * images
+        return records[first : first + images]
 
     def _precision(self, area: str = "all", threshold: float | None = None) -> float:
         return _mean_known(self._select("precision", area, self.budget, threshold))
