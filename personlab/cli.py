@@ -18,6 +18,7 @@ from cyclopts.types import PositiveInt
 from cyclopts.validators import MutuallyExclusive
 
 from personlab import __version__, logs, params
+from personlab.ablation.cli import ablate
 from personlab.errors import UserError
 from personlab.files import write_atomic
 from personlab.registry.cli import app as models
@@ -28,6 +29,7 @@ tools = cyclopts.Group("Tools", sort_key=1)
 _scales = cyclopts.Group(validator=MutuallyExclusive())
 models.group = tools
 app.command(models)
+app.command(ablate, group=tools)
 
 ParamsFile = Annotated[Path, Parameter(name="--params", help="Parameter file.")]
 PARAMS = Path("params.yaml")
