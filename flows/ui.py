@@ -25,7 +25,7 @@ from personlab.errors import UserError
 
 HOST = "127.0.0.1"
 START_SECONDS = 600.0  # a new database takes a slow machine more than a minute
-BUSY_SECONDS = 30.0
+BUSY_SECONDS = 120.0
 STOP_SECONDS = 60.0  # a runner first ends the stage that it runs
 KILLED = 128  # what a status is above if a signal ended the process
 
@@ -87,7 +87,7 @@ def cancel_runs(api: str) -> None:
     """Cancel what the runner runs, as the UI's button does, and wait: a runner that stops kills its runs."""
     ours = {"deployment_id": {"is_null_": False}, "state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}}
     deadline = time.monotonic() + STOP_SECONDS
-    with suppress(urllib.error.URLError):  # the server may have ended too
+    with suppress(OSError):  # the server may have ended too
         while (runs := ask(f"{api}/flow_runs/filter", {"flow_runs": ours})) and time.monotonic() < deadline:
             for run in runs:
                 if run["state_type"] == "RUNNING":
@@ -121,8 +121,9 @@ def ask(url: str, question: Mapping[str, Any]) -> Any:
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return json.load(answer)
-        except urllib.error.HTTPError as error:
-            if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > deadline:
+        except (urllib.error.HTTPError, TimeoutError) as error:
+            busy = isinstance(error, TimeoutError) or error.code == HTTPStatus.SERVICE_UNAVAILABLE
+            if not busy or time.monotonic() > deadline:
                 raise
         time.sleep(0.5)
 
