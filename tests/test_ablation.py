@@ -263,7 +263,7 @@ def test_a_page_shows_figures_differences_and_verdicts(tmp_path: Path) -> None:
     assert "Verdicts: 1 disagrees." in section(text, "Table 8")  # the paper's loses by imputation
     assert "**With refinement**" not in text
     assert "| **Stride 8, input 1401 (here 385)** | ours | 0.250 |" in text  # the same configuration
-    assert "Not run: 23 rows." in section(text, "Table 4")
+    assert "Not run: 23 of 24 rows." in section(text, "Table 4")
     assert "Scored: 100 images, 250 people, 200 with keypoints." in text
     assert page(made) == text
 
@@ -314,7 +314,7 @@ def test_an_experiment_that_fails_does_not_stop_the_others(
     assert str(failure).endswith(": ERROR: out of luck")
     table5 = section((tmp_path / "docs/page.md").read_text(), "Table 5")
     assert "| Hough, soft | ours | not run |" in table5
-    assert "Not run: 1 rows." in table5
+    assert "Not run: 1 of 4 rows." in table5
     ran.clear()
     suite.run(made, CHOICES["table5"], tmp_path / "docs/page.md")
     assert ran == [failure.experiment.name]
@@ -476,19 +476,15 @@ def again(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_without_its_records_it_all_comes_from_the_cache(rehearsed: Path) -> None:
+def test_without_its_record_a_row_comes_from_the_cache(rehearsed: Path) -> None:
     ablation_of(rehearsed, "table5")
-    page, before = (rehearsed / "docs/ablations.md").read_text(), records(rehearsed)
-    for path in (rehearsed / "runs/ablations").iterdir():
-        path.unlink()
-    output = ablation_of(rehearsed, "table5", says="4 of them to be run")
+    name, content = min(records(rehearsed).items())
+    before = Record.model_validate_json(content)
+    (rehearsed / "runs/ablations" / name).unlink()
+    output = ablation_of(rehearsed, "table5", says="1 of them to be run")
     assert "hello from the stage" not in output
-    after = records(rehearsed)
-    assert after.keys() == before.keys()
-    for name in before:
-        old, new = (Record.model_validate_json(each[name]) for each in (before, after))
-        assert new.model_copy(update={"commit": old.commit}) == old
-    assert len((rehearsed / "docs/ablations.md").read_text()) == len(page)
+    after = Record.model_validate_json(records(rehearsed)[name])
+    assert after.model_copy(update={"commit": before.commit}) == before
 
 
 @pytest.mark.slow

@@ -147,7 +147,8 @@ def _state(found: Findings) -> str:
         return f"Not yet run: `personlab ablate {_choice(found.table)}`."
     verdicts = Counter(difference.verdict for _, _, difference in found.differences())
     counts = [f"{verdicts[kind]} {kind}" for kind in ("agrees", "disagrees", "undecided") if verdicts[kind]]
-    missing = "" if done == len(found.results) else f" Not run: {len(found.results) - done} rows."
+    rows = len(found.results)
+    missing = "" if done == rows else f" Not run: {rows - done} of {rows} rows."
     return f"Verdicts: {', '.join(counts) or 'none yet'}.{missing}"
 
 
