@@ -2,8 +2,8 @@
 
 Vectorised code must look at every bin, trace every seed, weigh every bin of every disk and interpolate every
 pixel. Loops look at the bins that votes have reached, trace the seeds that nobody has claimed yet, skip the
-bins that are empty and interpolate only along the rims of masks, on one core. Results are the same to
-rounding; `vectorised.Steps` says what each function does.
+rows of disks that are empty and interpolate only along the rims of masks, on one core. Results are the same
+to rounding; `vectorised.Steps` says what each function does.
 
 The first call on a machine compiles (about ten seconds), and what was compiled is kept beside this file.
 """
@@ -31,6 +31,7 @@ _WALKS = np.array([walk(k) for k in range(K)])
 
 Array = npt.NDArray[np.floating]
 Index = npt.NDArray[np.int64]
+Cell = tuple[int, int, int, int, float, float]  # top, bottom, left, right; shares of the right and the bottom
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -49,11 +50,12 @@ def vote(
         area = stride**2 / (math.pi * radius**2)
         to_bins = frame.scale / level.scale / bin
         reached.append(_vote(score, heatmap, short, stride, to_bins, area * share, FAINTEST_VOTE, threshold))
-    xy, kind, mass = _seeds(score, np.sort(np.concatenate(reached)))
+    xy, at, mass = _seeds(score, np.concatenate(reached))
     mass = mass.round(SCORE_DECIMALS)
-    order = np.argsort(-mass, kind="stable")
-    best = Seeds(*(torch.from_numpy(column[order]) for column in (xy * score.dtype.type(bin), kind, mass)))
-    return HoughMap(torch.from_numpy(score), bin), best
+    order = np.lexsort((at, -mass))  # best first, equals in reading order
+    found = (xy * score.dtype.type(bin), at // (rows * columns), mass)
+    seeds = Seeds(*(torch.from_numpy(column[order]) for column in found))
+    return HoughMap(torch.from_numpy(score), bin), seeds
 
 
 def find_people(
@@ -149,21 +151,23 @@ def _vote(
                             weight = (across if beside else 1 - across) * (down if below else 1 - down)
                             at = corner + below * columns + beside
                             before = flat[at]
-                            flat[at] = before + p * share * weight
+                            after = before + p * share * weight
+                            flat[at] = after
                             reached[count] = at  # kept only if it counts: a branch would be guessed wrong
-                            count += (before <= threshold) & (flat[at] > threshold)
+                            count += (before <= threshold) & (after > threshold)
     return reached[:count].copy()
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _seeds(score: Array, bins: Index) -> tuple[Array, Index, Array]:
-    """Which of the bins are local maxima: centroid (N x 2, bins), kind and mass of each, in their order."""
+    """Which of the bins (flat indices) are local maxima: centroid (N x 2, bins), flat index, mass."""
     _, rows, columns = score.shape
-    xy, kind = np.empty((len(bins), 2), score.dtype), np.empty(len(bins), np.int64)
+    xy, peaks = np.empty((len(bins), 2), score.dtype), np.empty(len(bins), np.int64)
     masses = np.empty(len(bins), score.dtype)
     count = 0
     for at in bins:
-        k, row, column = at // (rows * columns), at // columns % rows, at % columns
+        line, column = divmod(at, columns)
+        k, row = divmod(line, rows)
         if not _is_peak(score[k], row, column):
             continue
         mass = dx = dy = 0.0
@@ -173,9 +177,9 @@ def _seeds(score: Array, bins: Index) -> tuple[Array, Index, Array]:
                 dx += score[k, i, j] * (j - column)
                 dy += score[k, i, j] * (i - row)
         xy[count, 0], xy[count, 1] = column + dx / mass, row + dy / mass
-        kind[count], masses[count] = k, mass
+        peaks[count], masses[count] = at, mass
         count += 1
-    return xy[:count], kind[:count], masses[:count]
+    return xy[:count], peaks[:count], masses[:count]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -214,7 +218,8 @@ def _people(views, frame_height, frame_width, seeds, kinds, mid_steps, squared_r
             for k in range(K):
                 x, y = keypoints[count, k, 0] * ratio, keypoints[count, k, 1] * ratio
                 if -0.5 <= x <= right and -0.5 <= y <= bottom:
-                    present[count, k] += _bilinear(heatmap[k], x / stride, y / stride) / len(views)
+                    cell = _cell(x / stride, y / stride, *heatmap.shape[1:])
+                    present[count, k] += _sample(heatmap[k], cell) / len(views)
         count += 1
     return keypoints[:count], present[:count]
 
@@ -257,23 +262,27 @@ def _mean_offset(views, is_mid, channel, kind, x, y):  # type: ignore[no-untyped
     total = across = down = 0.0
     for heatmap, short, mid, stride, ratio, share in views:
         field = mid[channel] if is_mid else short[channel]
-        column, row = x * ratio / stride, y * ratio / stride
-        weight = share * (_bilinear(heatmap[kind], column, row) + UNSURE)
+        cell = _cell(x * ratio / stride, y * ratio / stride, *heatmap.shape[1:])
+        weight = share * (_sample(heatmap[kind], cell) + UNSURE)
         total += weight
-        across += weight * _bilinear(field[0], column, row) / ratio
-        down += weight * _bilinear(field[1], column, row) / ratio
+        across += weight * _sample(field[0], cell) / ratio
+        down += weight * _sample(field[1], cell) / ratio
     return across / total, down / total
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _bilinear(field: Array, x: float, y: float) -> float:
-    """The field (H x W) at a place in cells; beyond the map, its value at the border."""
-    height, width = field.shape
+def _cell(x: float, y: float, height: int, width: int) -> Cell:
+    """Where a place (in cells) lies among the four cells around it; beyond the map, on its border."""
     x = min(max(0.0, x), width - 1.0)
     y = min(max(0.0, y), height - 1.0)
     left, top = int(x), int(y)
-    right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
-    across, down = x - left, y - top
+    return top, min(top + 1, height - 1), left, min(left + 1, width - 1), x - left, y - top
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _sample(field: Array, cell: Cell) -> float:
+    """The field (H x W), interpolated bilinearly."""
+    top, bottom, left, right, across, down = cell
     upper = field[top, left] + across * (field[top, right] - field[top, left])
     lower = field[bottom, left] + across * (field[bottom, right] - field[bottom, left])
     return float(upper + down * (lower - upper))
@@ -290,17 +299,28 @@ def _expected_oks(score: Array, bin: float, keypoints: Array, tolerance: Array, 
             first, last = _bins_between(x - radius, x + radius, bin, columns)
             mass = likeness = 0.0
             for i in range(*_bins_between(y - radius, y + radius, bin, rows)):
+                row = score[k, i, first:last]
+                if _total(row) == 0:
+                    continue
                 dy2 = (bin * i - y) ** 2
-                for j in range(first, last):
-                    weight = score[k, i, j]
+                for j, weight in enumerate(row):
                     if weight > 0:
-                        squared = (bin * j - x) ** 2 + dy2
+                        squared = (bin * (first + j) - x) ** 2 + dy2
                         if squared <= radius**2:
                             mass += weight
                             likeness += weight * math.exp(-squared / tolerance[n, k])
             if mass > 0:
                 expected[n, k] = likeness / mass
     return expected
+
+
+@njit(cache=True, fastmath={"reassoc"})  # type: ignore[untyped-decorator]
+def _total(row: Array) -> float:
+    """The sum in any order, so that many are added at a time."""
+    total = row.dtype.type(0)
+    for value in row:
+        total += value
+    return total
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
