@@ -37,8 +37,8 @@ ui: .venv/ready ## serve the flows and the Prefect UI on 127.0.0.1
 ui-check: .venv/ready ## use the UI in headless Chromium, pictures to docs/ui
 	python -m tests.ui_check
 
-bench: .venv/ready ## measure speed beside the alternatives
-	python -m benchmarks.codec
+bench: .venv/ready ## measure speed beside the alternatives, figures to .cache/bench.json too
+	python -m benchmarks.codec --json .cache/bench.json
 
 lock: ## choose the newest working set anew and write it down
 	rm -rf .venv && $(PYTHON) -m venv .venv && pip install --quiet ".[dev]" && pip uninstall --quiet --yes personlab

@@ -3,7 +3,8 @@
     python -m benchmarks.codec [--people 10 60] [--strides 8] [--rounds 30] [--threads 2] [--json FILE]
 
 Every round times each step once and lets tfjs decode once, so that whatever else the machine does meets
-both. The table shows medians, and in brackets the fastest round, which says more on a busy machine.
+both. The table shows medians, and in brackets the fastest round, which says more on a busy machine; below it
+stands how the whole pose decode grows with the number of people.
 Without Node, or without a network to install body-pix over, our own figures stand alone. Where there is
 a CUDA device, everything is measured there too. On a machine whose cores others use as well, measure with
 one thread: two wait for each other.
@@ -65,8 +66,9 @@ def main() -> None:
     with tfjs as other:
         for stride, count in track(cases, "measuring", console=console, transient=True):
             timings += measure(stride, count, other, options.rounds)
-    console.print(table(timings))
+    console.print(table(timings), *growth(timings), sep="\n")
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")
 
 
@@ -168,6 +170,17 @@ def table(timings: list[Timing]) -> Table:
             cells.append(f"{theirs.median / ours.median:.1f} ({theirs.fastest / ours.fastest:.1f})")
         shown.add_row(step, str(stride), str(count), *cells)
     return shown
+
+
+def growth(timings: list[Timing]) -> Iterator[str]:
+    """How many times as long the most people take as 10: the whole pose decode, medians and fastest."""
+    poses = {(t.who, t.stride, t.people): t for t in timings if t.step == "poses"}
+    most = max(t.people for t in timings)
+    for (who, stride, count), few in poses.items():
+        if count == 10 < most:
+            many = poses[who, stride, most]
+            ratio = f"{many.median / few.median:.2f} ({many.fastest / few.fastest:.2f})"
+            yield f"{who}, stride {stride}: {most} people take {ratio} times as long as 10"
 
 
 def _options() -> argparse.Namespace:
