@@ -159,6 +159,7 @@ class Train(Section):
     checkpoint_every: PositiveInt = 1000
     workers: PositiveInt = 1
     gpu: bool = False
+    # how many times a run may lose workers or nodes and go on by itself; -1: always
     max_failures: int = Field(default=2, ge=-1)
     seed: int = 0
 
@@ -188,6 +189,18 @@ class Evaluate(Section):
     gallery: PositiveInt = 24
 
 
+class Ray(Section):
+    """Where stages compute, and where training keeps what it goes on from. Decides no result: no stage
+    depends on it, and nothing is made again if it changes.
+    """
+
+    # an existing cluster ("auto", or host:port), where RAY_ADDRESS is not set; none: a private one, here
+    address: str | None = None
+    # of checkpoints: a folder that all nodes share (relative to the project), or a URI (s3://, gs://, abfs://,
+    # hdfs://); none: runs/
+    storage_path: str | None = None
+
+
 class Params(Section):
     acquire: Acquire = Acquire()
     ingest: Ingest = Ingest()
@@ -199,6 +212,7 @@ class Params(Section):
     train: Train = Train()
     infer: Infer = Infer()
     evaluate: Evaluate = Evaluate()
+    ray: Ray = Ray()
 
 
 def load(path: Path) -> Params:

@@ -137,6 +137,12 @@ class Folder:
         with suppress(FileNotFoundError):
             system.delete_file(path)
 
+    def clear(self, name: str = "") -> None:
+        """Delete a folder in this one with all that it holds, or all of this one; if there is one."""
+        system, path = self._at(name) if name else locate(self.place)
+        with suppress(FileNotFoundError):
+            system.delete_dir(path)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other runs out of the folder for the time of the block, or until this process is dead.

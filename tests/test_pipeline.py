@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from personlab.params import Params
+from personlab.tables import params_hash
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "personlab", folder / "personlab", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "prefect").mkdir()  # before the real one on every stage's path: the pipeline needs none
+    (folder / "prefect/__init__.py").write_text('raise ImportError("dvc repro has no use for Prefect")\n')
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data/.gitignore", folder / "data/.gitignore")
     write_params(folder, TINY)
@@ -58,12 +61,12 @@ def write_params(folder: Path, sections: dict) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
 
 
-def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+def start(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
+    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=folder,
-        env=environment,
+        env=os.environ | path | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,9 +74,9 @@ def start(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def dvc(*arguments: str, folder: Path) -> str:
+def dvc(*arguments: str, folder: Path, **environment: str) -> str:
     """What DVC printed; it must have succeeded."""
-    process = start(*arguments, folder=folder)
+    process = start(*arguments, folder=folder, **environment)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
@@ -93,11 +96,19 @@ def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], seconds
 def checkpoint_is_recorded(project: Path) -> bool:
     """Whether Ray knows of a checkpoint; its folder alone may still be incomplete."""
     snapshots = project.glob("runs/train-*/checkpoint_manager_snapshot.json")
-    return any("checkpoint_20" in snapshot.read_text() for snapshot in snapshots)
+    return any("step-" in snapshot.read_text() for snapshot in snapshots)
+
+
+def curves_of(project: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (project / "data/train/plots/loss").iterdir()}
 
 
 def test_every_stage_runs_and_a_second_run_does_nothing(project: Path) -> None:
-    dvc("repro", folder=project)
+    output = dvc("repro", folder=project, PERSONLAB_LOG="json", PERSONLAB_RUN="weekly-7")
+    logged = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    assert {line["stage"] for line in logged} == set(STAGES)
+    digest = params_hash(Params.model_validate(TINY))
+    assert {(line["run"], line["params"]) for line in logged} == {("weekly-7", digest)}
     scores = json.loads((project / "data/evaluate/metrics.json").read_text())
     assert list(scores) == ["keypoints", "segm"]
     assert (project / "data/evaluate/gallery.jpg").is_file()
@@ -140,7 +151,7 @@ def test_killed_targets_leave_nothing_behind_and_are_made_again(project: Path) -
 
 def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None:
     weights = project / "data/train/model.safetensors"
-    uninterrupted = weights.read_bytes()
+    uninterrupted, curves = weights.read_bytes(), curves_of(project)
     shutil.rmtree(project / "runs", ignore_errors=True)
     running = start("repro", "--force", "--single-item", "train", folder=project)
     kill_when(lambda: checkpoint_is_recorded(project), running)
@@ -149,4 +160,16 @@ def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None
     assert "going on from step" in output
     assert "waiting for data" in output
     assert weights.read_bytes() == uninterrupted
+    assert curves_of(project) == curves  # no step is in them twice
     assert not list(project.glob("runs/train-*"))
+
+
+def test_an_ablation_reruns_only_what_its_rows_change(project: Path) -> None:
+    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "personlab", "ablate", "multiscale"]
+    done = subprocess.run(command, cwd=project, env=os.environ | path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [stage for stage in STAGES if f"Running stage '{stage}'" in done.stderr] == ["infer", "evaluate"]
+    page = (project / "docs/ablations.md").read_text()
+    assert "| Multi-scale, 601 1201 1801 2401 (here 57 113 169 217) | ours | 0." in page
+    assert "ablate-sides-57-113-169-217" in dvc("exp", "list", folder=project)

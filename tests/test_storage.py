@@ -34,6 +34,19 @@ def test_files_are_written_read_listed_replaced_and_deleted(folder: Folder) -> N
         folder.read("a.txt")
 
 
+def test_folders_are_cleared(folder: Folder) -> None:
+    below = Folder(f"{folder.place}/below")
+    below.create()
+    below.write("a.txt", b"one")
+    folder.write("b.txt", b"two")
+    folder.clear("nowhere")
+    folder.clear("below")
+    assert folder.files(recursive=True) == ["b.txt"]
+    folder.clear()
+    folder.clear()
+    assert storage.kind(folder.place) == FileType.NotFound
+
+
 def test_a_folder_lists_what_is_below_it_by_relative_names(tmp_path: Path) -> None:
     for name in ("a b.txt", "c/d#e.txt", "c/f/g.txt"):
         (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,10 @@ Row = dict[str, Any]
 _RETRIES = 8  # of a part whose process or node died; an image that kills is given up after three
 
 
-def run(job: Job, listing: Listing, *, label: str = "infer-batch") -> Manifest:
+def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str | None = None) -> Manifest:
     """Do what is not yet done of a run: write its parts, and manifest.json when all are there.
+
+    address: of a Ray cluster, as for `connect`.
 
     Raises:
         UserError: the folder holds another run, or something else; another run is writing to it; it cannot
@@ -49,7 +51,7 @@ def run(job: Job, listing: Listing, *, label: str = "infer-batch") -> Manifest:
             log.info("%s: %s is complete", label, out.place)
             return manifest
         start = time.monotonic()
-        with connect():
+        with connect(address):
             parts = {part.number: part for part in _kept(job, begun, label)}
             if parts:
                 log.info("%s: going on, %d of %d parts are done", label, len(parts), len(plan.parts))

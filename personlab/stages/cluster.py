@@ -1,28 +1,27 @@
-"""Where Ray comes from, and how a Ray Train run is named, watched and cleaned up.
+"""Where Ray comes from, and how a Ray Train run is watched.
 
-With RAY_ADDRESS set, stages use that cluster; otherwise each starts a private one on this machine and
-takes it down again. Nothing else in the program knows which it is.
+With RAY_ADDRESS (or the parameter ray.address) set, stages use that cluster; otherwise each starts a private
+one on this machine and takes it down again. Nothing else in the program knows which it is.
 """
 
+import errno
 import functools
-import hashlib
 import logging
+import math
 import os
-import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 import ray.data
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, WorkerGroupError
+from ray.train import ControllerError, TrainingFailedError
 from ray.train.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from personlab.errors import UserError
 from personlab.logs import how_far
-from personlab.params import Section
 from personlab.progress import progress
 
 log = logging.getLogger("personlab")
@@ -30,17 +29,26 @@ log = logging.getLogger("personlab")
 # Shards are mapped files and batches are small: the store need not be Ray's default third of the memory.
 _OBJECT_STORE_BYTES = 512 * 2**20
 _POLL_SECONDS = 0.5
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def connect() -> Iterator[None]:
-    """Ray for the time of the block: the caller's if one is connected, else RAY_ADDRESS, else a local one."""
+def connect(address: str | None = None) -> Iterator[None]:
+    """Ray for the time of the block: the caller's if one is connected, else the cluster at RAY_ADDRESS or at
+    `address`, else a local one.
+
+    Raises:
+        UserError: there is no cluster at the address.
+    """
     if ray.is_initialized():
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, **quiet)
+    if address := os.environ.get("RAY_ADDRESS") or address:
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
+            raise UserError(f"no Ray cluster at {address} (RAY_ADDRESS or ray.address): {error}") from error
         _set_up_data()
         try:
             yield
@@ -77,36 +85,6 @@ def _set_up_data() -> None:
             handler.setLevel(logging.WARNING)
 
 
-def run_config(
-    root: Path, stage: str, params: Section, inputs: Iterable[Path], max_failures: int = 2
-) -> RunConfig:
-    """Settings of a Ray Train run that a later call with the same parameters and inputs resumes.
-
-    The run is kept in root/runs, outside DVC's outputs, so that DVC does not delete its checkpoints; its
-    name is a hash of the parameters and of the contents of `inputs` (files, or folders of files), so that
-    a run is never resumed with other data. Call `forget` once the run's results are stored.
-    """
-    digest = hashlib.sha256(params.model_dump_json().encode())
-    for path in inputs:
-        files = sorted(f for f in path.rglob("*") if f.suffix != ".pyc") if path.is_dir() else [path]
-        for file in files:
-            if file.is_file():
-                digest.update(file.name.encode())
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return RunConfig(
-        name=f"{stage}-{digest.hexdigest()[:16]}",
-        storage_path=str(root.resolve() / "runs"),
-        checkpoint_config=CheckpointConfig(num_to_keep=2),
-        failure_config=FailureConfig(max_failures=max_failures),
-    )
-
-
-def forget(run: RunConfig) -> None:
-    """Delete a finished run, so that the same stage asked for again trains again instead of resuming."""
-    shutil.rmtree(Path(str(run.storage_path)) / str(run.name), ignore_errors=True)
-
-
 @ray.remote(num_cpus=0)
 class Board:
     """Where a training worker posts how far it is; the driver reads it to draw progress."""
@@ -135,7 +113,8 @@ class Board:
 
 
 def final(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """A training function whose UserErrors end the run: Ray would try again what cannot go better.
+    """A training function whose UserErrors and full disks end the run: Ray would try again what cannot go
+    better.
 
     `work` is handed a config that holds the run's `board`.
     """
@@ -147,17 +126,27 @@ def final(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], 
             return
         try:
             work(config)
-        except UserError as error:
-            ray.get(board.give_up.remote(str(error)))
+        except (UserError, OSError) as error:
+            if reason := _hopeless(error):
+                ray.get(board.give_up.remote(reason))
             raise
 
     return worker
 
 
+def _hopeless(error: BaseException) -> str | None:
+    """What the user has to mend, if the error says so."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"{error}; make room, and the same command goes on from the last checkpoint"
+    return str(error) if isinstance(error, UserError) else None
+
+
 @contextmanager
 def watch(total: int, label: str) -> Iterator[Any]:
     """A `Board` actor whose posts are shown and logged on the driver for the time of the block."""
-    board: Any = Board.remote()  # type: ignore[attr-defined]
+    # beside the driver: with any other node the run could go on without it
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     done = threading.Event()
 
     def counts() -> Iterator[int]:
@@ -196,26 +185,29 @@ def node_cpus() -> int:
     return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
-def fit(trainer: DataParallelTrainer, board: Any) -> Path:
-    """Train, and return the folder of the last checkpoint.
+def processors_each(workers: int, *, gpu: bool) -> int:
+    """How many processors each of a run's workers has to itself, on nodes that are alike."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpu:
+        beside = min(workers, max(int(node.get("GPU", 1)) for node in nodes))
+    else:
+        beside = math.ceil(workers / sum(node.get("CPU", 0) > 0 for node in nodes))
+    return max(1, node_cpus() // beside)
+
+
+def fit(trainer: DataParallelTrainer, board: Any) -> None:
+    """Train.
 
     Raises:
-        UserError: raised by a worker whose function is `final`; what else stops the training keeps its
-            traceback.
+        UserError: raised by a worker whose function is `final`, or a disk is full; what else stops the
+            training keeps its traceback.
     """
     try:
-        result = trainer.fit()
-    except WorkerGroupError:
-        if reason := ray.get(board.given_up.remote()):
+        trainer.fit()
+    except TrainingFailedError as error:
+        failure = error.controller_failure if isinstance(error, ControllerError) else error
+        if reason := ray.get(board.given_up.remote()) or _hopeless(failure):
             raise UserError(reason) from None
         raise
     if reason := ray.get(board.given_up.remote()):
         raise UserError(reason)
-    return checkpoint_of(result)
-
-
-def checkpoint_of(result: Result) -> Path:
-    """The folder of a finished run's last checkpoint."""
-    if result.checkpoint is None:
-        raise RuntimeError("the training run ended without a checkpoint")
-    return Path(result.checkpoint.path)

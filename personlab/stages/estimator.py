@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import ray.train
 import torch
-from ray.train import Checkpoint, RunConfig, ScalingConfig
+from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,8 +28,9 @@ from personlab.model.estimator import Estimator
 from personlab.params import Params
 from personlab.progress import progress
 from personlab.skeleton import KEYPOINTS, K
-from personlab.stages import cluster
+from personlab.stages import cluster, runs
 from personlab.stages.acquire import image_root
+from personlab.stages.runs import Run
 
 log = logging.getLogger("personlab")
 
@@ -56,24 +55,22 @@ def run(params: Params, root: Path) -> None:
             "see data/ingest/rejects.parquet, or use other data (acquire.source)"
         )
     log.info("estimator: learning from %d people, measured on %d", len(train), len(val))
-    with cluster.connect():
-        config = cluster.run_config(
-            root, "estimator", settings, _inputs(root), max_failures=settings.max_failures
-        )
-        state, losses = _train(settings, root, config)
-    estimator = Estimator(settings)
-    estimator.load_state_dict(state)
-    estimator.eval()
-    with atomic_folder(root / "data/estimator") as output:
-        card = estimator.card({"people": len(train), "steps": len(losses), "data": str(config.name)})
-        checkpoint.save(output / "estimator.safetensors", state, card)
-        _write_json(output / "plots/loss.json", _curve(losses))
-        sizes = {"full": math.inf, "small": _SMALL}
-        scores = {name: _validate(estimator, val, height, name) for name, height in sizes.items()}
-        _write_json(output / "plots/pck.json", _pck_points(scores))
-        metrics = {name: score.summary() for name, score in scores.items()}
-        _write_json(output / "metrics.json", {"people": len(val), **metrics})
-    cluster.forget(config)
+    run = runs.run_of(root, "estimator", settings, _inputs(root), params.ray.storage_path)
+    with run.opened():
+        with cluster.connect(params.ray.address):
+            state, losses = _train(settings, root, run)
+        estimator = Estimator(settings)
+        estimator.load_state_dict(state)
+        estimator.eval()
+        with atomic_folder(root / "data/estimator") as output:
+            card = estimator.card({"people": len(train), "steps": len(losses), "data": run.name})
+            checkpoint.save(output / "estimator.safetensors", state, card)
+            _write_json(output / "plots/loss.json", _curve(losses))
+            sizes = {"full": math.inf, "small": _SMALL}
+            scores = {name: _validate(estimator, val, height, name) for name, height in sizes.items()}
+            _write_json(output / "plots/pck.json", _pck_points(scores))
+            metrics = {name: score.summary() for name, score in scores.items()}
+            _write_json(output / "metrics.json", {"people": len(val), **metrics})
 
 
 def people_with_keypoints(root: Path, split: tables.Split) -> list[Person]:
@@ -101,28 +98,32 @@ def _inputs(root: Path) -> list[Path]:
 # --- training ---------------------------------------------------------------------------------------------
 
 
-def _train(
-    settings: params.Estimator, root: Path, config: RunConfig
-) -> tuple[dict[str, Tensor], list[float]]:
-    """The trained weights and the loss of every step. Resumes a run of the same name that was cut off."""
+def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, Tensor], list[float]]:
+    """The trained weights and the loss of every step."""
     with cluster.watch(settings.steps, "estimator") as board:
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"params": settings.model_dump(), "root": str(root.resolve()), "board": board},
+            train_loop_config={
+                "params": settings.model_dump(),
+                "root": str(root.resolve()),
+                "run": run,
+                "board": board,
+            },
             scaling_config=ScalingConfig(
                 num_workers=1,
                 use_gpu=settings.gpu,
                 resources_per_worker={"CPU": cluster.node_cpus()} | ({"GPU": 1} if settings.gpu else {}),
             ),
-            run_config=config,
+            run_config=run.config(settings.max_failures),
         )
-        saved = _load_state(cluster.fit(trainer, board))
+        cluster.fit(trainer, board)
+    saved = run.finished(settings.steps)
     return saved["model"], saved["losses"]
 
 
 @cluster.final
 def _train_worker(config: dict[str, Any]) -> None:
-    settings = params.Estimator.model_validate(config["params"])
+    settings, run = params.Estimator.model_validate(config["params"]), config["run"]
     people = people_with_keypoints(Path(config["root"]), "train")
     torch.manual_seed(settings.seed)
     device = get_device()
@@ -133,12 +134,17 @@ def _train_worker(config: dict[str, Any]) -> None:
     )
     learners: dict[str, Any] = {"model": estimator, "optimizer": optimizer, "schedule": schedule}
     losses: list[float] = []
-    if previous := ray.train.get_checkpoint():
-        saved = _load_state(Path(previous.path))
-        losses = saved.pop("losses")
+    if saved := runs.resumed(run, device, lambda news: config["board"].post.remote(0, news)):
+        losses = saved["losses"]
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
         config["board"].post.remote(len(losses), f"going on after step {len(losses)}")
+
+    def state() -> dict[str, Any]:
+        return {name: learner.state_dict() for name, learner in learners.items()} | {
+            "step": len(losses),
+            "losses": losses,
+        }
 
     for step, batch in enumerate(_batches(settings, people, first=len(losses)), start=len(losses) + 1):
         images, keypoints, labelled = (tensor.to(device, non_blocking=True) for tensor in batch)
@@ -158,7 +164,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         news = f"step {step}, loss {np.mean(losses[-50:]):.3f}" if step % 50 == 0 or last else None
         config["board"].post.remote(step, news)
         if step % settings.checkpoint_every == 0 or last:
-            _report({name: learner.state_dict() for name, learner in learners.items()} | {"losses": losses})
+            runs.keep(run, step, state)
 
 
 def _batches(
@@ -184,17 +190,6 @@ def _batches(
 
 def _single_threaded(_: int) -> None:
     cv2.setNumThreads(0)  # the processes that load images are as many as should run at once
-
-
-def _report(state: dict[str, Any]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state, Path(folder) / "state.pt")
-        ray.train.report({"loss": state["losses"][-1]}, checkpoint=Checkpoint.from_directory(folder))
-
-
-def _load_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    return state
 
 
 def _curve(losses: list[float]) -> list[dict[str, float]]:

@@ -60,7 +60,7 @@ def run(params: Params, root: Path) -> None:
     wanted = [index for index, row in enumerate(rows) if _needs_keypoints(row)]
     found: dict[int, FloatArray] = {}
     if wanted:
-        with cluster.connect():
+        with cluster.connect(params.ray.address):
             found = _estimate(params.impute, root, rows, wanted, images)
     if len(found) != len(wanted):
         raise UserError(f"impute: {len(wanted)} people in, {len(found)} out; run the stage again")

@@ -39,7 +39,7 @@ def run(params: Params, root: Path) -> None:
     plan = make_plan(listing, weights, params.infer, part_size=_PART, codec=params.codec)
     work = root.resolve() / "runs" / f"infer-{_digest(plan, shards)}"
     job = Job(plan, listing.root, Folder(str(work)), weights, _decode)
-    found = batch.run(job, listing, label="infer")
+    found = batch.run(job, listing, label="infer", address=params.ray.address)
     if found.errors:
         reason = _first_error(work)
         shutil.rmtree(work)

@@ -1,17 +1,15 @@
 """Train the network with Ray Train, and export its averaged weights.
 
-The run keeps its checkpoints in runs/, outside DVC's outputs, under a name derived from the parameters and
-the shards: started again after a kill, the stage goes on from the last checkpoint. What an image looks like
-at a step depends on the seed, the epoch and the image alone, so going on is the same as never having stopped.
+Started again after a kill, the stage goes on from the last checkpoint (personlab/stages/runs.py). What an
+image looks like at a step depends on the seed, the epoch and the image alone, so going on is the same as
+never having stopped.
 """
 
 import json
 import logging
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import ray
 import torch
 from dvclive import Live  # type: ignore[attr-defined]
 from ray import train as ray_train
-from ray.train import Checkpoint, ScalingConfig
+from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from personlab import engine
@@ -34,11 +32,12 @@ from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.params import Codec, Model, Params, Section, Train
-from personlab.stages.cluster import connect, final, fit, forget, node_cpus, run_config, watch
+from personlab.stages import runs
+from personlab.stages.cluster import connect, final, fit, node_cpus, processors_each, watch
+from personlab.stages.runs import Run, leads, run_of
 
 log = logging.getLogger("personlab")
 
-_STATE = "state.pt"
 _LOG_EVERY = 50  # steps
 
 
@@ -54,83 +53,84 @@ def run(params: Params, root: Path) -> None:
     """Write data/train/model.safetensors (+ .json), metrics.json and plots/.
 
     Raises:
-        UserError: there are too few images to train on, or the loss stopped being finite.
+        UserError: there are no images to train on, the loss stopped being finite, or a disk is full.
     """
     recipe = Recipe(codec=params.codec, model=params.model, train=params.train)
     shards = root.resolve() / "data/targets/train"
-    next(plan(row_groups(shards), recipe.train, workers=recipe.train.workers))  # or say why not
-    settings = run_config(root, "train", recipe, [shards], max_failures=recipe.train.max_failures)
-    live = Path(str(settings.storage_path)) / str(settings.name) / "live"
-    with connect(), watch(recipe.train.steps, "train") as board:
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config={
-                "recipe": recipe.model_dump(),
-                "root": str(root.resolve()),
-                "live": str(live),
-                "shards": str(shards),
-                "board": board,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=recipe.train.workers,
-                use_gpu=recipe.train.gpu,
-                resources_per_worker={"CPU": 0.5, **({"GPU": 1} if recipe.train.gpu else {})},
-            ),
-            run_config=replace(settings, worker_runtime_env={"env_vars": _threads(recipe.train.workers)}),
-        )
-        _export(recipe, fit(trainer, board), live, root)
-    forget(settings)
+    next(plan(row_groups(shards), recipe.train))  # or say why not
+    run = run_of(root, "train", recipe, [shards], params.ray.storage_path)
+    with run.opened():
+        with connect(params.ray.address), watch(recipe.train.steps, "train") as board:
+            fit(_trainer(recipe, run, root, shards, board), board)
+        _export(recipe, run, root)
 
 
-def _threads(workers: int) -> dict[str, str]:
-    """What a worker really uses of the processors: Ray would give it the threads of its half of one.
+def _trainer(recipe: Recipe, run: Run, root: Path, shards: Path, board: Any) -> TorchTrainer:
+    train = recipe.train
+    # Ray would give a worker the threads of its half of a processor. This has to be set before the worker
+    # imports torch; later changes are not followed.
+    threads = {"OMP_NUM_THREADS": str(processors_each(train.workers, gpu=train.gpu))}
+    return TorchTrainer(
+        _work,
+        train_loop_config={
+            "recipe": recipe.model_dump(),
+            "run": run,
+            "root": str(root.resolve()),
+            "shards": str(shards),
+            "board": board,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=train.workers,
+            use_gpu=train.gpu,
+            resources_per_worker={"CPU": 0.5, **({"GPU": 1} if train.gpu else {})},
+            # GPUs of one node exchange gradients faster; processors of one node only share what it has
+            placement_strategy="PACK" if train.gpu else "SPREAD",
+        ),
+        run_config=replace(run.config(train.max_failures), worker_runtime_env={"env_vars": threads}),
+    )
 
-    They have to be set before the worker imports torch; later changes are not followed.
-    """
-    return {"OMP_NUM_THREADS": str(max(1, node_cpus() // workers))}
 
-
-def _export(recipe: Recipe, folder: Path, live: Path, root: Path) -> None:
-    """Turn a run's last checkpoint and curves into the stage's output."""
+def _export(recipe: Recipe, run: Run, root: Path) -> None:
+    """Turn a run's last checkpoint into the stage's output."""
+    state = run.finished(recipe.train.steps)
     network = build(recipe.model, recipe.codec, stride=recipe.train.stride, root=root)
-    state = torch.load(folder / _STATE, weights_only=True)
     with atomic_folder(root / "data/train") as output:
         checkpoint.save(
             output / "model.safetensors", state["averaged"], network.card(recipe.train.model_dump())
         )
         write_atomic(output / "metrics.json", json.dumps(state["losses"], indent=2) + "\n")
-        shutil.copytree(live / "plots/metrics", output / "plots")
+        for name in state["losses"]:
+            rows = [f"{step}\t{means[name]}" for step, means in state["curve"]["points"]]
+            write_atomic(output / f"plots/loss/{name}.tsv", "\n".join([f"step\t{name}", *rows, ""]))
     log.info("train: %d steps done, data/train/model.safetensors written", state["step"])
 
 
 @final
 def _work(config: dict[str, Any]) -> None:
     """What each training worker does."""
-    recipe = Recipe.model_validate(config["recipe"])
-    train, device, board = recipe.train, get_device(), config["board"]
+    recipe, run, board = Recipe.model_validate(config["recipe"]), config["run"], config["board"]
+    train, device = recipe.train, get_device()
     torch.manual_seed(train.seed)
     network = build(recipe.model, recipe.codec, stride=train.stride, root=Path(config["root"]))
     supervised = Supervised(network.train(), Objective.of(recipe.model, recipe.codec, train)).to(device)
     progress = _Progress(network, engine.optimizer(network, train), _average(train))
-    if saved := ray_train.get_checkpoint():
-        with saved.as_directory() as folder:
-            progress.load(Path(folder), device)
+    if state := runs.resumed(run, device, lambda news: board.post.remote(0, news)):
+        progress.load(state, device)
         board.post.remote(progress.step, f"going on from step {progress.step}")
-    curves = _Curves(Path(config["live"]), board, progress.step) if _leads() else None
+    display = _Display(run.scratch / "live", board, progress.curve) if leads() else None
 
     parallel = prepare_model(supervised, move_to_device=False)
     pace = _Pace()
     batches = _batches(recipe, Path(config["shards"]), device, done=progress.step)
     for step, batch in zip(range(progress.step + 1, train.steps + 1), pace.timed(batches), strict=False):
         losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
-        progress.average.update(network, step)
-        progress.step = step
-        if curves:
-            curves.add(step, losses, last=step == train.steps)
-        if step % train.checkpoint_every == 0 or step == train.steps:
-            _report(progress, losses)
-    if curves:
-        curves.live.end()
+        last = step == train.steps
+        progress.advance(step, losses, last=last)
+        if display:
+            display.show(step)
+        if step % train.checkpoint_every == 0 or last:
+            runs.keep(run, step, progress.state)
+    if leads():
         ray.get(board.post.remote(progress.step, pace.summary()))
 
 
@@ -138,9 +138,19 @@ def _average(train: Train) -> Average:
     return Average(start=round(train.average_from * train.steps))
 
 
-def _leads() -> bool:
-    """One worker writes for all."""
-    return int(ray_train.get_context().get_world_rank()) == 0
+@dataclass
+class _Curve:
+    """Losses, each the mean over the `_LOG_EVERY` steps up to its own (over fewer, after the last step)."""
+
+    points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    recent: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, step: int, losses: dict[str, float], *, last: bool) -> None:
+        self.recent.append(losses)
+        if step % _LOG_EVERY == 0 or last:
+            means = {name: sum(each[name] for each in self.recent) / len(self.recent) for name in losses}
+            self.points.append((step, means))
+            self.recent = []
 
 
 @dataclass
@@ -150,34 +160,33 @@ class _Progress:
     network: PersonLab
     optimizer: torch.optim.Optimizer
     average: Average
+    curve: _Curve = field(default_factory=_Curve)
+    losses: dict[str, float] = field(default_factory=dict)  # of the last step
     step: int = 0
 
-    def save(self, folder: Path, losses: dict[str, float]) -> None:
-        state = {
+    def advance(self, step: int, losses: dict[str, float], *, last: bool) -> None:
+        """The network is now what `step` made of it."""
+        self.average.update(self.network, step)
+        self.curve.add(step, losses, last=last)
+        self.step, self.losses = step, losses
+
+    def state(self) -> dict[str, Any]:
+        return {
             "step": self.step,
-            "losses": losses,
+            "losses": self.losses,
+            "curve": {"points": self.curve.points, "recent": self.curve.recent},
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
             "averaged": self.average.of(self.network),
         }
-        torch.save(state, folder / _STATE)
 
-    def load(self, folder: Path, device: torch.device) -> None:
-        state = torch.load(folder / _STATE, map_location=device, weights_only=True)
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"], device)
-        self.step = state["step"]
-
-
-def _report(progress: _Progress, losses: dict[str, float]) -> None:
-    """Hand a checkpoint to Ray; every worker has to, but only one brings the files."""
-    with tempfile.TemporaryDirectory() as folder:
-        if _leads():
-            progress.save(Path(folder), losses)
-        kept = Checkpoint.from_directory(folder) if _leads() else None
-        ray_train.report(losses, checkpoint=kept)
+        self.curve = _Curve(**state["curve"])
+        self.step, self.losses = state["step"], state["losses"]
 
 
 class _Pace:
@@ -204,33 +213,35 @@ class _Pace:
         )
 
 
-class _Curves:
-    """Mean losses over the last steps: to DVCLive's curves, and a line to the log."""
+class _Display:
+    """Shows how training goes: on the board, and by DVCLive, whose curves are drawn anew when it goes on."""
 
-    def __init__(self, folder: Path, board: Any, step: int) -> None:
-        self.live = Live(str(folder), resume=step > 0, save_dvc_exp=False, dvcyaml=None, report=None)
-        self.board = board
-        self.recent: list[dict[str, float]] = []
+    def __init__(self, folder: Path, board: Any, curve: _Curve) -> None:
+        self.live = Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
+        self.board, self.curve = board, curve
+        self._draw(curve.points)
 
-    def add(self, step: int, losses: dict[str, float], *, last: bool) -> None:
-        self.recent.append(losses)
-        if step % _LOG_EVERY and not last:
-            self.board.post.remote(step)
-            return
-        means = {name: sum(each[name] for each in self.recent) / len(self.recent) for name in losses}
-        self.recent = []
-        self.live.step = step
-        for name, value in means.items():
-            self.live.log_metric(f"loss/{name}", value)
+    def show(self, step: int) -> None:
+        """To be called after every step."""
+        news = None
+        if self.curve.points and self.curve.points[-1][0] == step:
+            self._draw(self.curve.points[-1:])
+            news = ", ".join(f"{name} {value:.4f}" for name, value in self.curve.points[-1][1].items())
+        self.board.post.remote(step, news)
+
+    def _draw(self, points: Sequence[tuple[int, dict[str, float]]]) -> None:
+        for step, means in points:
+            self.live.step = step
+            for name, value in means.items():
+                self.live.log_metric(f"loss/{name}", value)
         self.live.make_summary()
-        self.board.post.remote(step, ", ".join(f"{name} {value:.4f}" for name, value in means.items()))
 
 
 def _batches(recipe: Recipe, shards: Path, device: torch.device, *, done: int) -> Iterator[Batch]:
     """This worker's share of every training batch from step `done` on, on `device`, prepared ahead."""
     context = ray_train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    threads = max(1, node_cpus() // workers - 1)
+    threads = max(1, node_cpus() // context.get_local_world_size() - 1)
     examples = feed(shards, recipe.train, rank=rank, workers=workers, done=done, threads=threads)
     return ahead(lambda each: _batch(each, recipe, device), examples, threads=1, depth=2)
 
