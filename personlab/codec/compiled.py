@@ -320,7 +320,7 @@ def _total(row: Array) -> float:
     total = row.dtype.type(0)
     for value in row:
         total += value
-    return total
+    return float(total)
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
