@@ -1,9 +1,11 @@
 """Pictures as people have them: every mode and format, turned, transparent, broken and hostile."""
 
 import io
+import os
 import struct
 import zlib
 from contextlib import suppress
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -125,8 +127,8 @@ def test_odd_shapes_are_pictures(tmp_path: Path, width: int, height: int) -> Non
     assert picture.read(path).shape == (height, width, 3)
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds a few bytes."""
+def png_header(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
+    """A PNG that claims a size and holds a few bytes. extra: chunks before its pixels, name and content."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
@@ -134,13 +136,18 @@ def png_header(width: int, height: int) -> bytes:
         )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(starmap(chunk, extra)) + pixels + chunk(b"IEND", b"")
 
 
 def jpeg() -> bytes:
     content = io.BytesIO()
     Image.effect_noise((200, 200), 64).save(content, "JPEG")
     return content.getvalue()
+
+
+# A name, and two kilobytes that unpack to two megabytes.
+SWELLING = b"name\0\0" + zlib.compress(bytes(2_000_000))
 
 
 @pytest.mark.parametrize(
@@ -150,6 +157,8 @@ def jpeg() -> bytes:
         (png_header(9_500, 9_500), "89 million pixels"),
         (png_header(40_000, 10), "40000 x 10 pixels; a side may have 32767"),
         (png_header(300, 300), "cannot be read"),
+        (png_header(8, 8, (b"zTXt", SWELLING)), "cannot be read: Decompressed data too large"),
+        (png_header(8, 8, (b"iCCP", SWELLING)), "cannot be read: Decompressed data too large"),
         (jpeg()[:2000], "cannot be read: image file is truncated"),
         (b"\xff\xd8\xff", "not a picture"),
         (b"nothing but text", "not a picture"),
@@ -164,7 +173,14 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path, content: bytes, reason
 
 
 def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:
-    for path, reason in ((tmp_path / "a.jpg", "no such file"), (tmp_path, "folder without pictures")):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "nothing.jpg")
+    for path, reason in (
+        (tmp_path / "a.jpg", "no such file"),
+        (tmp_path / "link.jpg", "no such file"),
+        (tmp_path / "pipe.jpg", "is no plain file"),
+        (tmp_path, "folder without pictures"),
+    ):
         with pytest.raises(UserError, match=reason):
             picture.read(path)
 
