@@ -101,11 +101,21 @@ def test_nobody_present_owns_nothing() -> None:
     assert not (distance <= 0.25).any()
 
 
-def test_disagreement_is_the_mean_distance_of_the_persons_own_cells() -> None:
-    distance = torch.tensor([[[0.1, 0.2], [0.3, torch.inf]]])
-    assert disagreement(distance, 0.25) == pytest.approx(0.15)
-    assert disagreement(distance, 0.3) == pytest.approx(0.2)
-    assert disagreement(distance, 0.05) == float("inf")
+def test_disagreement_is_the_mean_distance_of_each_persons_own_cells() -> None:
+    distance = torch.tensor([[[0.1, 0.2], [0.3, torch.inf]], [[torch.inf, 0.3], [0.3, 0.3]]])
+    torch.testing.assert_close(disagreement(distance, 0.25), torch.tensor([0.15, torch.inf]))
+    torch.testing.assert_close(disagreement(distance, 0.3), torch.tensor([0.2, 0.3]))
+    assert disagreement(distance, 0.05).tolist() == [torch.inf] * 2
+    assert disagreement(distance[:0], 0.25).shape == (0,)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+def test_where_people_are_loops_refine_as_the_paper_does(steps: int) -> None:
+    fields = random_fields(steps, rows=9, columns=11, stride=8, spread=12.0)
+    people = fields.seg[0] >= 0.5
+    assert 0.1 < people.float().mean() < 0.9
+    loops, other = (kind.refine_long(fields, steps).long[0][..., people] for kind in (compiled, vectorised))
+    torch.testing.assert_close(loops, other, rtol=1e-4, atol=1e-2)  # rough fields amplify rounding
 
 
 def test_no_people() -> None:

@@ -17,7 +17,6 @@ from personlab.codec.fields import Fields
 from personlab.codec.hough import HoughMap
 from personlab.codec.masks import disagreement
 from personlab.codec.pyramid import Frame, Level
-from personlab.codec.refine import refine
 from personlab.codec.score import Poses, hard_nms, hough_scores, soft_nms
 from personlab.codec.vectorised import Grouped, Steps
 from personlab.errors import UserError
@@ -80,17 +79,16 @@ class Decoder:
                 "ask for poses, or use weights that have masks"
             )
         steps = steps_for(levels[0].fields.seg.device)
-        refined = [refine(level.fields, mid_steps=0, long_steps=self.long_refinements) for level in levels]
-        for person in range(len(poses.scores)):
-            pose = poses.select(slice(person, person + 1))
-            distances = [
-                steps.embedding_distance(fields, seen.keypoints, seen.presence, seen.extent())
-                for fields, seen in zip(refined, (pose.scaled(level.scale) for level in levels), strict=True)
-            ]
-            best = min(range(len(levels)), key=lambda n: disagreement(distances[n], self.mask_distance))
+        refined = [steps.refine_long(level.fields, self.long_refinements) for level in levels]
+        distances = [
+            steps.embedding_distance(fields, seen.keypoints, seen.presence, seen.extent())
+            for fields, seen in zip(refined, (poses.scaled(level.scale) for level in levels), strict=True)
+        ]
+        apart = torch.stack([disagreement(distance, self.mask_distance) for distance in distances])
+        for person, best in enumerate(apart.argmin(0).tolist()):
             yield from steps.full_resolution(
                 refined[best].seg[0],
-                distances[best],
+                distances[best][person : person + 1],
                 step=levels[best].scale / refined[best].stride,
                 height=height,
                 width=width,

@@ -1,6 +1,5 @@
 """Instance masks: which person pixels belong to which detected person (paper, section 3.2, equation 6)."""
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -33,13 +32,14 @@ def embedding_distance(fields: Fields, keypoints: Tensor, present: Tensor, lambd
     return distance
 
 
-def disagreement(distance: Tensor, threshold: float) -> float:
-    """How far the embeddings of a person's cells are from that person on average; infinite without any cell.
+def disagreement(distance: Tensor, threshold: float) -> Tensor:
+    """How far the embeddings of each person's cells are from that person on average; infinite without any.
 
-    distance: that of one person, ... x H x W. The person's cells are those within the threshold.
+    distance: N x H x W. A person's cells are those within the threshold. Returns N.
     """
-    near = distance[distance <= threshold]
-    return float(near.mean()) if len(near) else math.inf
+    near = distance <= threshold
+    total = torch.where(near, distance, 0.0).sum((1, 2))
+    return torch.where(near.any(2).any(1), total / near.sum((1, 2)), torch.inf)
 
 
 def full_resolution(

@@ -17,6 +17,7 @@ from personlab.codec.group import Seeds
 from personlab.codec.hough import HoughMap, Votes
 from personlab.codec.masks import embedding_distance, full_resolution
 from personlab.codec.pyramid import Frame, Level, shares
+from personlab.codec.refine import refine
 from personlab.codec.score import claimed, expected_oks, presence
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "find_people",
     "full_resolution",
     "is_finite",
+    "refine_long",
     "vote",
 ]
 
@@ -68,6 +70,9 @@ class Steps(Protocol):
 
     def claimed(self, keypoints: Tensor, *, radius: float) -> Tensor:
         """Which keypoints of poses, best first, a better pose has within `radius` pixels: N x K."""
+
+    def refine_long(self, fields: Fields, steps: int) -> Fields:
+        """Equation 5 at person cells (masks.PERSON); what long-range offsets are elsewhere is left open."""
 
     def embedding_distance(
         self, fields: Fields, keypoints: Tensor, present: Tensor, lambdas: Tensor
@@ -119,3 +124,7 @@ def _presence(levels: Sequence[Level], frame: Frame, keypoints: Tensor) -> Tenso
         height, width = (frame.height - 1) * ratio, (frame.width - 1) * ratio
         present += presence(level.fields, keypoints * ratio, height=height, width=width)
     return present / len(levels)
+
+
+def refine_long(fields: Fields, steps: int) -> Fields:
+    return refine(fields, mid_steps=0, long_steps=steps)

@@ -1,15 +1,7 @@
-"""Voting, grouping, scoring and masks on the CPU: what `vectorised` does, as compiled loops.
-
-Vectorised code must look at every bin, trace every seed, weigh every bin of every disk and interpolate every
-pixel. Loops look at the bins that votes have reached, trace the seeds that nobody has claimed yet, skip the
-rows of disks that are empty and interpolate only along the rims of masks, on one core. Results are the same
-to rounding; `vectorised.Steps` says what each function does.
-
-The first call on a machine compiles (about ten seconds), and what was compiled is kept beside this file.
-"""
+"""Voting, grouping and scoring as loops; `vectorised.Steps` says what each function does."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +9,9 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from personlab.codec.fields import Fields
+from personlab.codec.compiled.arrays import Array, Index, array, cell_at, sample
 from personlab.codec.group import SCORE_DECIMALS, UNSURE, Seeds
 from personlab.codec.hough import FAINTEST_VOTE, HoughMap
-from personlab.codec.masks import PERSON
 from personlab.codec.pyramid import Frame, Level, shares
 from personlab.codec.score import extent
 from personlab.codec.vectorised import Grouped
@@ -29,21 +20,17 @@ from personlab.skeleton import EDGES, KAPPAS, K, walk
 _EDGES = np.array(EDGES)
 _WALKS = np.array([walk(k) for k in range(K)])
 
-Array = npt.NDArray[np.floating]
-Index = npt.NDArray[np.int64]
-Cell = tuple[int, int, int, int, float, float]  # top, bottom, left, right; shares of the right and the bottom
-
 
 def is_finite(tensor: Tensor) -> bool:
-    array = _array(tensor)
-    return bool(np.isfinite(array.max()) and np.isfinite(array.min()))  # both keep NaN
+    values = array(tensor)
+    return bool(np.isfinite(values.max()) and np.isfinite(values.min()))  # both keep NaN
 
 
 def vote(
     levels: Sequence[Level], frame: Frame, *, radius: float, bin: float, threshold: float
 ) -> tuple[HoughMap, Seeds]:
     rows, columns = (math.ceil((side - 1) / bin) + 1 for side in (frame.height, frame.width))
-    score = np.zeros((K, rows, columns), _array(levels[0].fields.heatmap).dtype)
+    score = np.zeros((K, rows, columns), array(levels[0].fields.heatmap).dtype)
     reached = []
     for level, share in zip(levels, shares(levels), strict=True):
         heatmap, short, stride = *_arrays(level)[:2], level.fields.stride
@@ -78,38 +65,18 @@ def find_people(
 
 def expected_oks(hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius: float) -> Tensor:
     tolerance = 2 * (extent(keypoints, present)[:, None] * keypoints.new_tensor(KAPPAS)).square()
-    expected = _expected_oks(_array(hough.score), hough.bin, _array(keypoints), _array(tolerance), radius)
+    expected = _expected_oks(array(hough.score), hough.bin, array(keypoints), array(tolerance), radius)
     return present * torch.from_numpy(expected)
 
 
 def claimed(keypoints: Tensor, *, radius: float) -> Tensor:
-    return torch.from_numpy(_claimed(_array(keypoints), radius**2))
-
-
-def embedding_distance(fields: Fields, keypoints: Tensor, present: Tensor, lambdas: Tensor) -> Tensor:
-    weight = present / present.sum(1, keepdim=True).clamp(min=1e-6) / lambdas[:, None]
-    seg, long = _array(fields.seg[0]), _array(fields.long[0])
-    return torch.from_numpy(
-        _embedding_distance(seg, long, _array(keypoints), _array(weight), fields.stride, PERSON)
-    )
-
-
-def full_resolution(
-    seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float
-) -> Iterator[Tensor]:
-    for away in distance:
-        yield torch.from_numpy(_mask(_array(seg), _array(away), step, height, width, threshold, PERSON))
+    return torch.from_numpy(_claimed(array(keypoints), radius**2))
 
 
 def _arrays(level: Level) -> tuple[Array, Array, Array]:
     """Heatmap, short- and mid-range offsets of the one image of this level."""
     fields = level.fields
-    return _array(fields.heatmap[0]), _array(fields.short[0]), _array(fields.mid[0])
-
-
-def _array(tensor: Tensor) -> Array:
-    array: Array = tensor.detach().contiguous().numpy()
-    return array
+    return array(fields.heatmap[0]), array(fields.short[0]), array(fields.mid[0])
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -218,8 +185,8 @@ def _people(views, frame_height, frame_width, seeds, kinds, mid_steps, squared_r
             for k in range(K):
                 x, y = keypoints[count, k, 0] * ratio, keypoints[count, k, 1] * ratio
                 if -0.5 <= x <= right and -0.5 <= y <= bottom:
-                    cell = _cell(x / stride, y / stride, *heatmap.shape[1:])
-                    present[count, k] += _sample(heatmap[k], cell) / len(views)
+                    cell = cell_at(x / stride, y / stride, *heatmap.shape[1:])
+                    present[count, k] += sample(heatmap[k], cell) / len(views)
         count += 1
     return keypoints[:count], present[:count]
 
@@ -262,30 +229,12 @@ def _mean_offset(views, is_mid, channel, kind, x, y):  # type: ignore[no-untyped
     total = across = down = 0.0
     for heatmap, short, mid, stride, ratio, share in views:
         field = mid[channel] if is_mid else short[channel]
-        cell = _cell(x * ratio / stride, y * ratio / stride, *heatmap.shape[1:])
-        weight = share * (_sample(heatmap[kind], cell) + UNSURE)
+        cell = cell_at(x * ratio / stride, y * ratio / stride, *heatmap.shape[1:])
+        weight = share * (sample(heatmap[kind], cell) + UNSURE)
         total += weight
-        across += weight * _sample(field[0], cell) / ratio
-        down += weight * _sample(field[1], cell) / ratio
+        across += weight * sample(field[0], cell) / ratio
+        down += weight * sample(field[1], cell) / ratio
     return across / total, down / total
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _cell(x: float, y: float, height: int, width: int) -> Cell:
-    """Where a place (in cells) lies among the four cells around it; beyond the map, on its border."""
-    x = min(max(0.0, x), width - 1.0)
-    y = min(max(0.0, y), height - 1.0)
-    left, top = int(x), int(y)
-    return top, min(top + 1, height - 1), left, min(left + 1, width - 1), x - left, y - top
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _sample(field: Array, cell: Cell) -> float:
-    """The field (H x W), interpolated bilinearly."""
-    top, bottom, left, right, across, down = cell
-    upper = field[top, left] + across * (field[top, right] - field[top, left])
-    lower = field[bottom, left] + across * (field[bottom, right] - field[bottom, left])
-    return float(upper + down * (lower - upper))
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -329,60 +278,3 @@ def _bins_between(low: float, high: float, bin: float, bins: int) -> tuple[int, 
     first = min(max(0.0, math.ceil(low / bin)), float(bins))
     last = min(max(-1.0, math.floor(high / bin)), bins - 1.0)
     return int(first), int(last) + 1
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _embedding_distance(
-    seg: Array, long: Array, keypoints: Array, weight: Array, stride: int, person: float
-) -> Array:
-    """Equation 6 at every cell for every person, N x H x W; `weight` is presence over its sum and lambda."""
-    people, (height, width) = len(keypoints), seg.shape
-    distance = np.full((people, height, width), np.inf, seg.dtype)
-    for n in range(people):
-        if weight[n].sum() == 0:
-            continue  # nothing is there to belong to
-        for row in range(height):
-            for column in range(width):
-                if seg[row, column] < person:
-                    continue
-                away = 0.0
-                for k in range(K):
-                    x = column * stride + long[k, 0, row, column] - keypoints[n, k, 0]
-                    y = row * stride + long[k, 1, row, column] - keypoints[n, k, 1]
-                    away += weight[n, k] * math.sqrt(x * x + y * y)
-                distance[n, row, column] = away
-    return distance
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def _mask(
-    seg: Array, away: Array, step: float, height: int, width: int, threshold: float, person: float
-) -> npt.NDArray[np.bool_]:
-    """One person's mask over the image. Where all four cells around a pixel agree, it is not interpolated."""
-    rows, columns = seg.shape
-    mask = np.zeros((height, width), np.bool_)
-    near = away <= threshold  # only person cells are: others are infinitely far
-    lefts = np.minimum((np.arange(width) * step).astype(np.int64), columns - 1)
-    firsts = np.searchsorted(lefts, np.arange(columns + 1))  # the pixels between cells j and j + 1
-    for y in range(height):
-        v = min(y * step, rows - 1.0)
-        top = int(v)
-        bottom, below = min(top + 1, rows - 1), v - top
-        for left in range(columns):
-            right = min(left + 1, columns - 1)
-            count = near[top, left] + near[top, right] + near[bottom, left] + near[bottom, right]
-            if count == 4:
-                mask[y, firsts[left] : firsts[left + 1]] = True
-            elif count > 0:
-                for x in range(firsts[left], firsts[left + 1]):
-                    beside = min(x * step, columns - 1.0) - left
-                    held = p = reached = 0.0
-                    for i, vertical in ((top, 1 - below), (bottom, below)):
-                        for j, horizontal in ((left, 1 - beside), (right, beside)):
-                            share = vertical * horizontal
-                            p += share * seg[i, j]
-                            if seg[i, j] >= person:
-                                held += share
-                                reached += share * min(away[i, j], 2 * threshold)
-                    mask[y, x] = held > 0 and p >= person and reached <= threshold * held
-    return mask
