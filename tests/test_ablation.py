@@ -24,6 +24,7 @@ from personlab.ablation.tables import CHOICES, TABLES, Choice, Table, side_here
 from personlab.ablation.verdict import Difference
 from personlab.commands import CommandError
 from personlab.errors import UserError
+from personlab.params import Params
 from tests import rehearsal
 from tests.conftest import ROOT
 
@@ -102,9 +103,15 @@ def test_whatever_can_be_asked_for_is_there() -> None:
 # --- experiments --------------------------------------------------------------------------------------------
 
 
-def project(folder: Path, **sections: object) -> Project:
-    """The demo's parameters, some of them others; nothing in the folder."""
-    settings = params.load(ROOT / "params.yaml").model_copy(update=sections)
+def project(folder: Path) -> Project:
+    """A small network and its sample; nothing in the folder."""
+    settings = Params.model_validate(
+        {
+            "model": {"backbone": "resnet18", "width": 32},
+            "train": {"crop": 129, "steps": 4000, "batch": 16},
+            "infer": {"sides": [385], "stride": 8},
+        }
+    )
     return Project(folder, settings, "c" * 40, ("codec", "infer", "model", "targets"), inputs="code and data")
 
 
@@ -114,8 +121,8 @@ def test_rows_become_commands(tmp_path: Path) -> None:
     assert hough.params.infer.scoring == "hough"
     assert hough.params.infer.nms == "hard"
     assert hough.params.train == made.params.train
-    start = "dvc exp run -S infer.scoring=hough -S infer.nms=hard --name ablate-scoring-hough-nms-hard-"
-    assert hough.command.startswith(start)
+    settings = "-S 'infer.sides=[385]' -S infer.scoring=hough -S infer.nms=hard"
+    assert hough.command.startswith(f"dvc exp run {settings} --name ablate-scoring-hough-nms-hard-")
     small = made.experiment(BY_NAME["table4"].rows[0])
     assert small.command.startswith(
         "dvc exp run -S 'infer.sides=[113]' -S infer.stride=32 --name ablate-sides-113-"
@@ -148,11 +155,12 @@ def test_an_experiments_name_tells_what_decides_its_result(tmp_path: Path) -> No
     assert replace(made, params=unwatched).experiment(row).name == name
 
 
-def test_several_sides_in_params_yaml_are_refused(tmp_path: Path) -> None:
+def test_the_middle_one_of_several_sides_stands_for_the_papers(tmp_path: Path) -> None:
     made = project(tmp_path)
-    pyramid = replace(made, params=overridden(made.params, {"infer.sides": (129, 257)}))
-    with pytest.raises(UserError, match=r"infer\.sides: the tables start from a single side, here are 2"):
-        pyramid.experiment(ROWS[0])
+    pyramid = replace(made, params=overridden(made.params, {"infer.sides": (577, 193, 385)}))
+    assert pyramid.side == made.side == 385
+    row = BY_NAME["table5"].rows[0]
+    assert pyramid.experiment(row).params == made.experiment(row).params
 
 
 def test_values_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
@@ -258,10 +266,9 @@ def test_a_page_shows_figures_differences_and_verdicts(tmp_path: Path) -> None:
     assert "| With imputation | APS | agrees | +0.060 | +0.060 to +0.060 | +0.088 |" in table9
     assert "Differences to *Without imputation*:" in table9
     name = made.experiment(BY_NAME["table9"].rows[0]).name
-    command = f"`dvc exp run -S targets.imputed=false --name {name}`"
+    command = f"`dvc exp run -S 'infer.sides=[385]' -S targets.imputed=false --name {name}`"
     assert f"| Without imputation | {command} | `cccccccccc` | `eeeeeeeeee` |" in table9
     assert "Verdicts: 1 disagrees." in section(text, "Table 8")  # the paper's loses by imputation
-    assert "**With refinement**" not in text
     assert "| **Stride 8, input 1401 (here 385)** | ours | 0.250 |" in text  # the same configuration
     assert "Not run: 23 of 24 rows." in section(text, "Table 4")
     assert "Scored: 100 images, 250 people, 200 with keypoints." in text

@@ -30,7 +30,8 @@ def ablate(
 
     The pipeline must have run ('dvc repro'), and what it depends on must be committed. Only what a row
     changes is run: table4, table5 and multiscale predict and score, each pair of tables trains one network
-    more. The paper's image sides are in proportion here: infer.sides of params.yaml stands for its 1401.
+    more. Inputs of 1401 pixels in the paper have infer.sides of params.yaml here (the middle one of several),
+    others are in proportion.
 
     Your files are not touched: experiments run in runs/ablate, and 'dvc exp show' lists them. Killed at any
     point, the same command goes on; rows that have run are not run again. One that fails does not stop the

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from statistics import median_low
 from typing import Any, Final, Self
 
 import numpy as np
@@ -110,17 +111,8 @@ class Project:
 
     @property
     def side(self) -> int:
-        """The image side that stands for the paper's 1401 pixels.
-
-        Raises:
-            UserError: params.yaml names several.
-        """
-        if len(self.params.infer.sides) > 1:
-            raise UserError(
-                f"{self.folder / 'params.yaml'}: infer.sides: the tables start from a single side, here are "
-                f"{len(self.params.infer.sides)}; name one (and commit)"
-            )
-        return self.params.infer.sides[0]
+        """The image side that stands for the paper's 1401 pixels: the middle one of those in params.yaml."""
+        return median_low(self.params.infer.sides)
 
     def experiment(self, row: Row) -> Experiment:
         """What a row of a table is here.

@@ -124,8 +124,8 @@ def _training(settings: Params) -> str:
 
 def _sides_here(project: Project) -> str:
     return (
-        f"**Parameters**: `params.yaml`, but for what commands set. Its `infer.sides`, {project.side} "
-        f"pixels, stand for the paper's {PAPER_SIDE}; the paper's other sides are in proportion to it."
+        f"**Parameters**: those of `params.yaml`, but for what a row's command sets. Inputs of {PAPER_SIDE} "
+        f"pixels in the paper have {project.side} here, others are in proportion."
     )
 
 

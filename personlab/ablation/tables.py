@@ -1,7 +1,8 @@
 """The tables of the paper: which parameters each row sets, and what the paper found with them.
 
 Image sides are the paper's. What they become here is a matter of proportion: the paper's 1401 pixels are the
-side that params.yaml names, and the others are to it as in the paper.
+middle one of the sides that params.yaml names, and the others are to it as in the paper. All rows but the
+pyramids look at one side only, as the paper's do, whatever params.yaml says.
 """
 
 from collections.abc import Mapping
@@ -27,21 +28,22 @@ class Row:
     title: str
     figures: tuple[float, ...]  # in the order of the table's columns
     settings: Mapping[str, Value]  # parameters by their dotted names
-    sides: tuple[int, ...] = ()  # the paper's; none: the one that params.yaml names
+    sides: tuple[int, ...] = (PAPER_SIDE,)  # the paper's
 
     def sides_here(self, reference: int) -> tuple[int, ...]:
-        """The sides in pixels, where `reference` is the one that params.yaml names."""
+        """The sides in pixels, where `reference` stands for the paper's 1401."""
         return tuple(side_here(side, reference) for side in self.sides)
 
     def overrides(self, reference: int) -> dict[str, Value]:
         """The parameters that the row sets."""
-        sides = self.sides_here(reference)
-        return ({"infer.sides": sides} if sides else {}) | dict(self.settings)
+        return {"infer.sides": self.sides_here(reference), **self.settings}
 
     def label(self, reference: int) -> str:
-        """The title, and what the paper's sides have become."""
+        """The title, and what the sides that it names have become."""
         here = self.sides_here(reference)
-        return self.title if here == self.sides else f"{self.title} (here {' '.join(map(str, here))})"
+        if here == self.sides or str(self.sides[0]) not in self.title:
+            return self.title
+        return f"{self.title} (here {' '.join(map(str, here))})"
 
 
 @dataclass(frozen=True)
