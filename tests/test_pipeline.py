@@ -39,7 +39,7 @@ TINY = {
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Git and DVC repository with this pipeline, tiny parameters, and nothing run yet."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("dvc.yaml", ".dvcignore"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "personlab", folder / "personlab", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "prefect").mkdir()  # before the real one on every stage's path: the pipeline needs none
