@@ -26,7 +26,7 @@ def alone(lock: Path, what: str) -> Iterator[None]:
 
 
 def lend(project: Path, folder: Path) -> None:
-    """Let relative paths in the parameters of `folder`, another checkout, lead where they lead in the project."""
+    """Let relative paths in the parameters of `folder`, another checkout, lead where the project's do."""
     settings = params.load(folder / "params.yaml")
     for name in filter(None, (settings.acquire.directory, settings.model.init)):
         ours, theirs = project / name, folder / name

@@ -1,6 +1,6 @@
 """Run a command in a process group of its own and hear every line that it says.
 
-Whoever runs one and is cancelled, interrupted or killed leaves nothing running behind (see `personlab.leash`).
+Whoever runs one and is cancelled, interrupted or killed leaves nothing running behind (`personlab.leash`).
 """
 
 import json
