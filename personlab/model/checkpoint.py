@@ -105,7 +105,7 @@ def _read(path: Path) -> bytes:
 
 def _tensors(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
-        state = safetensors.torch.load(content)
+        state = dict(sorted(safetensors.torch.load(content).items()))  # they come in a new order every time
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path}: not a safetensors file ({error}); pickled weights (.pt, .pth) are never opened, "
