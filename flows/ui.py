@@ -101,14 +101,20 @@ def end_orphans(api: str) -> None:
 
     They would count as running for ever, and those that wait for them would too.
     """
-    unfinished = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    question, ours = f"{api}/flow_runs/filter", {"deployment_id": {"is_null_": False}}
+    at_work = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
     gone = {"type": "CRASHED", "message": "its runner is gone"}
-    which: Mapping[str, Any] = {"deployment_id": {"is_null_": False}}
-    while runs := ask(f"{api}/flow_runs/filter", {"flow_runs": {**which, **unfinished}}):
-        for run in runs:
-            print(f"{run['name']} was interrupted", flush=True)
-            ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": gone, "force": True})
-        which = {"parent_flow_run_id": {"any_": [run["id"] for run in runs]}}  # their sub-flows
+
+    def end(which: Mapping[str, Any]) -> None:
+        while runs := ask(question, {"flow_runs": {**which, **at_work}}):
+            for run in runs:
+                print(f"{run['name']} was interrupted", flush=True)
+                ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": gone, "force": True})
+
+    end(ours)
+    crashed = {"flow_runs": {**ours, "state": {"type": {"any_": ["CRASHED"]}}}, "sort": "START_TIME_DESC"}
+    # a run may have had time to say so of itself, and not of its stages
+    end({"parent_flow_run_id": {"any_": [run["id"] for run in ask(question, crashed)]}})
 
 
 def ask(url: str, question: Mapping[str, Any]) -> Any:

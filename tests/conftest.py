@@ -43,5 +43,5 @@ def prefect_server() -> Iterator[None]:
     """A throw-away Prefect server with an empty database, shared by all tests that run flows."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=600):
         yield

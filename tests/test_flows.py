@@ -21,16 +21,20 @@ from uuid import UUID
 import pytest
 import yaml
 from PIL import Image
+from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
-from prefect.states import Running
+from prefect.states import Crashed, Running
 
 import personlab.leash
 from flows.artifacts import PICTURE_BYTES, with_pictures
 from flows.deployments import deployments
 from flows.progress import ProgressBar
 from flows.repro import repro
-from flows.stages import STAGES, acquire, downloads, evaluate, ingest, targets
+from flows.retrain import end_stages, retrain
+from flows.stages import STAGES, acquire, downloads, evaluate, ingest, reproduce_patiently, targets
 from flows.ui import ask, end_orphans
 from personlab.commands import CommandError, Progress, Said, error_text, leashed, understood
 from personlab.leash import end_group
@@ -361,8 +365,16 @@ def next_runs(port: int) -> set[str]:
     return set()
 
 
+def child_of(parent: int, word: str) -> int:
+    """The child process with a word in its command line."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (found,) = (pid for pid in children if word in Path(f"/proc/{pid}/cmdline").read_text())
+    return int(found)
+
+
 @pytest.mark.slow
-def test_the_ui_starts_serves_every_flow_and_stops(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_the_ui_starts_serves_every_flow_starts_a_killed_runner_again_and_stops(tmp_path: Path) -> None:
     port = free_port()
     with start_ui(tmp_path, port) as ui:
         assert ui.stdout is not None
@@ -371,6 +383,9 @@ def test_the_ui_starts_serves_every_flow_and_stops(tmp_path: Path) -> None:
         served = {name for _, name in zip(range(14), ui.stdout, strict=False)}
         assert all(any(f" {name}/local " in line for line in served) for name in (*FLOWS, *NAMES))
         assert next_runs(port) == {"03:00:00"}
+        os.kill(child_of(child_of(ui.pid, "flows.deployments"), "flows.deployments"), signal.SIGKILL)
+        again = "".join(iter(ui.stdout.readline, "Deployments\n"))
+        assert "the runner was killed; starting it again ..." in again
         ui.send_signal(signal.SIGINT)
         assert ui.stdout.read().endswith("stopped\n")
     assert ui.returncode == 0
@@ -407,6 +422,8 @@ def test_runs_whose_runner_is_gone_do_not_count_as_running(prefect_server: None)
         deployment = client.create_deployment(flow_id, "local")
         run = client.create_flow_run_from_deployment(deployment)
         client.set_flow_run_state(run.id, Running(), force=True)
+        call = client.create_task_run(reproduce_patiently, run.id, dynamic_key="0")
+        stage = client.create_flow_run(acquire, parent_task_run_id=call.id, state=Running())
         end_orphans(str(PREFECT_API_URL.value()))
         state = client.read_flow_run(run.id).state
         assert state is not None
@@ -414,6 +431,46 @@ def test_runs_whose_runner_is_gone_do_not_count_as_running(prefect_server: None)
         assert state.message == "its runner is gone"
         end_orphans(str(PREFECT_API_URL.value()))
         assert client.read_flow_run(run.id).state == state  # what has ended stays as it is
+
+        client.set_flow_run_state(stage.id, Running(), force=True)  # its run alone had time to say so
+        end_orphans(str(PREFECT_API_URL.value()))
+        ended = client.read_flow_run(stage.id).state
+        assert ended is not None
+        assert ended.is_crashed()
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_run_whose_process_was_killed_end_with_it(prefect_server: None) -> None:
+    at_work: list[FlowRun] = []
+
+    @flow
+    def stage() -> None:
+        at_work.append(run_of_context())
+
+    @flow
+    def run() -> None:
+        at_work.append(run_of_context())
+        stage()
+        stage()
+
+    def run_of_context() -> FlowRun:
+        context = FlowRunContext.get()
+        assert context is not None
+        assert context.flow_run is not None
+        return context.flow_run
+
+    run()
+    whole, first, second = at_work
+    assert end_stages in retrain.on_crashed_hooks
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(second.id, Running(), force=True)  # as if it had been killed there
+        end_stages(retrain, whole, Crashed(message="killed"))
+        ended = client.read_flow_run(second.id).state
+        assert ended is not None
+        assert (ended.is_crashed(), ended.message) == (True, "killed")
+        before = client.read_flow_run(first.id).state
+        assert before is not None
+        assert before.is_completed()
 
 
 def test_the_automation_in_the_documentation_is_one() -> None:

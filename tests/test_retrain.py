@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def outcomes(state: State[Any]) -> dict[str, str]:
 def of_champion(project: Path) -> dict[str, bytes]:
     folder = project / "models/champion"
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@contextmanager
+def branch(project: Path, name: str) -> Iterator[Path]:
+    """A checkout of a new branch; what is changed in it is committed."""
+    aside = project.with_name(name)
+    rehearsal.run(project, "git", "worktree", "add", "-q", "-b", name, str(aside), "main")
+    yield aside
+    rehearsal.commit(aside)
 
 
 def learning_rate(value: float) -> list[str]:
@@ -123,11 +133,9 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
 def test_a_broken_stage_of_another_revision_fails_with_its_own_words_first(
     project: Path, first: State[Any]
 ) -> None:
-    aside = project.with_name("aside")
-    rehearsal.run(project, "git", "worktree", "add", "-q", "-b", "broken", str(aside), "main")
     reason = "personlab: input/impute.txt: row 3 is bad\n  write another row"
-    (aside / "input/impute.txt").write_text(reason)
-    rehearsal.commit(aside)
+    with branch(project, "broken") as aside:
+        (aside / "input/impute.txt").write_text(reason)
     state = retrain(Retraining(revision="broken"), project, return_state=True)
     assert state.is_failed()
     assert str(state.message).startswith(f"impute: {reason}")
@@ -187,13 +195,6 @@ def test_relative_paths_in_the_parameters_lead_where_they_did(project: Path, fir
 # --- cancelled in the middle ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def real(tmp_path: Path) -> Path:
-    """A project whose training is the real one, with Ray."""
-    rehearsal.project(tmp_path / "real", {"train": "python -m personlab train"})
-    return tmp_path / "real"
-
-
 def marked(mark: str) -> Iterator[int]:
     """The processes that have `mark` in their environment, as everything has that such a process starts."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -206,15 +207,19 @@ def marked(mark: str) -> Iterator[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
 def test_a_cancelled_training_leaves_no_process_and_goes_on_next_time(
-    prefect_server: None, real: Path
+    project: Path, first: State[Any]
 ) -> None:
     from prefect.settings import PREFECT_API_URL
 
+    with branch(project, "real") as aside:
+        pipeline = (aside / "dvc.yaml").read_text()
+        (aside / "dvc.yaml").write_text(pipeline.replace("rehearsal.py train", "-m personlab train"))
+
     mark = uuid.uuid4().hex
     ours = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(ROOT), "MARK": mark}
-    command = (sys.executable, "-m", "flows.retrain")
-    place = real / "runs/retrain"
-    flow = subprocess.Popen(command, cwd=real, env=os.environ | ours, start_new_session=True)
+    command = (sys.executable, "-m", "flows.retrain", "--revision", "real")
+    place = project / "runs/retrain"
+    flow = subprocess.Popen(command, cwd=project, env=os.environ | ours, start_new_session=True)
     try:
         wait_until(lambda: checkpoint_is_recorded(place), flow)
         assert len(list(marked(mark))) > 5  # the flow, the leash, DVC, the stage, and Ray's
@@ -227,7 +232,7 @@ def test_a_cancelled_training_leaves_no_process_and_goes_on_next_time(
     while list(marked(mark)) and time.monotonic() < end:
         time.sleep(0.1)
     assert list(marked(mark)) == []
-    assert rehearsal.run(real, "git", "status", "--porcelain") == ""
+    assert rehearsal.run(project, "git", "status", "--porcelain") == "M input/ingest.txt"
     assert not (place / "data/train").exists()
     assert not list(place.glob("data/.*.partial"))
 

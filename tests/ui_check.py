@@ -128,6 +128,7 @@ def check(project: Path, url: str) -> None:
             page.picture(PICTURES / f"{key}.jpg")
         page.open(f"{url}/deployments/deployment/{deployment}", "Schedules")
         page.wait_for("At 03:00")
+        page.wait_for("Not promoted")  # its runs are listed
         page.picture(PICTURES / "schedule.jpg")
         elsewhere = {a for a in page.asked if not a.startswith((url, "data:", "blob:", "chrome:"))}
         expect(f"nobody else was asked for anything ({len(elsewhere)} addresses)", not elsewhere)
