@@ -177,8 +177,7 @@ def keep(run: Run, step: int, state: Callable[[], dict[str, Any]]) -> None:
 
 
 def _save(state: dict[str, Any], folder: Path) -> None:
-    with (folder / _STATE).open("wb+") as file:
-        torch.save(state, file)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256")
-    (folder / _DIGEST).write_text(digest.hexdigest())
+    content = io.BytesIO()  # torch would not say of a full disk that it is full
+    torch.save(state, content)
+    (folder / _STATE).write_bytes(content.getbuffer())
+    (folder / _DIGEST).write_text(hashlib.sha256(content.getbuffer()).hexdigest())
