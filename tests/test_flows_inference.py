@@ -14,10 +14,15 @@ from tests.served import artifacts_of, log_of, run_of, table_of
 
 
 @pytest.mark.slow
-def test_batch_inference_shows_counts_errors_and_pictures(prefect_server: None, tmp_path: Path) -> None:
+def test_batch_inference_shows_counts_errors_and_pictures(
+    prefect_server: None, ray_local: None, tmp_path: Path
+) -> None:
+    import ray
+
     weights = save_weights(tmp_path / "model.safetensors")
     spoil(save_pictures(tmp_path / "pictures", 4) / "002.png", 1)
-    batch = Batch(pictures="pictures", out="found", weights=weights.name, sides=[65])
+    cluster = ray.get_runtime_context().gcs_address
+    batch = Batch(pictures="pictures", out="found", weights=weights.name, sides=[65], ray_address=cluster)
     state = batch_inference(batch, tmp_path, return_state=True)
     assert state.is_completed(), state.message
     assert str(state.message).startswith("4 images in = 3 predictions + 1 errors")

@@ -1,6 +1,5 @@
 """Retraining, from the form to the verdict, on the rehearsal pipeline and a real Prefect server."""
 
-import json
 import os
 import signal
 import subprocess
@@ -254,4 +253,4 @@ def wait_until(ready: Any, process: subprocess.Popen[bytes]) -> None:
 
 def checkpoint_is_recorded(place: Path) -> bool:
     snapshots = place.glob("runs/train-*/checkpoint_manager_snapshot.json")
-    return any("checkpoint_20" in json.dumps(json.loads(each.read_text() or "{}")) for each in snapshots)
+    return any("step-" in each.read_text() for each in snapshots)
