@@ -5,10 +5,13 @@ memory does not grow with the number of images.
 """
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -78,13 +81,14 @@ def _kept(job: Job, numbers: Sequence[int], label: str) -> Iterator[Part]:
     """Those of the parts that are finished."""
     if not numbers:
         return
-    done = _units(numbers).map(partial(_check, job), num_cpus=1)
+    done = _units(numbers).map(partial(_check, job, Path.cwd()), num_cpus=1)
     for row in progress(done.iter_rows(), total=len(numbers), label=f"{label}: parts checked"):
         if row["part"]:
             yield Part.model_validate_json(row["part"])
 
 
-def _check(job: Job, row: Row) -> Row:
+def _check(job: Job, here: Path, row: Row) -> Row:
+    _go(here)
     part = batch.finished(job, row["number"])
     return {"part": part.model_dump_json() if part else ""}
 
@@ -102,7 +106,7 @@ def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
         warnings.simplefilter("ignore")
         made = _units(numbers).map(
             _Actor,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, Path.cwd()),
             compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
             num_cpus=1,
             num_gpus=1 if gpu else 0,
@@ -123,10 +127,17 @@ def _units(numbers: Sequence[int]) -> ray.data.Dataset:
     return ray.data.from_items([{"number": n} for n in numbers], override_num_blocks=len(numbers))
 
 
+def _go(here: Path) -> None:
+    """Let relative paths mean what they mean to the driver: a cluster's processes were started elsewhere."""
+    with suppress(OSError):  # nodes that do not have the folder can do without it, where no path is relative
+        os.chdir(here)
+
+
 class _Actor:
     """A worker whose UserErrors reach the driver as values, without Ray's wrapping."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, here: Path) -> None:
+        _go(here)
         try:
             self.worker: Worker | UserError = Worker(job)
         except UserError as error:
