@@ -4,8 +4,8 @@ All workers together see one sequence of images, which depends on the seed alone
 image once in each. Step t takes the t-th `batch` images of it, and every worker its share of each step. So
 the number of workers changes nothing, and neither does being interrupted.
 
-Threads decode and augment beside the training step; Ray Data could do it in other processes, but on a small
-machine its executor alone takes more than half of a processor.
+Threads decode and augment beside the training step. Ray Data could do it in other processes, at twice the
+processor time and without what is promised here (docs/reliability.md has the figures).
 """
 
 import itertools
