@@ -119,20 +119,13 @@ def test_a_killed_driver_goes_on_and_another_run_is_refused(
     assert check_truth(out).errors == IMAGES // 20
 
 
-def test_a_killed_actor(folder: Path, cluster: Any, expected: dict[str, str], tmp_path: Path) -> None:
-    run = Run(folder, tmp_path / "out", cluster)
-    run.wait_for(0.2)
-    actors(busy(cluster)[0])[0].kill()
-    run.end()
-    assert digests(run.out) == expected
-    check_truth(run.out)
-
-
-def test_a_node_removed_in_the_middle(
+def test_an_actor_is_killed_and_then_a_node_removed(
     folder: Path, cluster: Any, expected: dict[str, str], tmp_path: Path
 ) -> None:
     run = Run(folder, tmp_path / "out", cluster)
     run.wait_for(0.2)
+    actors(busy(cluster)[0])[0].kill()
+    run.wait_for(0.5)
     cluster.remove_node(busy(cluster)[-1], allow_graceful=False)
     run.end()
     assert digests(run.out) == expected
