@@ -238,7 +238,13 @@ def test_a_terminated_flow_takes_its_stage_with_it(prefect_server: None, project
         "import os, time\nopen('pid', 'w').write(str(os.getpid()))\nprint('ready')\ntime.sleep(600)\n"
     )
     env = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(ROOT)}
-    flow = subprocess.Popen((sys.executable, "-m", "flows.stages", "acquire"), cwd=project.folder, env=env)
+    flow = subprocess.Popen(
+        (sys.executable, "-m", "flows.stages", "acquire"),
+        cwd=project.folder,
+        env=env,
+        # as in a terminal, even if these tests are a shell's background job, which starts with SIGINT ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     pid_file = project.folder / "pid"
     deadline = time.monotonic() + 60
     while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
