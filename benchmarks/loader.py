@@ -1,0 +1,327 @@
+"""How fast training examples are made, on one processor and on two, and whether the trainer waits for them.
+
+    python -m benchmarks.loader [--coco FOLDER] [--crop 801] [--batches 25] [--rounds 3] [--json FILE]
+
+Photos of a COCO folder (../shared/data/coco-mini; the rendered sample where there is none) are put into
+shards, as the pipeline does. An example is a JPEG decoded, seen through one of the paper's random crops, and
+its five fields rasterised, in batches of 8 at stride 16, R = 32. Two ways, in turns, each in a process of its
+own that may use one or two processors:
+
+- feed: what the stage `train` does: as many threads as processors decode and draw, one more rasterises, and
+  the shards are read beside them;
+- DataLoader: torch's, with as many worker processes as processors, which do all of it, from rows that are in
+  memory already.
+
+Both work ahead and are timed from their first batch on. Rates depend on what else the machine does,
+processor time less so. Then the pieces, one after the other in one thread, with the bytes that they hand on.
+At the end `train` itself runs for a few steps, with params.yaml's network, and says what share of the time it
+waits: at this crop size, and at params.yaml's.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks import photos
+from personlab import tables
+from personlab.ahead import ahead
+from personlab.codec.encode import encode
+from personlab.codec.fields import stack
+from personlab.data.augment import augmented, random_view
+from personlab.data.example import Example, decode_jpeg, see
+from personlab.data.feed import feed
+from personlab.engine import Batch
+from personlab.params import Train
+
+T = TypeVar("T")
+
+RADIUS = 32.0
+_SHARDS = Path("data/targets/train")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """One round of one way; images/s from its first batch on."""
+
+    images_per_s: float
+    processor_ms: float  # an image, of all processes, the first batch included
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One way to load, on so many processors: medians of the rounds."""
+
+    way: str
+    processors: int
+    images_per_s: float
+    processor_ms: float  # an image, of all processes
+    rounds: list[float]  # images/s of each
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one image costs, in one thread, and what is handed on."""
+
+    name: str
+    milliseconds: float
+    kilobytes: float
+
+
+def main() -> None:
+    options = _options()
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        what = photos.project(Path(folder), options.coco)
+        shards = Path(folder) / _SHARDS
+        train = Train(crop=options.crop, steps=options.batches + 1)
+        rates = measure(shards, train, options.rounds)
+        found = _alone(1, pieces, shards, train)
+        console.print(rates_table(rates, f"{what}, {options.crop} px, {os.cpu_count()} processors"))
+        console.print(pieces_table(found))
+        for crop in (options.crop, None):
+            setting = f"crop {crop}" if crop else "params.yaml's settings"
+            console.print(f"train, {setting}: {waiting(Path(folder), crop)}")
+    if options.json:
+        content = {"rates": [asdict(rate) for rate in rates], "pieces": [asdict(piece) for piece in found]}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+# --- rates --------------------------------------------------------------------------------------------------
+
+
+def measure(shards: Path, train: Train, rounds: int) -> list[Rate]:
+    """Every way on every number of processors, `rounds` times in turns."""
+    ways: dict[str, Callable[[Path, Train, int], Pace]] = {"feed": by_feed, "DataLoader": by_data_loader}
+    seen = defaultdict[tuple[str, int], list[Pace]](list)
+    for _ in range(rounds):
+        for processors in range(1, min(2, os.cpu_count() or 1) + 1):
+            for name, way in ways.items():
+                seen[name, processors].append(_alone(processors, way, shards, train, processors))
+    return [_rate(*key, paces) for key, paces in sorted(seen.items(), reverse=True)]
+
+
+def _rate(way: str, processors: int, paces: list[Pace]) -> Rate:
+    rounds = [pace.images_per_s for pace in paces]
+    used = statistics.median(pace.processor_ms for pace in paces)
+    return Rate(way, processors, statistics.median(rounds), used, rounds)
+
+
+def _alone(processors: int, work: Callable[..., T], *args: Any) -> T:
+    """The result of a function in a process that may use so many processors."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _confine, (processors,)) as pool:
+        return pool.submit(work, *args).result()
+
+
+def _confine(processors: int) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])
+    torch.set_num_threads(1)
+
+
+def by_feed(shards: Path, train: Train, threads: int) -> Pace:
+    """What the stage `train` reads from, on processors alone."""
+    examples = feed(shards, train, rank=0, workers=1, done=0, threads=threads)
+    return _pace(ahead(lambda each: _batch(each, train), examples, threads=1, depth=2))
+
+
+def by_data_loader(shards: Path, train: Train, processes: int) -> Pace:
+    """torch's DataLoader."""
+    loader = DataLoader(
+        _Examples(_rows(shards), train),
+        batch_size=train.batch,
+        num_workers=processes,
+        collate_fn=_collated,
+        worker_init_fn=_single_threaded,
+    )
+    return _pace(loader)
+
+
+class _Examples(Dataset[tuple[Example, Any]]):
+    """Epoch after epoch of a shard's rows, augmented as in training, with their fields."""
+
+    def __init__(self, rows: list[dict[str, Any]], train: Train) -> None:
+        self.rows, self.train = rows, train
+
+    def __len__(self) -> int:
+        return self.train.steps * self.train.batch
+
+    def __getitem__(self, index: int) -> tuple[Example, Any]:
+        epoch, row = divmod(index, len(self.rows))
+        example = augmented(self.rows[row], self.train, epoch=epoch)
+        return example, encode(example.people, stride=self.train.stride, radius=RADIUS)
+
+
+def _single_threaded(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _collated(pairs: list[tuple[Example, Any]]) -> Batch:
+    examples, targets = zip(*pairs, strict=True)
+    return Batch(
+        torch.stack([each.image for each in examples]),
+        stack(list(targets)),
+        [each.image_id for each in examples],
+    )
+
+
+def _batch(examples: list[Example], train: Train) -> Batch:
+    return _collated([(e, encode(e.people, stride=train.stride, radius=RADIUS)) for e in examples])
+
+
+def _pace(batches: Iterable[Batch]) -> Pace:
+    before = _processor_seconds()
+    each = iter(batches)
+    first = next(each)
+    start = time.perf_counter()
+    images = sum(len(batch.images) for batch in each)
+    seconds = time.perf_counter() - start
+    del each  # processes count when they have ended
+    used = _processor_seconds() - before
+    return Pace(images / seconds, 1e3 * used / (images + len(first.images)))
+
+
+def _processor_seconds() -> float:
+    own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in (own, others))
+
+
+def _rows(shards: Path) -> list[dict[str, Any]]:
+    return [row for part in sorted(shards.glob("*.parquet")) for row in _part(part)]
+
+
+def _part(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = tables.read_table(path, tables.SHARD).to_pylist()
+    return rows
+
+
+# --- pieces -------------------------------------------------------------------------------------------------
+
+
+def pieces(shards: Path, train: Train) -> list[Piece]:
+    """Mean processor milliseconds and kilobytes of an image, of every step from the shard to the batch."""
+    taken = defaultdict[str, list[float]](list)
+    held = defaultdict[str, list[int]](list)
+
+    def timed(name: str, work: Callable[[], T], size: Callable[[T], int]) -> T:
+        start = time.process_time()
+        result = work()
+        taken[name].append(1e3 * (time.process_time() - start))
+        held[name].append(size(result))
+        return result
+
+    for part in sorted(shards.glob("*.parquet")):
+        for group in range(pq.read_metadata(part).num_row_groups):
+            start = time.process_time()
+            rows = pq.ParquetFile(part).read_row_group(group).to_pylist()
+            taken["read"] += [1e3 * (time.process_time() - start) / len(rows)] * len(rows)
+            held["read"] += [len(row["jpeg"]) for row in rows]
+            for row in rows:
+                _walk(row, train, timed)
+    return [Piece(name, statistics.mean(taken[name]), statistics.mean(held[name]) / 1e3) for name in taken]
+
+
+def _walk(row: dict[str, Any], train: Train, timed: Callable[..., Any]) -> None:
+    rng = np.random.default_rng(row["image_id"])
+    height, width = row["height"], row["width"]
+    scales = train.min_scale, train.max_scale
+    view = random_view(rng, height=height, width=width, crop=train.crop, scales=scales)
+    image = timed("decode JPEG", lambda: decode_jpeg(row["jpeg"], name=row["file_name"]), _size)
+    timed("draw crop", lambda: view.image(image), _size)
+    annotated = [tables.annotation(record) for record in row["people"]]
+    people = timed(
+        "people and masks",
+        lambda: see(annotated, view, height=height, width=width, stride=train.stride),
+        lambda found: sum(t.nbytes for t in (found.keypoints, found.labelled, found.masks, found.crowd)),
+    )
+    timed("rasterise", lambda: encode(people, stride=train.stride, radius=RADIUS), _bytes)
+
+
+def _size(array: np.ndarray[Any, Any]) -> int:
+    return array.nbytes
+
+
+def _bytes(held: Any) -> int:
+    """Bytes of all tensors in nested dataclasses."""
+    if isinstance(held, torch.Tensor):
+        return held.nbytes
+    return sum(_bytes(value) for value in vars(held).values()) if hasattr(held, "__dataclass_fields__") else 0
+
+
+# --- training -----------------------------------------------------------------------------------------------
+
+
+def waiting(folder: Path, crop: int | None) -> str:
+    """What the stage `train` says of its pace, after a few steps. crop: px, with the paper's augmentation."""
+    params = yaml.safe_load((photos.ROOT / "params.yaml").read_text())
+    own = yaml.safe_load((folder / "params.yaml").read_text())
+    if crop:
+        changes = {"crop": crop, "person_sizes": None, "batch": 2, "steps": 30, "min_scale": 0.5}
+        own["train"] = params["train"] | changes | {"max_scale": 1.5}
+    else:
+        own["train"] = params["train"] | {"steps": 300}
+    (folder / "params.yaml").write_text(yaml.safe_dump(own))
+    lines = photos.run(folder, "train").splitlines()
+    return next(line.partition("train: ")[2] for line in lines if "waiting for data" in line)
+
+
+# --- showing ------------------------------------------------------------------------------------------------
+
+
+def rates_table(rates: list[Rate], title: str) -> Table:
+    """A row for each way, with its gain from the second processor."""
+    shown = Table("way", "processors", "images/s", "of one", "processor ms", "rounds", title=title)
+    one = {rate.way: rate.images_per_s for rate in rates if rate.processors == 1}
+    for rate in sorted(rates, key=lambda rate: (rate.way, rate.processors)):
+        rounds = ", ".join(f"{each:.1f}" for each in rate.rounds)
+        gain = f"{rate.images_per_s / one[rate.way]:.2f}x"
+        shown.add_row(
+            rate.way,
+            str(rate.processors),
+            f"{rate.images_per_s:.1f}",
+            gain,
+            f"{rate.processor_ms:.0f}",
+            rounds,
+        )
+    return shown
+
+
+def pieces_table(found: list[Piece]) -> Table:
+    """A row for each piece, and their sum."""
+    shown = Table("piece", "processor ms an image", "kB an image")
+    for piece in found:
+        shown.add_row(piece.name, f"{piece.milliseconds:.2f}", f"{piece.kilobytes:.1f}")
+    shown.add_section()
+    shown.add_row("sum", f"{sum(piece.milliseconds for piece in found):.2f}", "")
+    return shown
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description="Measure data loading.")
+    parser.add_argument("--coco", type=Path, default=photos.COCO_MINI, metavar="FOLDER")
+    parser.add_argument("--crop", type=int, default=801, metavar="N")
+    parser.add_argument("--batches", type=int, default=25, metavar="N", help="of 8, that are timed")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What starting Ray and taking it down costs a `dvc repro` with params.yaml's settings.
+
+    python -m benchmarks.ray_startup [--rounds 1] [--json FILE]
+
+The pipeline runs in a folder of its own, all stages as `dvc repro` would, but for 20 training steps instead
+of thousands: starting and ending do not depend on them. Of each stage that uses Ray:
+
+- import: of Ray's packages, when everything else that a stage imports is there;
+- start: from `ray.init` until the first of the work begins in a worker: Ray's processes, placing the workers,
+  and their import of torch and this program;
+- end: from the last of the work until `ray.shutdown` has returned. What the driver does with a training's
+  result before it takes Ray down is in it (reading a checkpoint, exporting weights): rather too much.
+
+What Ray costs between start and end is not here (benchmarks/batch.py has that for inference).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import photos
+
+STAGES = ("estimator", "impute", "train", "infer")
+_EVENTS = "PERSONLAB_BENCHMARK_EVENTS"  # file that all processes of a stage write to
+_IMPORTED = """
+import time, cv2, numpy, pandas, pyarrow.parquet, torch.utils.data, torch.nn.parallel, dvclive
+import personlab.predictor, personlab.engine, personlab.data.feed, personlab.tables
+start = time.monotonic()
+import ray, ray.data, ray.train.torch
+print(time.monotonic() - start)
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that Ray takes of a stage."""
+
+    stage: str
+    imported: float
+    start: float
+    end: float
+
+    @property
+    def whole(self) -> float:
+        return self.imported + self.start + self.end
+
+
+def main() -> None:
+    options = _options()
+    rounds = [measure() for _ in range(options.rounds)]
+    costs = [_median([cost for costs in rounds for cost in costs if cost.stage == stage]) for stage in STAGES]
+    Console().print(table(costs))
+    print("rounds:", *(f"{sum(cost.whole for cost in costs):.1f} s" for costs in rounds))
+    if options.json:
+        options.json.write_text(
+            json.dumps([[asdict(cost) for cost in costs] for costs in rounds], indent=1) + "\n"
+        )
+
+
+def measure() -> list[Cost]:
+    """Each stage's costs, once."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        params = yaml.safe_load((photos.ROOT / "params.yaml").read_text())
+        params["estimator"]["steps"] = params["train"]["steps"] = 20
+        (root / "params.yaml").write_text(yaml.safe_dump(params))
+        for stage in ("acquire", "ingest"):
+            photos.run(root, stage)
+        costs = [_cost("estimator", root), _cost("impute", root)]
+        photos.run(root, "targets")
+        return [*costs, _cost("train", root), _cost("infer", root)]
+
+
+def _cost(stage: str, root: Path) -> Cost:
+    events = root / f"{stage}.events"
+    own = os.environ | {"PYTHONPATH": str(photos.ROOT), _EVENTS: str(events)}
+    imported = subprocess.run([sys.executable, "-c", _IMPORTED], env=own, check=True, capture_output=True)
+    command = [sys.executable, "-c", f"from benchmarks import ray_startup; ray_startup.observe('{stage}')"]
+    subprocess.run(command, cwd=root, env=own, check=True)
+    seen = [json.loads(line) for line in events.read_text().splitlines()]
+    at = {name: [time for event, time in seen if event == name] for name in ("init", "begin", "end", "down")}
+    start, end = min(at["begin"]) - min(at["init"]), max(at["down"]) - max(at["end"])
+    return Cost(stage, float(imported.stdout), start, end)
+
+
+def _median(costs: list[Cost]) -> Cost:
+    imported, start, end = (
+        statistics.median(getattr(cost, name) for cost in costs) for name in ("imported", "start", "end")
+    )
+    return Cost(costs[0].stage, imported, start, end)
+
+
+def table(costs: list[Cost]) -> Table:
+    """A row for each stage, and their sum."""
+    shown = Table("stage", "import s", "start s", "end s", "sum s", title="Ray's start and end")
+    for cost in costs:
+        seconds = (cost.imported, cost.start, cost.end, cost.whole)
+        shown.add_row(cost.stage, *(f"{each:.1f}" for each in seconds))
+    shown.add_section()
+    shown.add_row("all", "", "", "", f"{sum(cost.whole for cost in costs):.1f}")
+    return shown
+
+
+# --- in the stage's processes -------------------------------------------------------------------------------
+
+
+def observe(stage: str) -> None:
+    """Run a stage in the current folder and note when Ray and the work begin and end."""
+    import ray
+
+    from personlab import params
+    from personlab.stages import batch, estimator, impute, infer, train
+
+    # The stages' own names are left as they are in workers, which import them anew.
+    ray.init = _noted(ray.init, before="init")
+    ray.shutdown = _noted(ray.shutdown, after="down")
+    estimator._train_worker = _estimator_work
+    train._work = _train_work
+    impute._Actor = _observed(impute._Actor)
+    batch._Actor = _observed(batch._Actor)
+    modules = {"estimator": estimator, "impute": impute, "train": train, "infer": infer}
+    modules[stage].run(params.load(Path("params.yaml")), Path.cwd())
+
+
+def _note(event: str) -> None:
+    with Path(os.environ[_EVENTS]).open("a") as file:
+        file.write(json.dumps([event, time.time()]) + "\n")
+
+
+def _noted(work: Callable[..., Any], *, before: str = "", after: str = "") -> Callable[..., Any]:
+    def noted(*args: Any, **named: Any) -> Any:
+        if before:
+            _note(before)
+        result = work(*args, **named)
+        if after:
+            _note(after)
+        return result
+
+    return noted
+
+
+def _estimator_work(config: dict[str, Any]) -> None:
+    from personlab.stages import estimator
+
+    _noted(estimator._train_worker, before="begin", after="end")(config)
+
+
+def _train_work(config: dict[str, Any]) -> None:
+    from personlab.stages import train
+
+    _noted(train._work, before="begin", after="end")(config)
+
+
+def _observed(actor: type) -> type:
+    """An actor class that notes when its objects are made and when they have done something."""
+
+    class Observed(actor):
+        def __init__(self, *args: Any) -> None:
+            _note("begin")
+            super().__init__(*args)
+
+        def __call__(self, *args: Any) -> Any:
+            result = super().__call__(*args)
+            _note("end")
+            return result
+
+    return Observed
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ray_startup", description="Measure what starting Ray costs."
+    )
+    parser.add_argument("--rounds", type=int, default=1, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
