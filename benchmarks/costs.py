@@ -1,0 +1,287 @@
+"""What an image costs, in time and bytes, where no other benchmark says so: inputs of the cost model.
+
+    python -m benchmarks.costs --weights FILE [--coco FOLDER] [--json FILE]
+
+Processor time, photos of a COCO folder (../shared/data/coco-mini). `--weights` is a network to predict with:
+only the times of the codec and of `evaluate`, and the size of predictions, depend on it. Operations are
+counted by PyTorch's FlopCounterMode without computing anything. benchmarks/scaling.py takes what this prints.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import photos
+from personlab import params, tables
+from personlab.codec.fields import Fields
+from personlab.data import picture
+from personlab.data.crops import person_crop, read_image
+from personlab.data.example import decode_jpeg
+from personlab.data.view import ImageArray
+from personlab.inference import batch, inputs
+from personlab.model.estimator import Estimator, PersonFields
+from personlab.model.network import PersonLab
+from personlab.params import Codec, Model, Params
+from personlab.predictor import Predictor, detections
+
+_PAPER = Model(backbone="resnet101", width=64)
+_MOBILE = Model(backbone="mobilenet16", width=24)
+_LISTED = 1_000_000
+_PART = 256
+_TASKS = 500, 4500
+_PHOTOS = 20
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        # Listing comes first: its memory is told from the highest there has been.
+        found = listing(Path(folder)) | operations()
+        found |= stages(Path(folder), options.coco, options.weights)
+        found |= decoding(options.coco, options.weights) | parts() | parts()
+    for name, value in found.items():
+        Console().print(f"{name} = {value:.6g}")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+# --- operations ---------------------------------------------------------------------------------------------
+
+
+def operations() -> dict[str, float]:
+    """TFLOP an image (a multiplication and an addition are two), and parameters."""
+    photo = {"infer": (1401, 1057), "mobile": (513, 385)}  # width and height, 4:3
+    trained = PersonLab(_PAPER, Codec(), stride=16).train()
+    estimator = Estimator(_paper_params().estimator).train()
+    networks = {
+        "infer": PersonLab(_PAPER, Codec(), stride=8).eval(),
+        "mobile": PersonLab(_MOBILE, Codec(), stride=16).eval(),
+    }
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        crop = torch.zeros(1, 3, 801, 801, dtype=torch.uint8)
+        person = torch.zeros(1, 3, 353, 257, dtype=torch.uint8)
+        counts = {
+            "train_tflop": _tflop(lambda: _backward(*trained.forward_training(crop))),
+            "estimator_train_tflop": _tflop(lambda: _backward(estimator(person))),
+        }
+        with torch.inference_mode():
+            counts["impute_tflop"] = _tflop(lambda: estimator.eval()(person))
+            for name, network in networks.items():
+                width, height = photo[name]
+                seen = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+                counts[f"{name}_tflop"] = _tflop(partial(network, seen))
+    return counts | {"parameters": float(sum(p.numel() for p in trained.parameters()))}
+
+
+def _paper_params() -> Params:
+    return params.load(photos.ROOT / "configs/coco2017-resnet101.yaml")
+
+
+def _tflop(work: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops() / 1e12
+
+
+def _backward(*outputs: Fields | PersonFields) -> None:
+    tensors = [t for each in outputs for t in vars(each).values() if isinstance(t, Tensor)]
+    torch.stack([tensor.sum() for tensor in tensors]).sum().backward()
+
+
+# --- stages -------------------------------------------------------------------------------------------------
+
+
+def stages(folder: Path, coco: Path, weights: Path) -> dict[str, float]:
+    """Seconds and bytes an image of the stages that do not use Ray, and of a person that is imputed."""
+    from personlab.stages import acquire, evaluate, ingest, targets
+
+    own = params.load(photos.ROOT / "params.yaml")
+    source = params.Acquire(source="directory", directory=str(coco.resolve()))
+    own = own.model_copy(
+        update={
+            "acquire": source,
+            "codec": Codec(),
+            "infer": params.Infer(sides=(801,), stride=16),
+            "evaluate": params.Evaluate(gallery=1),
+        }
+    )
+    acquire.run(own, folder)
+    ingested = _seconds(lambda: ingest.run(own, folder))
+    (folder / "data/impute").mkdir()
+    shutil.copy(folder / "data/ingest/people.parquet", folder / "data/impute")
+    packed = _seconds(lambda: targets.run(own, folder))
+    splits = tables.read_table(folder / "data/ingest/images.parquet", tables.IMAGES)["split"].to_pylist()
+    checked = sum(split.images for split in acquire.read_source(folder).splits.values())
+    shards = sum(path.stat().st_size for path in folder.glob("data/targets/*/part-*.parquet"))
+
+    _predict(Predictor.from_checkpoint(weights, own.infer), folder)
+    evaluated = _seconds(lambda: evaluate.run(own, folder))
+    predicted = sum(path.stat().st_size for path in folder.glob("data/infer/part-*.parquet"))
+    return {
+        "ingest_s": ingested / checked,
+        "targets_s": packed / len(splits),
+        "evaluate_s": evaluated / splits.count("val"),
+        "impute_s": _crop_seconds(folder, coco),
+        "jpeg_bytes": sum(p.stat().st_size for p in coco.glob("*2017/*.jpg")) / checked,
+        "shard_bytes": shards / len(splits),
+        "prediction_bytes": predicted / splits.count("val"),
+    }
+
+
+def _predict(predictor: Predictor, folder: Path) -> None:
+    """What the stage infer does, without Ray."""
+    for number, shard in enumerate(sorted((folder / "data/targets/val").glob("part-*.parquet"))):
+        found = [
+            {key: row[key] for key in ("image_id", "height", "width")}
+            | {"people": [tables.detection_record(person) for person in predictor(_pixels(row))]}
+            for row in tables.read_table(shard, tables.SHARD).to_pylist()
+        ]
+        table = pa.Table.from_pylist(found, schema=tables.PREDICTIONS)
+        tables.write_table(table, folder / "data/infer" / batch.part_name(number), params_hash="")
+
+
+def _pixels(row: dict[str, Any]) -> ImageArray:
+    return decode_jpeg(row["jpeg"], name=row["file_name"])
+
+
+def _crop_seconds(folder: Path, coco: Path) -> float:
+    """What impute does for a person beside the network: decode and cut, at the paper's size."""
+    settings = _paper_params().estimator
+    images = tables.read_table(folder / "data/ingest/images.parquet", tables.IMAGES).to_pylist()
+    files = {(row["split"], row["image_id"]): coco / row["file_name"] for row in images}
+    people = tables.read_table(folder / "data/ingest/people.parquet", tables.PEOPLE).to_pylist()
+
+    def cut() -> None:
+        for person in people:
+            x, y, width, height = person["box"]
+            person_crop(
+                read_image(files[person["split"], person["image_id"]]),
+                (x, y, width, height),
+                height=settings.crop_height,
+                width=settings.crop_width,
+            )
+
+    return _seconds(cut) / len(people)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Processor time, which other work on the machine changes less than time."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+# --- prediction ---------------------------------------------------------------------------------------------
+
+
+def decoding(coco: Path, weights: Path) -> dict[str, float]:
+    """Seconds a photo of all that an actor does beside the network, at the sizes of `operations`."""
+    spent = defaultdict[str, float](float)
+    paths = sorted((coco / "val2017").glob("*.jpg"))[:_PHOTOS]
+    for name, side, stride in (("large", 1401, 8), ("mobile", 513, 16)):
+        predictor = Predictor.from_checkpoint(weights, params.Infer(sides=(side,), stride=stride))
+        predictor(picture.read(paths[0]))  # compiles
+        for path in paths:
+            start = time.process_time()
+            image = picture.read(path)
+            spent["decode_s"] += (time.process_time() - start) / 2
+            height, width = image.shape[:2]
+            levels = [predictor.level(image, side)]
+            start = time.process_time()
+            poses = predictor.decoder.poses(levels, height=height, width=width)
+            masks = list(predictor.decoder.masks(levels, poses, height=height, width=width))
+            decoded = time.process_time()
+            list(detections(poses, masks))
+            spent[f"{name}_codec_s"] += decoded - start
+            spent[f"{name}_rle_s"] += time.process_time() - decoded
+    return {name: seconds / len(paths) for name, seconds in spent.items()}
+
+
+# --- batch inference ----------------------------------------------------------------------------------------
+
+
+def listing(folder: Path) -> dict[str, float]:
+    """What a list of a million URIs costs who plans a run, and each actor that opens it."""
+    listed = folder / "uris.txt"
+    with listed.open("w") as file:
+        for number in range(_LISTED):
+            file.write(f"s3://a-bucket/photos/{number % 1000:03}/{number:012}.jpg\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    stored = tables.table_bytes(inputs.find(str(listed)).entries, params_hash="", row_group_size=_PART)
+    planned = time.process_time() - start
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    path = folder / "inputs.parquet"
+    path.write_bytes(stored)
+    opened = _seconds(lambda: pq.ParquetFile(path))
+    part = batch.Part(number=1, predictions=_PART, errors=0, people=3 * _PART, sha256=["0" * 64])
+    return {
+        "listing_s": planned / _LISTED,
+        "listing_bytes": grown / _LISTED,
+        "inputs_bytes": len(stored) / _LISTED,
+        "footer_bytes": int.from_bytes(stored[-8:-4], "little") / (_LISTED / _PART),
+        "footer_s": opened / (_LISTED / _PART),
+        "manifest_bytes": float(len(part.model_dump_json(indent=1))),
+    }
+
+
+def parts() -> dict[str, float]:
+    """What Ray costs a part: seconds of the driver, and bytes in the object store, from the difference."""
+    from personlab.stages import batch as stage
+    from personlab.stages.cluster import connect
+
+    spent, stored = list[float](), list[float]()
+    with connect():
+        for count in _TASKS:
+            start = time.process_time()
+            units = stage._units(range(count))
+            for _ in units.map(_made).iter_rows():
+                pass
+            spent.append(time.process_time() - start)
+            stored.append(_store_bytes())
+            del units
+    more = _TASKS[1] - _TASKS[0]
+    return {"part_s": (spent[1] - spent[0]) / more, "part_bytes": (stored[1] - stored[0]) / more}
+
+
+def _made(row: dict[str, Any]) -> dict[str, Any]:
+    part = batch.Part(number=row["number"], predictions=_PART, errors=0, people=_PART, sha256=["0" * 64])
+    return {"part": part.model_dump_json(), "failure": ""}
+
+
+def _store_bytes() -> float:
+    """Bytes in the object store."""
+    import ray
+
+    time.sleep(2)  # nodes report now and then
+    there, free = ray.cluster_resources(), ray.available_resources()
+    return there["object_store_memory"] - free["object_store_memory"]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.costs", description="Measure stages.")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--coco", type=Path, default=photos.COCO_MINI, metavar="FOLDER")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
