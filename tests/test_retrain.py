@@ -189,6 +189,7 @@ def test_relative_paths_in_the_parameters_lead_where_they_did(project: Path, fir
     (project / "data/weights.bin").write_text("weights")
     with checkout(project, "HEAD", ["model.init=data/weights.bin"]) as made:
         assert (made.folder / "data/weights.bin").read_text() == "weights"
+    (project / "data/weights.bin").unlink()
 
 
 # --- cancelled in the middle ------------------------------------------------------------------------------
