@@ -25,15 +25,15 @@ class Measured:
     are those of `python -m benchmarks.loader`; the state of the machine is told in docs/scaling.md.
     """
 
-    ingest_s: float = 0.0084
+    ingest_s: float = 0.0055
     impute_s: float = 0.0028  # a person: decode, cut
-    targets_s: float = 0.0054
-    evaluate_s: float = 0.0063
-    decode_s: float = 0.0028
-    large_codec_s: float = 0.036  # poses and masks at 1401 px, stride 8
+    targets_s: float = 0.0022
+    evaluate_s: float = 0.0045
+    decode_s: float = 0.0025
+    large_codec_s: float = 0.0132  # poses and masks at 1401 px, stride 8
     large_rle_s: float = 0.0010
-    mobile_codec_s: float = 0.0057  # at 513 px, stride 16
-    mobile_rle_s: float = 0.0013
+    mobile_codec_s: float = 0.0024  # at 513 px, stride 16
+    mobile_rle_s: float = 0.0010
     jpeg_bytes: float = 162_000
     shard_bytes: float = 163_000
     prediction_bytes: float = 2_600
@@ -43,17 +43,17 @@ class Measured:
     estimator_train_tflop: float = 0.104  # a crop
     impute_tflop: float = 0.035  # a person
     parameters: float = 42_961_260
-    listing_s: float = 3.7e-6
-    listing_bytes: float = 380  # of memory
+    listing_s: float = 4.8e-6
+    listing_bytes: float = 393  # of memory
     inputs_bytes: float = 3.1
     footer_bytes: float = 263  # a part, read by every actor
-    footer_s: float = 1.9e-6  # a part, of every actor when it starts
+    footer_s: float = 2.7e-6  # a part, of every actor when it starts
     manifest_bytes: float = 153  # a part
-    part_s: float = 0.0132  # a part, of the driver
+    part_s: float = 0.0083  # a part, of the driver
     part_bytes: float = 577  # a part, in the object store
 
-    loader_s: float = 0.0076  # read, decode, draw, masks at 801 px
-    rasterise_s: float = 0.0044  # of the fields, on a processor
+    loader_s: float = 0.0083  # read, decode, draw, masks at 801 px
+    rasterise_s: float = 0.0039  # of the fields, on a processor
     crop_bytes: float = 1_925_000
     fields_bytes: float = 1_693_000
 
