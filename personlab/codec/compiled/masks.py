@@ -109,15 +109,33 @@ def _mask(
             if count == 4:
                 mask[y, firsts[left] : firsts[left + 1]] = True
             elif count > 0:
+                here = _vertical(seg, away, top, bottom, below, left, threshold, person)
+                there = _vertical(seg, away, top, bottom, below, right, threshold, person)
                 for x in range(firsts[left], firsts[left + 1]):
                     beside = min(x * step, columns - 1.0) - left
-                    held = p = reached = 0.0
-                    for i, vertical in ((top, 1 - below), (bottom, below)):
-                        for j, horizontal in ((left, 1 - beside), (right, beside)):
-                            share = vertical * horizontal
-                            p += share * seg[i, j]
-                            if seg[i, j] >= person:
-                                held += share
-                                reached += share * min(away[i, j], 2 * threshold)
+                    p = (1 - beside) * here[0] + beside * there[0]
+                    held = (1 - beside) * here[1] + beside * there[1]
+                    reached = (1 - beside) * here[2] + beside * there[2]
                     mask[y, x] = held > 0 and p >= person and reached <= threshold * held
     return mask
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _vertical(
+    seg: Array,
+    away: Array,
+    top: int,
+    bottom: int,
+    below: float,
+    column: int,
+    threshold: float,
+    person: float,
+) -> tuple[float, float, float]:
+    """Between two cells of a column: p_S, the share that person cells have, and their distance by shares."""
+    p = held = reached = 0.0
+    for row, share in ((top, 1 - below), (bottom, below)):
+        p += share * seg[row, column]
+        if seg[row, column] >= person:
+            held += share
+            reached += share * min(away[row, column], 2 * threshold)
+    return p, held, reached
