@@ -4,6 +4,7 @@ The UI cannot read the project's files, so pictures travel inside the artifacts,
 artifact exceeds a megabyte.
 """
 
+import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ class StageArtifacts:
     stage: str
     metrics: str | None = "metrics.json"
     tables: tuple[str, ...] = ()  # flat JSON objects
+    curves: tuple[str, ...] = ()  # folders
     pictures: tuple[str, ...] = ()
     reports: tuple[str, ...] = ()  # markdown
 
@@ -42,6 +44,9 @@ class StageArtifacts:
         for name in self._present(self.tables, folder):
             rows = [{"name": key, "value": value} for key, value in read_flat(folder / name).items()]
             create_table_artifact(rows, key=self._key(name), description=f"data/{self.stage}/{name}")
+        for name in self.curves:
+            if points := read_curves(folder / name):
+                create_table_artifact(points, key=self._key(name), description=f"data/{self.stage}/{name}")
         for name in self._present(self.pictures, folder):
             # markdown, because the UI prints the whole URL below an image artifact
             picture = f"![{name}]({data_uri.jpeg(folder / name, PICTURE_BYTES)})"
@@ -54,6 +59,17 @@ class StageArtifacts:
 
     def _key(self, name: str) -> str:
         return f"{self.stage}-{re.sub('[^a-z0-9]+', '-', Path(name).stem.lower())}"
+
+
+def read_curves(folder: Path) -> list[Row]:
+    """The TSV files of a folder, each a curve over the same steps, as one row a step."""
+    rows: dict[int, Row] = {}
+    for file in sorted(folder.glob("*.tsv")):
+        with file.open(newline="") as lines:
+            for point in csv.DictReader(lines, delimiter="\t"):
+                row = {name: shown(json.loads(value)) for name, value in point.items()}
+                rows.setdefault(row["step"], {}).update(row)
+    return list(rows.values())
 
 
 def publish_metrics(key: str, file: Path, project: Path) -> None:

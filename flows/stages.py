@@ -91,7 +91,7 @@ def train(project: Path = HERE) -> State[bool]:
     Args:
         project: the folder with dvc.yaml.
     """
-    return up_to_date(StageArtifacts("train"), project)
+    return up_to_date(StageArtifacts("train", curves=("plots/ap",)), project)
 
 
 @flow(flow_run_name="infer", persist_result=False)

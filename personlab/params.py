@@ -157,6 +157,11 @@ class Train(Section):
     loss_weights: tuple[float, float, float, float, float] = (4, 2, 1, 1 / 4, 1 / 8)
     precision: Precision = "float32"
     checkpoint_every: PositiveInt = 1000
+    # A curve to watch, which decides nothing: so often, in steps, the AP of the averaged weights on the first
+    # so many val images, seen at one size (their longest side, in input pixels) and at `stride`. 0: never.
+    validate_every: int = Field(default=0, ge=0)
+    validate_images: PositiveInt = 100
+    validate_side: PositiveInt = 801
     workers: PositiveInt = 1
     gpu: bool = False
     # how many times a run may lose workers or nodes and go on by itself; -1: always

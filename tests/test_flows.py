@@ -29,7 +29,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.states import Crashed, Running
 
 import personlab.leash
-from flows.artifacts import PICTURE_BYTES, with_pictures
+from flows.artifacts import PICTURE_BYTES, StageArtifacts, with_pictures
 from flows.deployments import deployments
 from flows.progress import ProgressBar
 from flows.repro import repro
@@ -329,6 +329,28 @@ def test_pictures_fit_and_remain_pictures(tmp_path: Path) -> None:
     assert text.endswith("![c](none.png)")
     assert text.count("data:image/jpeg") == 2
     assert len(text) < 1_000_000
+
+
+def test_curves_are_a_row_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "flows.artifacts.create_table_artifact", lambda rows, key, description: made.update({key: rows})
+    )
+    shows = StageArtifacts("train", metrics=None, curves=("plots/ap",))
+    shows.publish(tmp_path)  # there may be none
+    assert made == {}
+    folder = tmp_path / "data/train/plots/ap"
+    folder.mkdir(parents=True)
+    for name, values in (("keypoints", (0.25, 0.123456)), ("segm", (0.0, 1e-3))):
+        rows = [f"{step}\t{value}\n" for step, value in zip((500, 1000), values, strict=True)]
+        (folder / f"{name}.tsv").write_text("".join((f"step\t{name}\n", *rows)))
+    shows.publish(tmp_path)
+    assert made == {
+        "train-ap": [
+            {"step": 500, "keypoints": 0.25, "segm": 0.0},
+            {"step": 1000, "keypoints": 0.1235, "segm": 0.001},
+        ]
+    }
 
 
 def test_every_flow_is_deployed_one_run_at_a_time() -> None:

@@ -29,7 +29,8 @@ TINY = {
     "estimator": {"steps": 4, "batch": 4, "width": 8},
     "targets": {"row_group": 4},
     "model": {"backbone": "resnet18", "width": 8},
-    "train": {"crop": 97, "batch": 2, "steps": 60, "optimizer": "adam", "checkpoint_every": 5},
+    "train": {"crop": 97, "batch": 2, "steps": 60, "optimizer": "adam", "checkpoint_every": 5}
+    | {"validate_every": 4, "validate_images": 2, "validate_side": 97},
     "infer": {"sides": [129], "stride": 16},
     "evaluate": {"gallery": 2},
 }
@@ -102,7 +103,8 @@ def checkpoint_is_recorded(project: Path) -> bool:
 
 
 def curves_of(project: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in (project / "data/train/plots/loss").iterdir()}
+    plots = project / "data/train/plots"
+    return {str(path.relative_to(plots)): path.read_text() for path in plots.rglob("*.tsv")}
 
 
 def test_every_stage_runs_and_a_second_run_does_nothing(project: Path) -> None:
@@ -114,7 +116,13 @@ def test_every_stage_runs_and_a_second_run_does_nothing(project: Path) -> None:
     scores = json.loads((project / "data/evaluate/metrics.json").read_text())
     assert list(scores) == ["keypoints", "segm"]
     assert (project / "data/evaluate/gallery.jpg").is_file()
-    assert (project / "data/train/plots/loss").is_dir()
+    curves = curves_of(project)
+    assert "loss/total.tsv" in curves
+    for task in scores:
+        header, *points = (line.split("\t") for line in curves[f"ap/{task}.tsv"].splitlines())
+        assert header == ["step", task]
+        assert [int(step) for step, _ in points] == list(range(4, 61, 4))
+        assert all(0 <= float(ap) <= 1 for _, ap in points)
     for stage in STAGES:
         assert (project / "data" / stage).is_dir()
     again = dvc("repro", folder=project)
@@ -160,7 +168,8 @@ def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None
     assert not weights.exists()
     output = dvc("repro", "--force", "--single-item", "train", folder=project)
     assert "going on from step" in output
-    assert "waiting for data" in output
+    assert "waiting for data; " in output
+    assert "s of validation besides" in output
     assert weights.read_bytes() == uninterrupted
     assert curves_of(project) == curves  # no step is in them twice
     assert not list(project.glob("runs/train-*"))

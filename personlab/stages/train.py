@@ -8,7 +8,8 @@ never having stopped.
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,14 @@ from personlab.params import Codec, Model, Params, Section, Train
 from personlab.stages import runs
 from personlab.stages.cluster import connect, final, fit, node_cpus, processors_each, watch
 from personlab.stages.runs import Run, leads, run_of
+from personlab.validation import Validation
 
 log = logging.getLogger("personlab")
 
 _LOG_EVERY = 50  # steps
+_CURVES = {"loss": "loss", "ap": "AP on val images"}
+
+Points = list[tuple[int, dict[str, float]]]  # of curves that share their steps: step, values by name
 
 
 class Recipe(Section):
@@ -56,16 +61,16 @@ def run(params: Params, root: Path) -> None:
         UserError: there are no images to train on, the loss stopped being finite, or a disk is full.
     """
     recipe = Recipe(codec=params.codec, model=params.model, train=params.train)
-    shards = root.resolve() / "data/targets/train"
-    next(plan(row_groups(shards), recipe.train))  # or say why not
-    run = run_of(root, "train", recipe, [shards], params.ray.storage_path)
+    train, val = (root.resolve() / "data/targets" / split for split in ("train", "val"))
+    next(plan(row_groups(train), recipe.train))  # or say why not
+    run = run_of(root, "train", recipe, [train, val], params.ray.storage_path)
     with run.opened():
         with connect(params.ray.address), watch(recipe.train.steps, "train") as board:
-            fit(_trainer(recipe, run, root, shards, board), board)
+            fit(_trainer(recipe, run, root, board), board)
         _export(recipe, run, root)
 
 
-def _trainer(recipe: Recipe, run: Run, root: Path, shards: Path, board: Any) -> TorchTrainer:
+def _trainer(recipe: Recipe, run: Run, root: Path, board: Any) -> TorchTrainer:
     train = recipe.train
     # Ray would give a worker the threads of its half of a processor. This has to be set before the worker
     # imports torch; later changes are not followed.
@@ -76,7 +81,6 @@ def _trainer(recipe: Recipe, run: Run, root: Path, shards: Path, board: Any) -> 
             "recipe": recipe.model_dump(),
             "run": run,
             "root": str(root.resolve()),
-            "shards": str(shards),
             "board": board,
         },
         scaling_config=ScalingConfig(
@@ -99,10 +103,15 @@ def _export(recipe: Recipe, run: Run, root: Path) -> None:
             output / "model.safetensors", state["averaged"], network.card(recipe.train.model_dump())
         )
         write_atomic(output / "metrics.json", json.dumps(state["losses"], indent=2) + "\n")
-        for name in state["losses"]:
-            rows = [f"{step}\t{means[name]}" for step, means in state["curve"]["points"]]
-            write_atomic(output / f"plots/loss/{name}.tsv", "\n".join([f"step\t{name}", *rows, ""]))
+        _write_curves(output / "plots/loss", state["curve"]["points"])
+        _write_curves(output / "plots/ap", state["ap"])
     log.info("train: %d steps done, data/train/model.safetensors written", state["step"])
+
+
+def _write_curves(folder: Path, points: Points) -> None:
+    for name in {name: None for _, values in points for name in values}:
+        rows = [f"{step}\t{values[name]}" for step, values in points]
+        write_atomic(folder / f"{name}.tsv", "\n".join([f"step\t{name}", *rows, ""]))
 
 
 @final
@@ -111,21 +120,28 @@ def _work(config: dict[str, Any]) -> None:
     recipe, run, board = Recipe.model_validate(config["recipe"]), config["run"], config["board"]
     train, device = recipe.train, get_device()
     torch.manual_seed(train.seed)
-    network = build(recipe.model, recipe.codec, stride=train.stride, root=Path(config["root"]))
+    root = Path(config["root"])
+    network = build(recipe.model, recipe.codec, stride=train.stride, root=root)
     supervised = Supervised(network.train(), Objective.of(recipe.model, recipe.codec, train)).to(device)
     progress = _Progress(network, engine.optimizer(network, train), _average(train))
     if state := runs.resumed(run, device, lambda news: board.post.remote(0, news)):
         progress.load(state, device)
         board.post.remote(progress.step, f"going on from step {progress.step}")
-    display = _Display(run.scratch / "live", board, progress.curve) if leads() else None
+    display = _Display(run.scratch / "live", board, progress) if leads() else None
+    validation = (
+        Validation.of(network, root / "data/targets/val", train) if leads() and train.validate_every else None
+    )
 
     parallel = prepare_model(supervised, move_to_device=False)
     pace = _Pace()
-    batches = _batches(recipe, Path(config["shards"]), device, done=progress.step)
+    batches = _batches(recipe, root / "data/targets/train", device, done=progress.step)
     for step, batch in zip(range(progress.step + 1, train.steps + 1), pace.timed(batches), strict=False):
         losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
         last = step == train.steps
         progress.advance(step, losses, last=last)
+        if validation and step % train.validate_every == 0:
+            with pace.interrupted():  # the other workers wait for this one before the next step
+                progress.ap.append((step, validation(progress.average.of(network))))
         if display:
             display.show(step)
         if step % train.checkpoint_every == 0 or last:
@@ -142,7 +158,7 @@ def _average(train: Train) -> Average:
 class _Curve:
     """Losses, each the mean over the `_LOG_EVERY` steps up to its own (over fewer, after the last step)."""
 
-    points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    points: Points = field(default_factory=list)
     recent: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, step: int, losses: dict[str, float], *, last: bool) -> None:
@@ -161,6 +177,7 @@ class _Progress:
     optimizer: torch.optim.Optimizer
     average: Average
     curve: _Curve = field(default_factory=_Curve)
+    ap: Points = field(default_factory=list)  # of the averaged weights
     losses: dict[str, float] = field(default_factory=dict)  # of the last step
     step: int = 0
 
@@ -175,6 +192,7 @@ class _Progress:
             "step": self.step,
             "losses": self.losses,
             "curve": {"points": self.curve.points, "recent": self.curve.recent},
+            "ap": self.ap,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict(),
@@ -185,7 +203,7 @@ class _Progress:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"], device)
-        self.curve = _Curve(**state["curve"])
+        self.curve, self.ap = _Curve(**state["curve"]), state["ap"]
         self.step, self.losses = state["step"], state["losses"]
 
 
@@ -193,7 +211,7 @@ class _Pace:
     """How fast a worker trains from its second batch on, and how much of that time it waits for data."""
 
     def __init__(self) -> None:
-        self.images, self.waited, self.began = 0, 0.0, time.monotonic()
+        self.images, self.waited, self.validated, self.began = 0, 0.0, 0.0, time.monotonic()
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         yield next(batches)  # the first one waits for Ray to start reading
@@ -205,35 +223,52 @@ class _Pace:
             self.images += len(batch.images)
             yield batch
 
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """The time of the block, in which the worker validates, is not training's."""
+        began = time.monotonic()
+        yield
+        seconds = time.monotonic() - began
+        self.validated += seconds
+        self.began += seconds
+
     def summary(self) -> str:
         seconds = max(time.monotonic() - self.began, 1e-9)
         share = self.waited / seconds
+        validated = f"; {self.validated:.0f} s of validation besides" if self.validated else ""
         return (
-            f"{self.images / seconds:.1f} images/s on each worker, {share:.0%} of the time waiting for data"
+            f"{self.images / seconds:.1f} images/s on each worker, "
+            f"{share:.0%} of the time waiting for data{validated}"
         )
 
 
 class _Display:
     """Shows how training goes: on the board, and by DVCLive, whose curves are drawn anew when it goes on."""
 
-    def __init__(self, folder: Path, board: Any, curve: _Curve) -> None:
+    def __init__(self, folder: Path, board: Any, progress: _Progress) -> None:
         self.live = Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
-        self.board, self.curve = board, curve
-        self._draw(curve.points)
+        self.board, self.progress = board, progress
+        self._draw("loss", progress.curve.points)
+        self._draw("ap", progress.ap)
 
     def show(self, step: int) -> None:
         """To be called after every step."""
-        news = None
-        if self.curve.points and self.curve.points[-1][0] == step:
-            self._draw(self.curve.points[-1:])
-            news = ", ".join(f"{name} {value:.4f}" for name, value in self.curve.points[-1][1].items())
-        self.board.post.remote(step, news)
+        self._tell(step, "loss", self.progress.curve.points)
+        self._tell(step, "ap", self.progress.ap)
+        self.board.post.remote(step)
 
-    def _draw(self, points: Sequence[tuple[int, dict[str, float]]]) -> None:
-        for step, means in points:
+    def _tell(self, step: int, curves: str, points: Points) -> None:
+        """What is new, if anything is."""
+        if points and points[-1][0] == step:
+            self._draw(curves, points[-1:])
+            values = ", ".join(f"{name} {value:.4f}" for name, value in points[-1][1].items())
+            self.board.post.remote(step, f"{_CURVES[curves]}: {values or 'there is nobody to find'}")
+
+    def _draw(self, curves: str, points: Points) -> None:
+        for step, values in points:
             self.live.step = step
-            for name, value in means.items():
-                self.live.log_metric(f"loss/{name}", value)
+            for name, value in values.items():
+                self.live.log_metric(f"{curves}/{name}", value)
         self.live.make_summary()
 
 
