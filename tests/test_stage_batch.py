@@ -1,6 +1,7 @@
 """Batch inference on a real Ray: what is done, what is left alone, and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,72 +30,70 @@ def pictures(tmp_path: Path) -> Path:
     return save_pictures(tmp_path / "in", IMAGES)
 
 
-def test_an_image_that_kills_its_process_is_found_out(pictures: Path, weights: Path, tmp_path: Path) -> None:
-    bad = (pictures / "013.png").read_bytes()
-
-    def decode(content: bytes) -> ImageArray:
-        if content == bad:
-            os.abort()
-        return picture.decode(content)
-
-    manifest = batch.run(*job(pictures, weights, tmp_path / "out", decode=decode))
-    assert (manifest.predictions, manifest.errors) == (IMAGES - 1, 1)
-    check_truth(tmp_path / "out")
-    [row] = tables.read_table(tmp_path / "out/errors-00003.parquet", tables.FAILURES).to_pylist()
-    assert row["image"] == "013.png"
-    assert "kills the process" in row["reason"]
+@pytest.fixture(scope="module")
+def whole(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run leaves."""
+    folder = tmp_path_factory.mktemp("whole")
+    batch.run(*job(save_pictures(folder / "in", IMAGES), weights, folder / "out"))
+    check_truth(folder / "out")
+    return folder / "out"
 
 
 def times(out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
 
 
-def test_a_corrupt_twentieth_and_a_stumbling_decoder_are_listed_and_stop_nothing(
+def test_what_cannot_be_read_or_decoded_is_listed_and_stops_nothing(
     pictures: Path, weights: Path, tmp_path: Path
 ) -> None:
     for how, number in enumerate((7, 23)):
         spoil(pictures / f"{number:03}.png", how)
-    bad = (pictures / "011.png").read_bytes()
+    stumbling, deadly = ((pictures / name).read_bytes() for name in ("011.png", "013.png"))
 
     def decode(content: bytes) -> ImageArray:
-        if content == bad:
+        if content == stumbling:
             raise RuntimeError("the decoder stumbled")
+        if content == deadly:
+            os.abort()
         return picture.decode(content)
 
     manifest = batch.run(*job(pictures, weights, tmp_path / "out", decode=decode))
-    assert (manifest.images, manifest.predictions, manifest.errors) == (IMAGES, IMAGES - 3, 3)
+    assert (manifest.images, manifest.predictions, manifest.errors) == (IMAGES, IMAGES - 4, 4)
     check_truth(tmp_path / "out")
-    reasons = [
-        (row["image"], row["reason"])
+    reasons = {
+        row["image"]: row["reason"]
         for path in sorted((tmp_path / "out").glob("errors-*.parquet"))
         for row in tables.read_table(path, tables.FAILURES).to_pylist()
-    ]
-    assert [image for image, _ in reasons] == ["007.png", "011.png", "023.png"]
-    assert reasons[1][1] == "RuntimeError: the decoder stumbled"
+    }
+    assert list(reasons) == ["007.png", "011.png", "013.png", "023.png"]
+    assert reasons["011.png"] == "RuntimeError: the decoder stumbled"
+    assert "kills the process" in reasons["013.png"]
 
 
-def test_only_what_is_missing_or_broken_is_made_again(pictures: Path, weights: Path, tmp_path: Path) -> None:
+def test_only_what_is_missing_or_broken_is_made_again(
+    pictures: Path, weights: Path, whole: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    given = job(pictures, weights, out)
+    shutil.copytree(whole, out)
+    given, before = job(pictures, weights, out), times(out)
+    batch.run(*given)  # complete: nothing happens
+    assert times(out) == before
+
+    (out / "part-00003.parquet").unlink()  # though the manifest is there
     batch.run(*given)
-    whole, before = digests(out), times(out)
+    assert digests(out) == digests(whole)
+
+    before = times(out)
     (out / "manifest.json").unlink()
     (out / "part-00002.parquet").unlink()
     broken = out / "part-00005.parquet"
     broken.write_bytes(broken.read_bytes()[:100])
     (out / ".part-00002.parquet.0a").write_text("half")
     batch.run(*given)
-    assert digests(out) == whole
+    assert digests(out) == digests(whole)
     made = {name for name, time in times(out).items() if time != before[name]}
     assert made == {"part-00002.parquet", "part-00005.parquet"}
     check_truth(out)
-
-    batch.run(*given)  # complete: nothing happens
-    assert digests(out) == whole
-
-    (out / "part-00003.parquet").unlink()  # though the manifest is there
-    batch.run(*given)
-    assert digests(out) == whole
 
 
 HOLD = """
@@ -141,11 +140,10 @@ def test_a_folder_that_cannot_be_written_to(pictures: Path, weights: Path, tmp_p
     check_truth(tmp_path / "out")
 
 
-def test_what_is_not_local(pictures: Path, weights: Path, tmp_path: Path) -> None:
-    batch.run(*job(pictures, weights, tmp_path / "a"))
-    batch.run(*job(f"fsspec+file://{pictures}", weights, f"fsspec+file://{tmp_path}/b"))
-    assert digests(tmp_path / "a") == digests(tmp_path / "b")
-    check_truth(tmp_path / "b")
+def test_what_is_not_local(pictures: Path, weights: Path, whole: Path, tmp_path: Path) -> None:
+    batch.run(*job(f"fsspec+file://{pictures}", weights, f"fsspec+file://{tmp_path}/out"))
+    assert digests(tmp_path / "out") == digests(whole)
+    check_truth(tmp_path / "out")
 
 
 def test_an_actor_that_cannot_start_is_explained(pictures: Path, weights: Path, tmp_path: Path) -> None:

@@ -56,23 +56,31 @@ def project(shards: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def inferred(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same project after an undisturbed `infer`."""
+    root = tmp_path_factory.mktemp("inferred")
+    shutil.copytree(shards / "data", root / "data")
+    infer.run(PARAMS, root)
+    return root
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def test_every_image_is_predicted_in_the_part_of_its_shard(project: Path) -> None:
-    infer.run(PARAMS, project)
+def test_every_image_is_predicted_in_the_part_of_its_shard(inferred: Path) -> None:
     predictor = Predictor.from_checkpoint(
-        project / "data/train/model.safetensors", PARAMS.infer, PARAMS.codec
+        inferred / "data/train/model.safetensors", PARAMS.infer, PARAMS.codec
     )
     people = 0
-    vals = sorted((project / "data/targets/val").glob("part-*.parquet"))
+    vals = sorted((inferred / "data/targets/val").glob("part-*.parquet"))
     assert len(vals) == 6
     for shard in vals:
         images = tables.read_table(shard, tables.SHARD).to_pylist()
-        found = tables.read_table(project / "data/infer" / shard.name, tables.PREDICTIONS).to_pylist()
+        found = tables.read_table(inferred / "data/infer" / shard.name, tables.PREDICTIONS).to_pylist()
         assert [row["image_id"] for row in found] == [row["image_id"] for row in images]
-        written = (project / "data/infer" / shard.name).read_bytes()
+        written = (inferred / "data/infer" / shard.name).read_bytes()
         digest = tables.params_hash(PARAMS.infer, PARAMS.codec)
         plain = pa.Table.from_pylist(found, schema=tables.PREDICTIONS)
         assert written == tables.table_bytes(plain, params_hash=digest)
@@ -81,18 +89,15 @@ def test_every_image_is_predicted_in_the_part_of_its_shard(project: Path) -> Non
             np.testing.assert_array_equal(person["keypoints"], expected.keypoints.ravel())
             assert person["mask"] == expected.rle
         people += sum(len(row["people"]) for row in found)
-    counts = json.loads((project / "data/infer/metrics.json").read_text())
+    counts = json.loads((inferred / "data/infer/metrics.json").read_text())
     assert counts == {"images": 40, "people": people}
     assert people
-    assert not list((project / "runs").iterdir())
+    assert not list((inferred / "runs").iterdir())
 
 
 def test_a_stage_killed_half_way_goes_on_to_the_same_bytes(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, inferred: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    infer.run(PARAMS, project)
-    whole = digests(project / "data/infer")
-    shutil.rmtree(project / "data/infer")
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -108,7 +113,7 @@ def test_a_stage_killed_half_way_goes_on_to_the_same_bytes(
         patched.setattr(infer.shutil, "rmtree", lambda _: None)
         infer.run(PARAMS, project)
     assert (work / "part-00000.parquet").stat().st_mtime_ns == kept
-    assert digests(project / "data/infer") == whole
+    assert digests(project / "data/infer") == digests(inferred / "data/infer")
 
 
 def test_an_image_that_cannot_be_read_stops_the_stage(project: Path) -> None:

@@ -92,9 +92,9 @@ class Project:
         """Those that are complete, oldest first."""
         return sorted(path.parent for path in self.folder.glob(f"{folder}/train-*/step-*/state.sha256"))
 
-    def wait_for(self, driver: subprocess.Popen[str], step: int) -> None:
+    def wait_for(self, driver: subprocess.Popen[str], step: int, folder: str = "runs") -> None:
         """Until there is a checkpoint of this step, or of a later one."""
-        self.wait(driver, lambda: any(int(p.name.split("-")[1]) >= step for p in self.checkpoints()))
+        self.wait(driver, lambda: any(step_of(path) >= step for path in self.checkpoints(folder)))
 
     def wait(self, driver: subprocess.Popen[str], ready: Callable[[], bool], seconds: float = 600) -> None:
         end = time.monotonic() + seconds
@@ -174,23 +174,6 @@ def test_a_worker_and_then_a_node_are_lost(project: Project, cluster: Any, pair:
     assert found.output.count("going on from step") >= 2
 
 
-def test_a_driver_is_killed_and_the_newest_checkpoint_is_damaged(project: Project, alone: Trained) -> None:
-    project.write(workers=1)
-    driver = project.start()
-    project.wait_for(driver, 3 * EVERY)
-    driver.kill()
-    driver.communicate()
-    *_, before, newest = project.checkpoints()
-    state = newest / "state.pt"
-    state.write_bytes(state.read_bytes()[:-1000])
-    for snapshot in project.folder.glob("runs/train-*/checkpoint_manager_snapshot.json"):
-        snapshot.write_text("{")  # as a power cut would
-    found = project.end(project.start())
-    assert f"{newest.name} is damaged" in found.output
-    assert f"going on from step {int(before.name.split('-')[1])}\n" in found.output
-    assert found.files == alone.files
-
-
 @pytest.fixture
 def small_disk(project: Project) -> Iterator[Path]:
     """A file system of its own that two checkpoints fill."""
@@ -204,7 +187,9 @@ def small_disk(project: Project) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_the_disk_is_full(project: Project, small_disk: Path, alone: Trained) -> None:
+def test_the_disk_is_full_the_driver_killed_and_the_newest_checkpoint_damaged(
+    project: Project, small_disk: Path, alone: Trained
+) -> None:
     project.write(workers=1, storage_path="small")
     driver = project.start()
     output, _ = driver.communicate(timeout=600)
@@ -213,11 +198,28 @@ def test_the_disk_is_full(project: Project, small_disk: Path, alone: Trained) ->
     assert "make room" in output
     assert "Traceback" not in output
     [kept] = project.checkpoints("small")
+
     subprocess.run(["mount", "-o", "remount,size=30M", small_disk], check=True)
+    driver = project.start()
+    project.wait_for(driver, step_of(kept) + 2 * EVERY, "small")
+    driver.kill()
+    output, _ = driver.communicate()
+    assert f"going on from step {step_of(kept)}\n" in output
+    *_, before, newest = project.checkpoints("small")
+    state = newest / "state.pt"
+    state.write_bytes(state.read_bytes()[:-1000])
+    for snapshot in small_disk.glob("train-*/checkpoint_manager_snapshot.json"):
+        snapshot.write_text("{")  # as a power cut would
+
     found = project.end(project.start())
-    assert f"going on from step {int(kept.name.split('-')[1])}\n" in found.output
+    assert f"{newest.name} is damaged" in found.output
+    assert f"going on from step {step_of(before)}\n" in found.output
     assert found.files == alone.files
     assert not list(small_disk.iterdir())
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
 
 
 def busy(cluster: Any) -> list[tuple[Any, psutil.Process]]:
