@@ -34,7 +34,8 @@ PARAMS = {
     "codec": {"radius": 12, "nms_radius": 5, "bin": 1},
     # given weights: their normalisation statistics are frozen, as all workers have to have the same
     "model": {"backbone": "resnet18", "width": 8, "init": "init.safetensors"},
-    "train": {"crop": 65, "batch": 4, "steps": STEPS, "checkpoint_every": EVERY, "learning_rate": 1e-3},
+    "train": {"crop": 65, "batch": 4, "steps": STEPS, "checkpoint_every": EVERY, "learning_rate": 1e-3}
+    | {"validate_every": 6, "validate_images": 2, "validate_side": 65},
 }
 # What rounding may explain: the greatest difference of a weight, as a share of the greatest change that
 # training made to any. It was 2.5e-7; if every worker divided by its own counts, it would be 0.06.
@@ -123,8 +124,6 @@ class Trained:
 def project(tmp_path_factory: pytest.TempPathFactory, cluster: Any) -> Project:
     folder = tmp_path_factory.mktemp("project")
     save_weights(folder / "init.safetensors")
-    shards = folder / "data/targets/train"
-    shards.mkdir(parents=True)
     generator = np.random.default_rng(0)
     rows = []
     for image_id in range(IMAGES):
@@ -133,7 +132,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, cluster: Any) -> Project:
         people = [person(image_id, crowd=image_id % 5 == 0)] if image_id % 3 else []
         rows.append({**row(image, *people), "image_id": image_id})
     table = pa.Table.from_pylist(rows, schema=tables.SHARD)
-    tables.write_table(table, shards / "part-00000.parquet", params_hash="x", row_group_size=4)
+    for split in ("train", "val"):
+        part = folder / f"data/targets/{split}/part-00000.parquet"
+        tables.write_table(table, part, params_hash="x", row_group_size=4)
     return Project(folder, cluster)
 
 
@@ -158,6 +159,9 @@ def test_two_workers_train_as_one_does(project: Project, alone: Trained, pair: T
     assert max(float(value) for value in differences.values()) < TOLERANCE * change
     ours, theirs = (json.loads(found.files["metrics.json"]) for found in (alone, pair))
     assert ours == pytest.approx(theirs, rel=1e-3)
+    for found in (alone, pair):
+        steps = [line.split(b"\t")[0] for line in found.files["plots/ap/segm.tsv"].splitlines()]
+        assert steps == [b"step", b"6", b"12", b"18", b"24"]
 
 
 def test_a_worker_and_then_a_node_are_lost(project: Project, cluster: Any, pair: Trained) -> None:
