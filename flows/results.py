@@ -48,14 +48,15 @@ def publish_verdict(verdict: Verdict, rule: Rule) -> None:
 
 
 def headline(verdict: Verdict) -> str:
-    if verdict["version"]:
-        return f"promoted to version {verdict['version']['version']}: {verdict['why']}"
-    return f"not promoted: {verdict['why']}"
+    if version := verdict["version"]:
+        return f"promoted to version {version['version']}: {verdict['why']}"
+    return f"{verdict['outcome']}: {verdict['why']}"
 
 
 def verdict_text(verdict: Verdict, rule: Rule) -> str:
     """Promoted or not, and why, as markdown."""
-    sections = [f"# {headline(verdict).capitalize()}", f"Rule *{rule}*: {RULES[rule]}."]
+    said = headline(verdict)
+    sections = [f"# {said[0].upper()}{said[1:]}", f"Rule *{rule}*: {RULES[rule]}."]
     if verdict["comparisons"]:
         sections.append(comparison_table(verdict["comparisons"]))
     if version := verdict["version"]:

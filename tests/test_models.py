@@ -125,10 +125,19 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
         project / "data/train/model.safetensors"
     ).read_bytes()
     again, _ = registry.promote(Candidate(project), "always", never_again)
-    assert again.why == "it is the champion, version 2"
+    assert str(again) == "unchanged: it is the champion, version 2"
 
     assert registry.rollback(why="it looks wrong") == first
     assert tree(project / "models/champion") == before
+    verdict, version = registry.promote(Candidate(project), "better", never_again)  # the week after
+    assert version is None
+    assert str(verdict) == (
+        "not promoted: these are version 2's weights, replaced or rolled back already; "
+        "'personlab models rollback 2' brings them back"
+    )
+    assert registry.judge(Candidate(project), "not-worse", never_again) == verdict
+    assert registry.judge(Candidate(project), "always", never_again).promoted
+    assert registry.judge(Candidate(project), "never", never_again).comparisons
     assert [v.lineage.version for v in registry.versions()] == [1, 2]
     assert tags(project) == [
         "champion/1 version 1: there is no champion yet",
@@ -261,7 +270,7 @@ def test_the_command_line(
     assert status == 1
     assert said.startswith("not promoted: person keypoints and person segmentation got worse")
     verdict = json.loads(Path("verdict.json").read_text())
-    assert verdict["promoted"] is False
+    assert verdict["outcome"] == "not promoted"
     assert verdict["version"] is None
     assert [each["task"] for each in verdict["comparisons"]] == ["keypoints", "segm"]
     assert models("promote", "--rule", "always", "--why", "on purpose")[0] == 0

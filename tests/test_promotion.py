@@ -49,9 +49,8 @@ def test_a_verdict_reads_well() -> None:
         "  Person keypoints: AP 0.500 -> 0.600, +0.100 (95%: +0.050 to +0.150), better",
         "  Person segmentation: nobody to find",
     ]
-    assert (
-        str(Verdict(False, "it is the champion, version 3")) == "not promoted: it is the champion, version 3"
-    )
+    same = Verdict(False, "it is the champion, version 3", unchanged=True)
+    assert str(same) == "unchanged: it is the champion, version 3"
 
 
 @pytest.fixture(scope="module")

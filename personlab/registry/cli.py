@@ -62,7 +62,8 @@ def promote(
         print(f"champion: {_line(version)}")
     if output:
         lineage = version.lineage.model_dump(mode="json") if version else None
-        write_atomic(output, json.dumps({**_plain(asdict(verdict)), "version": lineage}, indent=2) + "\n")
+        found = {"outcome": verdict.outcome, **_plain(asdict(verdict)), "version": lineage}
+        write_atomic(output, json.dumps(found, indent=2) + "\n")
     sys.exit(0 if verdict.promoted else 1)
 
 

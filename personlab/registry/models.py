@@ -136,6 +136,9 @@ class Registry:
     def judge(self, candidate: Candidate, rule: Rule, predict_again: PredictAgain) -> Verdict:
         """Compare a candidate with the champion; nothing is changed.
 
+        Weights that a person rolled back, or that better ones replaced, are not compared again: a schedule
+        that makes them once more must not undo that. The rule `always` may.
+
         Raises:
             UserError: the candidate is not complete, or of more than one run.
         """
@@ -145,7 +148,12 @@ class Registry:
         if candidate.weights == champion.lineage.weights and _same(
             candidate.predictions, champion.predictions
         ):
-            return Verdict(False, f"it is the champion, version {champion.lineage.version}")
+            why = f"it is the champion, version {champion.lineage.version}"
+            return Verdict(False, why, unchanged=True)
+        if rule not in ("always", "never") and (retired := self._retired(candidate.weights, champion)):
+            number = retired.lineage.version
+            why = f"these are version {number}'s weights, replaced or rolled back already; "
+            return Verdict(False, f"{why}'personlab models rollback {number}' brings them back")
         images = shards.annotated(candidate.val)
 
         def found(predictions: Path, params: Params) -> Predictions:
@@ -203,6 +211,12 @@ class Registry:
     @property
     def _folder(self) -> Path:
         return self.root / "models"
+
+    def _retired(self, weights: str, champion: Version) -> Version | None:
+        """The last version with these weights, if they are not the champion's."""
+        if weights == champion.lineage.weights:
+            return None
+        return next((each for each in reversed(self.versions()) if each.lineage.weights == weights), None)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -72,10 +72,15 @@ class Comparison:
 class Verdict:
     promoted: bool
     why: str  # one line
-    comparisons: tuple[Comparison, ...] = ()  # empty where there was no champion to compare with
+    comparisons: tuple[Comparison, ...] = ()  # empty where nothing had to be compared
+    unchanged: bool = False  # the candidate is the champion
+
+    @property
+    def outcome(self) -> str:
+        return "promoted" if self.promoted else "unchanged" if self.unchanged else "not promoted"
 
     def __str__(self) -> str:
-        head = f"{'promoted' if self.promoted else 'not promoted'}: {self.why}"
+        head = f"{self.outcome}: {self.why}"
         return "\n".join((head, *(f"  {comparison}" for comparison in self.comparisons)))
 
 
