@@ -279,7 +279,10 @@ def overlays(
 def score(
     *,
     annotations: Annotated[Path, Parameter(help="COCO person keypoints JSON.")],
-    results: Annotated[Path, Parameter(help="COCO results JSON: keypoints, masks or both.")],
+    results: Annotated[
+        str,
+        Parameter(help="COCO results JSON: keypoints, masks or both; or folder that infer-batch wrote to."),
+    ],
     max_people: Annotated[
         PositiveInt, Parameter(help="Masks per image that count; of poses always 20.")
     ] = 20,
@@ -289,14 +292,20 @@ def score(
 
     Every annotated image counts; one without results is one where nobody was found.
     """
+    from pyarrow.fs import FileType
+
+    from personlab import storage
+    from personlab.inference import found
     from personlab.metrics import files, report
     from personlab.metrics.coco import KEYPOINT_BUDGET, match
 
     truth = files.read_annotations(annotations)
+    if storage.kind(results) == FileType.Directory:
+        tasks = found.read_run(storage.Folder(results), annotations, truth)
+    else:
+        tasks = files.read_results(Path(results), truth)
     budgets = {"keypoints": KEYPOINT_BUDGET, "segm": max_people}
-    evaluations = [
-        match(truth, found, task, budgets[task]) for task, found in files.read_results(results, truth).items()
-    ]
+    evaluations = [match(truth, people, task, budgets[task]) for task, people in tasks.items()]
     print(*map(report.text, evaluations), sep="\n\n")
     if output:
         scores = {matches.task: report.metrics(matches) for matches in evaluations}
