@@ -72,6 +72,8 @@ def bring_to(place: Path, project: Path, commit: str) -> None:
         git(project, "worktree", "prune")
         git(project, "worktree", "add", "--force", "--detach", str(place.absolute()), commit)
         return
+    # The two know each other by absolute paths, and the project may have been moved.
+    git(project, "worktree", "repair", str(place.absolute()))
     # Nobody else works here, so a lock was left by a Git that was killed.
     Path(git(place, "rev-parse", "--git-path", "index.lock")).unlink(missing_ok=True)
     git(place, "checkout", "--quiet", "--force", "--detach", commit)

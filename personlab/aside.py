@@ -7,6 +7,8 @@ from pathlib import Path
 
 from personlab import params
 from personlab.errors import UserError
+from personlab.files import replace_link
+from personlab.git import git
 
 
 @contextmanager
@@ -28,8 +30,14 @@ def alone(lock: Path, what: str) -> Iterator[None]:
 def lend(project: Path, folder: Path) -> None:
     """Let relative paths in the parameters of `folder`, another checkout, lead where the project's do."""
     settings = params.load(folder / "params.yaml")
-    for name in filter(None, (settings.acquire.directory, settings.model.init)):
+    weights = settings.model.init
+    card = weights and str(Path(weights).with_suffix(".json"))
+    for name in filter(None, (settings.acquire.directory, weights, card)):
         ours, theirs = project / name, folder / name
-        if not Path(name).expanduser().is_absolute() and ours.exists() and not theirs.exists():
+        if Path(name).expanduser().is_absolute() or not ours.exists():
+            continue
+        # a file that an earlier run left under that name is not the one that is meant; one of the revision is
+        left = theirs.is_file() and not theirs.samefile(ours) and not git(folder, "ls-files", "--", name)
+        if left or not theirs.exists():
             theirs.parent.mkdir(parents=True, exist_ok=True)
-            theirs.symlink_to(ours.absolute())
+            replace_link(theirs, ours.absolute())

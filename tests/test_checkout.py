@@ -1,0 +1,54 @@
+"""A checkout for runs, when the project moves, and whose files it uses."""
+
+from pathlib import Path
+
+import yaml
+
+from flows.checkout import PLACE, bring_to
+from personlab.aside import lend
+from tests import rehearsal
+
+
+def repository(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    rehearsal.run(folder, "git", "init", "-q")
+    rehearsal.commit(folder)
+    return folder
+
+
+def test_a_project_that_was_moved_keeps_its_checkout(tmp_path: Path) -> None:
+    project = repository(tmp_path / "here", tracked="text")
+    commit = rehearsal.run(project, "git", "rev-parse", "HEAD")
+    bring_to(project / PLACE, project, commit)
+    (project / PLACE / "tracked").write_text("changed")
+    moved = project.rename(tmp_path / "there")
+    bring_to(moved / PLACE, moved, commit)
+    assert (moved / PLACE / "tracked").read_text() == "text"
+    top = rehearsal.run(moved / PLACE, "git", "rev-parse", "--path-format=absolute", "--git-common-dir")
+    assert top == str(moved / ".git")
+
+
+def test_relative_paths_mean_the_projects_files_but_for_those_of_the_revision(tmp_path: Path) -> None:
+    project = repository(tmp_path / "project", tracked="the person is at it")
+    theirs = repository(tmp_path / "theirs", tracked="as committed")
+
+    def lent(name: str) -> Path:
+        (theirs / "params.yaml").write_text(
+            yaml.safe_dump({"acquire": {"source": "sample"}, "model": {"init": name}})
+        )
+        lend(project, theirs)
+        return theirs / name
+
+    for folder, text in ((project, "ours"), (theirs, "left by an earlier run")):
+        (folder / "runs").mkdir()
+        (folder / "runs/weights").write_text(text)
+    assert lent("runs/weights").read_text() == "ours"
+    assert lent("runs/weights").read_text() == "ours"
+    assert lent("tracked").read_text() == "as committed"
+    (theirs / "runs/weights").unlink()
+    (theirs / "runs/weights").symlink_to(tmp_path / "where the project was")
+    assert lent("runs/weights").read_text() == "ours"
+    assert (project / "runs/weights").read_text() == "ours"
+    assert not lent("none").exists()
