@@ -8,12 +8,14 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dvc.api
 from dvc.exceptions import DvcException
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from personlab.report import data_uri
@@ -23,6 +25,15 @@ PICTURE_BYTES = 700_000  # a third more as base64
 PICTURE_IN_MARKDOWN = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 
 Row = dict[str, Any]
+
+
+@contextmanager
+def for_show(what: str) -> Iterator[None]:
+    """Around what is only there to be looked at: that it fails is said in the log, and fails nothing else."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("%s cannot be shown: %s: %s", what, type(error).__name__, error)
 
 
 @dataclass(frozen=True)

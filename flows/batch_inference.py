@@ -16,10 +16,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from flows.artifacts import PICTURE_BYTES
+from flows.artifacts import PICTURE_BYTES, for_show
 from flows.stages import HERE
 from flows.tools import personlab
 from personlab.commands import CommandError
+from personlab.errors import UserError
 from personlab.report import data_uri
 from personlab.storage import Folder
 
@@ -66,28 +67,41 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
         batch: what to look for people in, with what, and where to write.
         project: the folder that relative paths are relative to.
     """
-    project, start = project.absolute(), time.monotonic()
+    project = project.absolute()
+    folder = batch.folder(project)
     environment = {"RAY_ADDRESS": batch.ray_address} if batch.ray_address else {}
     try:
+        begun = any(name.startswith("part-") for name in folder.files())
+        start = time.monotonic()
         personlab("infer-batch", *batch.arguments, project=project, environment=environment)
         seconds = time.monotonic() - start
-        samples = sample_pictures(batch, project)
-    except CommandError as failure:
+    except (CommandError, UserError) as failure:
         return Failed(message=str(failure), data=failure)
-    folder = batch.folder(project)
     manifest = json.loads(folder.read("manifest.json"))
     counts = {name: manifest[name] for name in ("images", "predictions", "errors", "people")}
-    rate = {"seconds": round(seconds, 1), "images per second": round(counts["images"] / seconds, 2)}
-    rows = [{"what": name, "value": value} for name, value in (counts | rate).items()]
+    # of a run that went on, only some of the images were looked at now
+    rate = {} if begun else throughput(counts["images"], seconds)
+    with for_show("counts and errors"):
+        publish(folder, counts | rate)
+    with for_show("the pictures"):
+        samples = sample_pictures(batch, project)
+        create_markdown_artifact(samples, key="batch-samples", description="some of the pictures")
+    said = "{images} images in = {predictions} predictions + {errors} errors; {people} people"
+    return Completed(message=said.format(**counts), data=counts)
+
+
+def throughput(images: int, seconds: float) -> Row:
+    return {"seconds": round(seconds, 1), "images per second": round(images / seconds, 2)}
+
+
+def publish(folder: Folder, counts: Row) -> None:
+    rows = [{"what": name, "value": value} for name, value in counts.items()]
     create_table_artifact(rows, key="batch-counts", description=f"{folder.place}, Ray's start included")
     create_table_artifact(
         [row for row, _ in zip(errors(folder), range(LISTED), strict=False)],
         key="batch-errors",
         description=f"pictures that cannot be read: {counts['errors']}, the first {LISTED} of them here",
     )
-    create_markdown_artifact(samples, key="batch-samples", description="some of the pictures")
-    said = "{images} images in = {predictions} predictions + {errors} errors; {people} people"
-    return Completed(message=said.format(**counts), data=counts)
 
 
 def errors(folder: Folder) -> Iterator[Row]:

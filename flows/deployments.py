@@ -8,6 +8,7 @@ from typing import Any
 
 from prefect import Flow, serve
 from prefect.deployments.runner import RunnerDeployment
+from prefect.schedules import Cron, Schedule
 from prefect.types.entrypoint import EntrypointType
 
 from flows.batch_inference import batch_inference
@@ -15,20 +16,21 @@ from flows.evaluation import evaluation
 from flows.retrain import retrain
 from flows.stages import STAGES
 
-WEEKLY = "0 3 * * 1"  # Mondays at 03:00, UTC
+# Mondays at 03:00; what is retrained without anybody asking is retrained for the sake of new data
+WEEKLY = Cron("0 3 * * 1", timezone="UTC", parameters={"settings": {"refresh_data": True}})
 
 
 def deployments() -> list[RunnerDeployment]:
     others: list[Flow[..., Any]] = [batch_inference, evaluation, *STAGES]
-    return [deployed(retrain, cron=WEEKLY), *(deployed(flow) for flow in others)]
+    return [deployed(retrain, WEEKLY), *(deployed(flow) for flow in others)]
 
 
-def deployed(flow: Flow[..., Any], cron: str | None = None) -> RunnerDeployment:
+def deployed(flow: Flow[..., Any], schedule: Schedule | None = None) -> RunnerDeployment:
     return RunnerDeployment.from_flow(
-        flow, name="local", cron=cron, concurrency_limit=1, entrypoint_type=EntrypointType.MODULE_PATH
+        flow, name="local", schedule=schedule, concurrency_limit=1, entrypoint_type=EntrypointType.MODULE_PATH
     )
 
 
 if __name__ == "__main__":
-    # one run at a time, whatever the flow: DVC locks the project
+    # one run at a time, whatever the flow: stages share a project, and a training takes the whole machine
     serve(*deployments(), limit=1, pause_on_shutdown=False)

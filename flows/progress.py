@@ -25,6 +25,7 @@ class ProgressBar:
     artifact: UUID | None = None
     updated: float = float("-inf")
     pace: "Pace | None" = field(default=None)
+    news: str = ""  # the last line that said more than how far the loop is
 
     def hear(self, said: Said) -> None:
         """Update the bar, if the line says how far the stage is."""
@@ -32,14 +33,15 @@ class ProgressBar:
         if progress is None or not progress.total:
             return
         if self.pace is None or self.pace.label != progress.label:
-            self.pace = Pace(progress.label, progress.done, now)
+            self.pace, self.news = Pace(progress.label, progress.done, now), ""
+        self.news = news_in(said.text, progress) or self.news
         finished = progress.done >= progress.total
         if now - self.updated < EVERY and not finished:
             return
         self.updated = now
         # A server that is gone must not end a training that is not.
         with suppress(httpx.HTTPError, PrefectException):
-            self._show(100 * progress.done / progress.total, described(said, progress, self.pace, now))
+            self._show(100 * progress.done / progress.total, described(progress, self.pace, now, self.news))
 
     def _show(self, percent: float, description: str) -> None:
         if self.artifact is None:
@@ -65,12 +67,16 @@ class Pace:
         return (progress.total - progress.done) * seconds / steps
 
 
-def described(said: Said, progress: Progress, pace: Pace, now: float) -> str:
+def news_in(text: str, progress: Progress) -> str:
+    """What a line says beside how far the loop is."""
+    rest = text.removeprefix(f"{progress.label}: ")
+    return "" if rest.startswith(f"{progress.done}/") else rest
+
+
+def described(progress: Progress, pace: Pace, now: float, news: str) -> str:
     """E.g. "train: 150 of 2500, 12.3 min left; heatmap 0.0123, seg 0.1034"."""
     text = f"{progress.label}: {progress.done} of {progress.total}"
     left = pace.seconds_left(progress, now)
     if left is not None:
         text += f", {duration(left)} left"
-    news = said.text.removeprefix(f"{progress.label}: ")
-    # a line that only says how far it is says no more than we do
-    return text if news.startswith(f"{progress.done}/") else f"{text}; {news}"
+    return f"{text}; {news}" if news else text

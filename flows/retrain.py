@@ -13,24 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from prefect import Flow, State, flow
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Completed, Crashed, Failed
+from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows import results
+from flows.artifacts import for_show
 from flows.checkout import Checkout, checkout
 from flows.results import Verdict
 from flows.stages import HERE, STAGES, acquire
-from flows.tools import listener, personlab
+from flows.tools import end_sub_flows, listener, personlab
 from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.registry.models import Registry
@@ -68,18 +61,7 @@ class Retraining(BaseModel):
     )
 
 
-def end_stages(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Say of the stages of a run whose process was killed that they are no more; nobody else would."""
-    at_work = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
-    of_run = FlowRunFilterParentFlowRunId(any_=[flow_run.id])
-    with get_client(sync_client=True) as client:
-        for stage in client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_flow_run_id=of_run, state=at_work)
-        ):
-            client.set_flow_run_state(stage.id, Crashed(message=state.message), force=True)
-
-
-@flow(persist_result=False, on_crashed=[end_stages])
+@flow(persist_result=False, on_crashed=[end_sub_flows])
 def retrain(settings: Retraining = Retraining(), project: Path = HERE) -> State[Verdict]:  # noqa: B008
     """Bring every stage up to date, in order, each as a sub-flow of its own, and promote what is better.
 
@@ -109,27 +91,34 @@ def run_stages(made: Checkout, *, refresh: bool) -> Outcomes:
         if not state.is_completed():
             break
     rows = [{"stage": name, "outcome": state.name, "reason": state.message} for name, state in outcomes]
-    create_table_artifact(rows, key="retrain-stages", description="what each stage did")
+    with for_show("what each stage did"):
+        create_table_artifact(rows, key="retrain-stages", description="what each stage did")
     return outcomes
 
 
 def conclude(made: Checkout, project: Path, rule: Rule) -> State[Verdict]:
-    """Save, show, judge and perhaps promote what the stages made."""
+    """Save, judge and perhaps promote what the stages made; show it beside the champion of before."""
     name = f"retrain-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     saved = made.save(name, listener("dvc-exp-save"))
     found = page.Results(made.folder, Registry(project).champion())
-    report = project / "runs" / "reports" / f"{name}.html"
+    verdict = judge(made, project, rule, why=name)
+    with for_show("the report"):
+        publish_report(found, project / "runs" / "reports" / f"{name}.html", saved.experiment or saved.commit)
+    with for_show("scores and pictures"):
+        results.publish(found)
+    with for_show("the verdict"):
+        results.publish_verdict(verdict, rule)
+    return Completed(name=verdict["outcome"].capitalize(), message=results.headline(verdict), data=verdict)
+
+
+def publish_report(found: page.Results, report: Path, saved: str) -> None:
     page.write(found, report)
-    results.publish(found)
     create_markdown_artifact(
         f"[{report.name}]({report.as_uri()}): everything on one page. Where the browser does not follow the "
-        f"link, open `{report}`.\n\nSaved as `{saved.experiment or saved.commit}`.",
+        f"link, open `{report}`.\n\nSaved as `{saved}`.",
         key="retrain-report",
+        description="everything on one page",
     )
-    verdict = judge(made, project, rule, why=name)
-    results.publish_verdict(verdict, rule)
-    said = results.headline(verdict)
-    return Completed(name="Promoted" if verdict["promoted"] else "Not promoted", message=said, data=verdict)
 
 
 def judge(made: Checkout, project: Path, rule: Rule, why: str) -> Verdict:

@@ -17,7 +17,7 @@ from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from flows.artifacts import StageArtifacts
+from flows.artifacts import StageArtifacts, for_show
 from flows.repro import repro
 from flows.tools import listener, run_name
 from personlab.commands import CommandError
@@ -143,7 +143,8 @@ def up_to_date(
         reason = reproduce(shows.stage, project.absolute(), force=force)
     except CommandError as failure:
         return Failed(message=str(failure), data=failure)
-    shows.publish(project.absolute())
+    with for_show(f"data/{shows.stage}"):
+        shows.publish(project.absolute())
     if reason is not None:
         return Completed(name="Cached", message=reason, data=False)
     return Completed(message="ran", data=True)

@@ -1,7 +1,7 @@
 """`make ui`: a Prefect server for this project alone, with its flows ready to run; Ctrl-C ends both.
 
-The server listens on 127.0.0.1 only, keeps its database in .prefect/ inside the project and sends no
-telemetry. PERSONLAB_UI_PORT chooses another port than 4200.
+The server listens on 127.0.0.1 only and to no page from elsewhere, keeps its database in .prefect/ inside the
+project and sends no telemetry. PERSONLAB_UI_PORT chooses another port than 4200.
 """
 
 import json
@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 600.0  # a new database takes a slow machine more than a minute
 BUSY_SECONDS = 120.0
 STOP_SECONDS = 60.0  # a runner first ends the stage that it runs
-KILLED = 128  # what a status is above if a signal ended the process
+KILLED = 128  # a status above this, or below 0, is that of a process which a signal ended
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def watch(server: subprocess.Popen[bytes], runner: subprocess.Popen[bytes]) -> N
         time.sleep(0.5)
     if server.poll() is not None:
         raise UserError(f"the server ended with status {server.returncode}; see above")
-    if runner.returncode <= KILLED:
+    if 0 <= runner.returncode <= KILLED:
         raise UserError(f"the runner ended with status {runner.returncode}; see above")
 
 
@@ -87,12 +87,12 @@ def cancel_runs(api: str) -> None:
     """Cancel what the runner runs, as the UI's button does, and wait: a runner that stops kills its runs."""
     ours = {"deployment_id": {"is_null_": False}, "state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}}
     deadline = time.monotonic() + STOP_SECONDS
-    with suppress(OSError):  # the server may have ended too
-        while (runs := ask(f"{api}/flow_runs/filter", {"flow_runs": ours})) and time.monotonic() < deadline:
+    with suppress(UserError):  # the server may have ended too
+        while (runs := ask(api, "/flow_runs/filter", {"flow_runs": ours})) and time.monotonic() < deadline:
             for run in runs:
                 if run["state_type"] == "RUNNING":
                     print(f"cancelling {run['name']} ...", flush=True)
-                    ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+                    ask(api, f"/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
             time.sleep(0.5)
 
 
@@ -101,43 +101,63 @@ def end_orphans(api: str) -> None:
 
     They would count as running for ever, and those that wait for them would too.
     """
-    question, ours = f"{api}/flow_runs/filter", {"deployment_id": {"is_null_": False}}
+    question, ours = "/flow_runs/filter", {"deployment_id": {"is_null_": False}}
     at_work = {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
     gone = {"type": "CRASHED", "message": "its runner is gone"}
 
     def end(which: Mapping[str, Any]) -> None:
-        while runs := ask(question, {"flow_runs": {**which, **at_work}}):
+        while runs := ask(api, question, {"flow_runs": {**which, **at_work}}):
             for run in runs:
                 print(f"{run['name']} was interrupted", flush=True)
-                ask(f"{api}/flow_runs/{run['id']}/set_state", {"state": gone, "force": True})
+                ask(api, f"/flow_runs/{run['id']}/set_state", {"state": gone, "force": True})
 
     end(ours)
     crashed = {"flow_runs": {**ours, "state": {"type": {"any_": ["CRASHED"]}}}, "sort": "START_TIME_DESC"}
     # a run may have had time to say so of itself, and not of its stages
-    end({"parent_flow_run_id": {"any_": [run["id"] for run in ask(question, crashed)]}})
+    end({"parent_flow_run_id": {"any_": [run["id"] for run in ask(api, question, crashed)]}})
 
 
-def ask(url: str, question: Mapping[str, Any]) -> Any:
-    """The server's answer; one that is busy with its database is asked again."""
-    request = urllib.request.Request(
-        url, json.dumps(question).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
+def ask(api: str, route: str, question: Mapping[str, Any]) -> Any:
+    """The server's answer; one that is busy with its database is asked again.
+
+    Raises:
+        UserError: there is none.
+    """
+    content = json.dumps(question).encode()
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
+            headers = {"Content-Type": "application/json", **proof(api)}
+            request = urllib.request.Request(api + route, content, headers)
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return json.load(answer)
-        except (urllib.error.HTTPError, TimeoutError) as error:
-            busy = isinstance(error, TimeoutError) or error.code == HTTPStatus.SERVICE_UNAVAILABLE
-            if not busy or time.monotonic() > deadline:
-                raise
+        except OSError as error:
+            if not is_busy(error) or time.monotonic() > deadline:
+                raise UserError(f"the server does not answer {api}{route} ({error}); see above") from error
         time.sleep(0.5)
+
+
+def proof(api: str) -> dict[str, str]:
+    """The headers without which the server does nothing."""
+    client = f"personlab-{os.getpid()}"  # each has one valid token
+    with urllib.request.urlopen(f"{api}/csrf-token?client={client}", timeout=10) as answer:
+        return {"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": json.load(answer)["token"]}
+
+
+def is_busy(error: OSError) -> bool:
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code == HTTPStatus.SERVICE_UNAVAILABLE
+    return isinstance(error, TimeoutError)
 
 
 def environment(project: Path, url: str) -> dict[str, str]:
     return os.environ | {
         "PREFECT_HOME": str(project / ".prefect"),
         "PREFECT_API_URL": f"{url}/api",
+        # A page from elsewhere that the browser shows may not drive the server: it cannot read the answers,
+        # and so has no token, without which the server does nothing.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{url},{url.replace(HOST, 'localhost')}",
+        "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         # the newer UI has the browser ask a server of Amplitude's, whatever one has switched off
         "PREFECT_SERVER_UI_V2_ENABLED": "false",

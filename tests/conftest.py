@@ -41,7 +41,9 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A throw-away Prefect server with an empty database, shared by all tests that run flows."""
+    from prefect.settings import PREFECT_SERVER_CSRF_PROTECTION_ENABLED, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=600):
+    as_make_ui_does = {PREFECT_SERVER_CSRF_PROTECTION_ENABLED: True}
+    with temporary_settings(as_make_ui_does), prefect_test_harness(server_startup_timeout=600):
         yield

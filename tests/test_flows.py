@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -33,9 +32,11 @@ from flows.artifacts import PICTURE_BYTES, StageArtifacts, with_pictures
 from flows.deployments import deployments
 from flows.progress import ProgressBar
 from flows.repro import repro
-from flows.retrain import end_stages, retrain
+from flows.results import verdict_text
+from flows.retrain import Retraining, retrain
 from flows.stages import STAGES, acquire, downloads, evaluate, ingest, reproduce_patiently, targets
-from flows.ui import ask, end_orphans
+from flows.tools import end_sub_flows
+from flows.ui import end_orphans
 from personlab.commands import CommandError, Progress, Said, error_text, leashed, understood
 from personlab.leash import end_group
 from personlab.report import data_uri
@@ -130,10 +131,19 @@ def test_a_stage_shows_what_it_made(prefect_server: None, project: Project) -> N
 
 
 @pytest.mark.slow
-def test_a_stage_alone_makes_what_it_needs(prefect_server: None, project: Project) -> None:
+def test_a_stage_alone_makes_what_it_needs_whether_it_can_be_shown_or_not(
+    prefect_server: None, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert ingest(project.folder) is True
     assert (project.folder / "data" / "acquire" / "source.json").is_file()
-    assert ingest(project.folder) is False
+
+    def fail(*_: Any) -> None:
+        raise OSError("no such picture")
+
+    monkeypatch.setattr(StageArtifacts, "publish", fail)
+    again = ingest(project.folder, return_state=True)
+    assert again.name == "Cached"
+    assert (30, "data/ingest cannot be shown: OSError: no such picture") in log_of(run_of(again))
     project.give("targets", "bad")
     with pytest.raises(CommandError, match=r"^personlab: input/targets.txt: row 3"):
         targets(project.folder)
@@ -309,11 +319,16 @@ def test_a_progress_bar_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPat
     now = 10.0
     hear("train: seg 0.3", 600)
     now = 11.0
+    hear("train: seg 0.2", 700)  # too soon, but not to be forgotten
+    now = 20.0
+    hear("train: 800/1000, 10.0/s", 800)
+    now = 21.0
     hear("train: 1000/1000, 10.0/s", 1000)
     assert shown == [
         (50.0, "train: 500 of 1000; going on from step 500"),
         (60.0, "train: 600 of 1000, 40 s left; seg 0.3"),
-        (100.0, "train: 1000 of 1000, 0 s left"),
+        (80.0, "train: 800 of 1000, 13 s left; seg 0.2"),
+        (100.0, "train: 1000 of 1000, 0 s left; seg 0.2"),
     ]
 
 
@@ -358,77 +373,17 @@ def test_every_flow_is_deployed_one_run_at_a_time() -> None:
     assert [deployment.flow_name for deployment in made] == [*FLOWS, *NAMES]
     assert {deployment.concurrency_limit for deployment in made} == {1}
     assert made[0].entrypoint == "flows.retrain.retrain"
-    assert [getattr(each.schedule, "cron", None) for each in made[0].schedules or []] == ["0 3 * * 1"]
+    (weekly,) = made[0].schedules or []
+    assert getattr(weekly.schedule, "cron", None) == "0 3 * * 1"
+    assert Retraining.model_validate(weekly.parameters["settings"]).refresh_data
     assert not any(deployment.schedules for deployment in made[1:])
     pool = yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]
     assert [(each["entrypoint"], each["concurrency_limit"]) for each in pool] == [
         (f"flows/{name}.py:{name}", 1) for name in (flow.replace("-", "_") for flow in FLOWS)
     ]
-    assert pool[0]["schedules"][0]["cron"] == "0 3 * * 1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def start_ui(folder: Path, port: int) -> subprocess.Popen[str]:
-    env = os.environ | {"PERSONLAB_UI_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    command = (sys.executable, "-m", "flows.ui")
-    return subprocess.Popen(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def next_runs(port: int) -> set[str]:
-    """At what times of day something is scheduled to run, once there is anything."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-        if runs := ask(f"http://127.0.0.1:{port}/api/flow_runs/filter", scheduled):
-            return {run["expected_start_time"].partition("T")[2].removesuffix("Z") for run in runs}
-        time.sleep(0.5)
-    return set()
-
-
-def child_of(parent: int, word: str) -> int:
-    """The child process with a word in its command line."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    (found,) = (pid for pid in children if word in Path(f"/proc/{pid}/cmdline").read_text())
-    return int(found)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
-def test_the_ui_starts_serves_every_flow_starts_a_killed_runner_again_and_stops(tmp_path: Path) -> None:
-    port = free_port()
-    with start_ui(tmp_path, port) as ui:
-        assert ui.stdout is not None
-        said = "".join(iter(ui.stdout.readline, "Deployments\n"))
-        assert f"Prefect UI: http://127.0.0.1:{port}" in said
-        served = {name for _, name in zip(range(14), ui.stdout, strict=False)}
-        assert all(any(f" {name}/local " in line for line in served) for name in (*FLOWS, *NAMES))
-        assert next_runs(port) == {"03:00:00"}
-        os.kill(child_of(child_of(ui.pid, "flows.deployments"), "flows.deployments"), signal.SIGKILL)
-        again = "".join(iter(ui.stdout.readline, "Deployments\n"))
-        assert "the runner was killed; starting it again ..." in again
-        ui.send_signal(signal.SIGINT)
-        assert ui.stdout.read().endswith("stopped\n")
-    assert ui.returncode == 0
-    assert (tmp_path / ".prefect" / "prefect.db").is_file()
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def test_a_port_in_use_is_explained(tmp_path: Path) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        ui = start_ui(tmp_path, other.getsockname()[1])
-        assert "choose another: PERSONLAB_UI_PORT=" in ui.communicate(timeout=60)[0]
-    assert ui.returncode == 1
+    (weekly,) = pool[0]["schedules"]
+    assert weekly["cron"] == "0 3 * * 1"
+    assert weekly["parameters"] == made[0].schedules[0].parameters
 
 
 def loaded_by(module: str) -> Sequence[str]:
@@ -439,6 +394,13 @@ def loaded_by(module: str) -> Sequence[str]:
 
 def test_flows_load_neither_torch_nor_ray() -> None:
     assert not {"torch", "ray"} & set(loaded_by("flows.deployments"))
+
+
+def test_a_verdict_keeps_its_letters() -> None:
+    verdict = {"outcome": "not promoted", "why": "no AP is higher", "comparisons": [], "version": None}
+    assert verdict_text(verdict, "not-worse").startswith(
+        "# Not promoted: no AP is higher\n\nRule *not-worse*"
+    )
 
 
 @pytest.mark.slow
@@ -489,10 +451,10 @@ def test_the_stages_of_a_run_whose_process_was_killed_end_with_it(prefect_server
 
     run()
     whole, first, second = at_work
-    assert end_stages in retrain.on_crashed_hooks
+    assert end_sub_flows in retrain.on_crashed_hooks
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(second.id, Running(), force=True)  # as if it had been killed there
-        end_stages(retrain, whole, Crashed(message="killed"))
+        end_sub_flows(retrain, whole, Crashed(message="killed"))
         ended = client.read_flow_run(second.id).state
         assert ended is not None
         assert (ended.is_crashed(), ended.message) == (True, "killed")
@@ -508,3 +470,4 @@ def test_the_automation_in_the_documentation_is_one() -> None:
     made = AutomationCore.model_validate(documented)
     assert isinstance(made.trigger, EventTrigger)
     assert "prefect.flow-run.Not promoted" in made.trigger.expect
+    assert not {"prefect.flow-run.Unchanged", "prefect.flow-run.Promoted"} & made.trigger.expect

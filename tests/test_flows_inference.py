@@ -10,12 +10,12 @@ from flows.batch_inference import Batch, batch_inference
 from flows.evaluation import Scoring, evaluation
 from tests import layouts
 from tests.batches import save_pictures, save_weights, spoil
-from tests.served import artifacts_of, log_of, run_of, table_of
+from tests.served import artifacts_of, log_of, run_of, sub_runs, table_of
 
 
 @pytest.mark.slow
-def test_batch_inference_shows_counts_errors_and_pictures(
-    prefect_server: None, ray_local: None, tmp_path: Path
+def test_batch_inference_shows_counts_errors_and_pictures_and_its_results_are_scored(
+    prefect_server: None, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -23,10 +23,16 @@ def test_batch_inference_shows_counts_errors_and_pictures(
     spoil(save_pictures(tmp_path / "pictures", 4) / "002.png", 1)
     cluster = ray.get_runtime_context().gcs_address
     batch = Batch(pictures="pictures", out="found", weights=weights.name, sides=[65], ray_address=cluster)
-    state = batch_inference(batch, tmp_path, return_state=True)
-    assert state.is_completed(), state.message
-    assert str(state.message).startswith("4 images in = 3 predictions + 1 errors")
-    run = run_of(state)
+    images = [layouts.image(n, file_name=f"{n:03}.png", height=36, width=48) for n in range(4)]
+    annotated = layouts.write_json(tmp_path, "val", layouts.document(images, [layouts.person(1, 0)]))
+    scored = evaluation(Scoring(annotations=str(annotated), results=batch), tmp_path, return_state=True)
+    assert scored.is_completed(), scored.message
+    rows = {row["metric"]: row["now"] for row in table_of(run_of(scored), "evaluation-scores")}
+    assert 0 <= rows["keypoints.AP"] < 1
+    assert 0 <= rows["segm.AP"] < 1
+    (run,) = sub_runs(scored)
+    assert run.state is not None
+    assert str(run.state.message).startswith("4 images in = 3 predictions + 1 errors")
     counts = {row["what"]: row["value"] for row in table_of(run, "batch-counts")}
     assert (counts["images"], counts["predictions"], counts["errors"]) == (4, 3, 1)
     assert counts["images per second"] > 0
@@ -35,6 +41,11 @@ def test_batch_inference_shows_counts_errors_and_pictures(
     samples = str(artifacts_of(run)["batch-samples"].data)
     assert samples.count("data:image/jpeg") == 3
     assert "![01-000](" in samples
+
+    with monkeypatch.context() as quickly:
+        quickly.setattr("flows.batch_inference.personlab", lambda *_, **__: None)  # it has all been done
+        again = run_of(batch_inference(batch, tmp_path, return_state=True))
+    assert "images per second" not in {row["what"] for row in table_of(again, "batch-counts")}
 
     other = batch.model_copy(update={"pictures": "nothing"})
     failed = batch_inference(other, tmp_path, return_state=True)

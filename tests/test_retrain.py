@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from prefect import State
+from prefect.client.schemas.objects import FlowRun
 from pydantic import ValidationError
 
 from flows.checkout import checkout
 from flows.retrain import Retraining, retrain
 from flows.stages import train
+from flows.ui import ask
 from personlab.errors import UserError
 from personlab.params import load
 from personlab.registry.models import Registry
@@ -64,6 +66,19 @@ def branch(project: Path, name: str) -> Iterator[Path]:
     rehearsal.commit(aside)
 
 
+def told(event: str, run: FlowRun) -> bool:
+    """Whether the server tells its automations of an event of a run; it writes them down now and then."""
+    from prefect.settings import PREFECT_API_URL
+
+    of_run = {"event": {"name": [event]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if ask(str(PREFECT_API_URL.value()), "/events/filter", {"filter": of_run})["events"]:
+            return True
+        time.sleep(0.5)
+    return False
+
+
 def learning_rate(value: float) -> list[str]:
     return [f"train.learning_rate={value}"]
 
@@ -91,7 +106,7 @@ def test_the_first_model_becomes_champion_and_the_person_is_not_disturbed(
 
 
 def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_the_bytes_back(
-    project: Path, first: State[Any]
+    project: Path, first: State[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = of_champion(project)
     sabotage = Retraining(overrides=learning_rate(BAD), refresh_data=True)
@@ -118,10 +133,19 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
     assert scores["keypoints.AP"]["change"].startswith("-")
     assert len(list((project / "runs/reports").glob("retrain-*.html"))) == 2
 
+    def fail(*_: Any) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr("flows.retrain.page.write", fail)  # what cannot be shown is promoted all the same
     better = retrain(Retraining(overrides=learning_rate(BEST)), project, return_state=True)
+    assert (30, "the report cannot be shown: OSError: no room") in log_of(run_of(better))
     assert better.name == "Promoted"
     assert str(better.message).startswith("promoted to version 2: person keypoints")
     assert of_champion(project) != before
+    (parameter,) = table_of(run_of(better), "retrain-parameters")  # beside the champion of before
+    assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BEST}
+    # what the documented automation waits for
+    assert told("prefect.flow-run.Not promoted", run_of(sabotaged))
     listed = rehearsal.run(project, sys.executable, "-m", "dvc", "exp", "list", "--all-commits")
     assert listed.count("retrain-") == 3
 

@@ -5,7 +5,6 @@ and becomes champion, another one with a bad parameter is not promoted. What the
 checked; whether they look right is for whoever looks at the pictures.
 """
 
-import json
 import os
 import signal
 import socket
@@ -13,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flows.ui import ask
 from tests import rehearsal
 from tests.chromium import Page, browser
 
@@ -35,10 +34,7 @@ class Api:
         self.url = url
 
     def ask(self, route: str, **question: Json) -> Json:
-        content, header = json.dumps(question).encode(), {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/api{route}", content, header)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        return ask(f"{self.url}/api", route, question)
 
     def deployment(self, flow: str) -> str:
         (found,) = self.ask("/deployments/filter", flows={"name": {"any_": [flow]}})

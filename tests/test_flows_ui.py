@@ -1,0 +1,126 @@
+"""`make ui`: a server and a runner that come up together, go together, and leave the schedule behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from flows.deployments import deployments
+from flows.ui import ask, watch
+from personlab.errors import UserError
+from tests.conftest import ROOT
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start_ui(folder: Path, port: int) -> subprocess.Popen[str]:
+    env = os.environ | {"PERSONLAB_UI_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    command = (sys.executable, "-m", "flows.ui")
+    return subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def next_runs(port: int) -> dict[str, str]:
+    """The scheduled runs by id, and at what time of day they are to start; once there is anything."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        scheduled = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+        if runs := ask(f"http://127.0.0.1:{port}/api", "/flow_runs/filter", scheduled):
+            return {run["id"]: run["expected_start_time"].partition("T")[2].removesuffix("Z") for run in runs}
+        time.sleep(0.5)
+    return {}
+
+
+def answered(port: int, method: str, **headers: str) -> int:
+    """The status of the answer to a page that wants to know of runs."""
+    url = f"http://127.0.0.1:{port}/api/flow_runs/filter"
+    content = b"{}" if method == "POST" else None
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, content, headers, method=method)) as answer:
+            status: int = answer.status
+            return status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def check_strangers(port: int) -> None:
+    """See that a page from elsewhere cannot drive the server, with or without asking whether it may."""
+    wish = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "prefect-csrf-token"}
+    assert answered(port, "OPTIONS", Origin=f"http://127.0.0.1:{port}", **wish) == 200
+    assert answered(port, "OPTIONS", Origin="https://elsewhere.example", **wish) == 400
+    assert answered(port, "POST", Origin="https://elsewhere.example") == 403
+
+
+def child_of(parent: int, word: str) -> int:
+    """The child process with a word in its command line."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (found,) = (pid for pid in children if word in Path(f"/proc/{pid}/cmdline").read_text())
+    return int(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_the_ui_starts_serves_every_flow_starts_a_killed_runner_again_and_stops(tmp_path: Path) -> None:
+    port = free_port()
+    with start_ui(tmp_path, port) as ui:
+        assert ui.stdout is not None
+        said = "".join(iter(ui.stdout.readline, "Deployments\n"))
+        assert f"Prefect UI: http://127.0.0.1:{port}" in said
+        names = [deployment.flow_name for deployment in deployments()]
+        served = {line for _, line in zip(range(14), ui.stdout, strict=False)}
+        assert all(any(f" {name}/local " in line for line in served) for name in names)
+        assert set(next_runs(port).values()) == {"03:00:00"}
+        check_strangers(port)
+        os.kill(child_of(child_of(ui.pid, "flows.deployments"), "flows.deployments"), signal.SIGKILL)
+        again = "".join(iter(ui.stdout.readline, "Deployments\n"))
+        assert "the runner was killed; starting it again ..." in again
+        scheduled = next_runs(port)
+        ui.send_signal(signal.SIGINT)
+        assert ui.stdout.read().endswith("stopped\n")
+    assert ui.returncode == 0
+    assert (tmp_path / ".prefect" / "prefect.db").is_file()
+    with start_ui(tmp_path, port) as ui:  # its database is still there, and the schedule in it
+        assert ui.stdout is not None
+        "".join(iter(ui.stdout.readline, f"Prefect UI: http://127.0.0.1:{port}   (Ctrl-C stops it)\n"))
+        assert scheduled.items() <= next_runs(port).items()
+        ui.send_signal(signal.SIGINT)
+        assert ui.stdout.read().endswith("stopped\n")
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_port_in_use_is_explained(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        ui = start_ui(tmp_path, other.getsockname()[1])
+        assert "choose another: PERSONLAB_UI_PORT=" in ui.communicate(timeout=60)[0]
+    assert ui.returncode == 1
+
+
+@pytest.mark.parametrize("end", ["exit 137", "kill -9 $$"])
+def test_a_runner_that_was_killed_or_whose_leash_was_is_missed(end: str) -> None:
+    with subprocess.Popen(("sleep", "20")) as server:
+        with subprocess.Popen(("bash", "-c", end)) as runner:
+            watch(server, runner)
+        with subprocess.Popen(("bash", "-c", "exit 3")) as runner, pytest.raises(UserError, match="status 3"):
+            watch(server, runner)
+        server.kill()
+
+
+def test_a_server_that_is_gone_is_said_to_be() -> None:
+    with pytest.raises(UserError, match="the server does not answer http"):
+        ask(f"http://127.0.0.1:{free_port()}/api", "/flow_runs/filter", {})
