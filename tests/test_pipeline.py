@@ -29,8 +29,9 @@ TINY = {
     "estimator": {"steps": 4, "batch": 4, "width": 8},
     "targets": {"row_group": 4},
     "model": {"backbone": "resnet18", "width": 8},
-    "train": {"crop": 97, "batch": 2, "steps": 60, "optimizer": "adam", "checkpoint_every": 5}
-    | {"validate_every": 4, "validate_images": 2, "validate_side": 97},
+    "train": {"crop": 97, "batch": 2, "steps": 40, "optimizer": "adam", "checkpoint_every": 5}
+    | {"validate_every": 20, "validate_images": 2, "validate_side": 97}
+    | {"average_from": 0.05},  # before the first checkpoint: what is killed has averaged already
     "infer": {"sides": [129], "stride": 16},
     "evaluate": {"gallery": 2},
 }
@@ -121,7 +122,7 @@ def test_every_stage_runs_and_a_second_run_does_nothing(project: Path) -> None:
     for task in scores:
         header, *points = (line.split("\t") for line in curves[f"ap/{task}.tsv"].splitlines())
         assert header == ["step", task]
-        assert [int(step) for step, _ in points] == list(range(4, 61, 4))
+        assert [int(step) for step, _ in points] == [20, 40]
         assert all(0 <= float(ap) <= 1 for _, ap in points)
     for stage in STAGES:
         assert (project / "data" / stage).is_dir()

@@ -35,7 +35,8 @@ PARAMS = {
     # given weights: their normalisation statistics are frozen, as all workers have to have the same
     "model": {"backbone": "resnet18", "width": 8, "init": "init.safetensors"},
     "train": {"crop": 65, "batch": 4, "steps": STEPS, "checkpoint_every": EVERY, "learning_rate": 1e-3}
-    | {"validate_every": 6, "validate_images": 2, "validate_side": 65},
+    | {"validate_every": 12, "validate_images": 2, "validate_side": 65}
+    | {"average_from": 0.1},  # before the first checkpoint: what is killed has averaged already
 }
 # What rounding may explain: the greatest difference of a weight, as a share of the greatest change that
 # training made to any. It was 2.5e-7; if every worker divided by its own counts, it would be 0.06.
@@ -161,7 +162,7 @@ def test_two_workers_train_as_one_does(project: Project, alone: Trained, pair: T
     assert ours == pytest.approx(theirs, rel=1e-3)
     for found in (alone, pair):
         steps = [line.split(b"\t")[0] for line in found.files["plots/ap/segm.tsv"].splitlines()]
-        assert steps == [b"step", b"6", b"12", b"18", b"24"]
+        assert steps == [b"step", b"12", b"24"]
 
 
 def test_a_worker_and_then_a_node_are_lost(project: Project, cluster: Any, pair: Trained) -> None:
