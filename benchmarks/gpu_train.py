@@ -7,7 +7,8 @@ Needs a CUDA device, and the sample's shards (`dvc repro targets`). In order:
 
 - parity: one network, once on the CPU and once on the GPU, both in float32 (TF32 off): fields, losses, poses;
 - rate: the card's measured rate of bfloat16 matrix products, and the training step's own (its operations
-  counted by PyTorch's FlopCounterMode), in float32, in bfloat16, and in bfloat16 compiled;
+  counted by PyTorch's FlopCounterMode), in TF32 (float32, rounded before products), in bfloat16, and in
+  bfloat16 compiled;
 - training: `--steps` steps in bfloat16 as the stage `train` does them, without Ray, and the AP of the
   averaged weights on the validation shards.
 """
@@ -77,7 +78,7 @@ def main() -> None:
     card = matrix_rate()
     console.print(f"bfloat16 matrix products: {card / 1e12:.0f} TFLOP/s")
     rates = [
-        rate("float32", settings, card, precision="float32", compiled=False),
+        rate("TF32", settings, card, precision="float32", compiled=False),
         rate("bfloat16", settings, card, precision="bfloat16", compiled=False),
         rate("bfloat16, compiled", settings, card, precision="bfloat16", compiled=True),
     ]

@@ -226,3 +226,5 @@ def _stored(root: str | None, file: str, start: int, stop: int) -> Iterator[byte
                 cells = cells.field("bytes")
             yield from cells.to_pylist()[max(start - at, 0) : max(stop - at, 0)]
             at += len(batch)
+            if at >= stop:
+                break  # or the rest of its row group would be decoded, once for every part
