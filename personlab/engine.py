@@ -1,4 +1,4 @@
-"""Training in plain torch: one step, one validation pass, and the average of the parameters on the way.
+"""Training in plain torch: one step, and the average of the parameters on the way.
 
 Knows no cluster: wrap `Supervised` in DistributedDataParallel and nothing else changes. A step of several
 workers is the step that one would take on all of their batches together, but for rounding, and but for
@@ -6,7 +6,7 @@ normalisation statistics that are not frozen: those each worker takes over its o
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -89,11 +89,12 @@ def train_step(
     the final heads, unweighted.
 
     Raises:
-        UserError: the loss is not finite; nothing has been changed, and every worker says so.
+        UserError: the loss is not finite; no weight has been changed, and every worker says so.
     """
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         total, final = supervised(batch.images, batch.targets)
+    total.backward()  # before the losses are asked for: on a GPU that waits for all that was launched so far
     report = _report(_sum(_scalars(total, final)) / _workers())
     if not math.isfinite(report["total"]):
         images = _of_all([] if torch.isfinite(total) else batch.image_ids)
@@ -101,34 +102,8 @@ def train_step(
             f"the loss is not finite on images {', '.join(map(str, images))} ({_shown(report)}); "
             "look at these images, or lower train.learning_rate"
         )
-    total.backward()
     optimizer.step()
     return report
-
-
-@torch.no_grad()
-def validate(network: PersonLab, objective: Objective, batches: Iterable[Batch]) -> dict[str, float]:
-    """Mean losses of the final heads over batches, each batch weighing as many images as it has.
-
-    The network is put in evaluation mode for it and back afterwards.
-
-    Raises:
-        ValueError: there are no batches.
-    """
-    training, images = network.training, 0
-    sums = dict.fromkeys(_REPORTED, 0.0)
-    network.eval()
-    try:
-        for batch in batches:
-            found = objective(network(batch.images), batch.targets)
-            images += len(batch.images)
-            for name, loss in _report(_scalars(found.total(objective.weights), found)).items():
-                sums[name] += loss * len(batch.images)
-    finally:
-        network.train(training)
-    if not images:
-        raise ValueError("no batch to validate on")
-    return {name: value / images for name, value in sums.items()}
 
 
 class Average:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from personlab import params
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import cells, stack
-from personlab.engine import Average, Batch, Supervised, optimizer, train_step, validate
+from personlab.engine import Average, Batch, Supervised, optimizer, train_step
 from personlab.errors import UserError
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
@@ -113,33 +113,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images() -> None:
         train_step(Supervised(made, OBJECTIVE), spoilt(batch()), optimizer(made, TRAIN))
     assert "learning_rate" in str(caught.value)
     assert all(torch.equal(parameter, before[name]) for name, parameter in made.named_parameters())
-
-
-def test_validation_is_the_mean_over_images() -> None:
-    made = network().train()
-    batches = [batch(1, size=3), batch(2, size=1)]
-    report = validate(made, OBJECTIVE, iter(batches))
-    assert made.training
-    made.eval()
-    with torch.no_grad():
-        each = [OBJECTIVE(made(b.images), b.targets) for b in batches]
-    for name in ("heatmap", "seg", "short", "mid", "long"):
-        first, second = (float(getattr(found, name)) for found in each)
-        assert report[name] == pytest.approx((3 * first + second) / 4, rel=1e-5)
-    first, second = (float(found.total(TRAIN.loss_weights)) for found in each)
-    assert report["total"] == pytest.approx((3 * first + second) / 4, rel=1e-5)
-
-
-def test_validation_changes_nothing() -> None:
-    made = network().train()
-    before = copy.deepcopy(made.state_dict())
-    validate(made, OBJECTIVE, [batch()])
-    assert all(torch.equal(tensor, before[name]) for name, tensor in made.state_dict().items())
-
-
-def test_validation_needs_batches() -> None:
-    with pytest.raises(ValueError, match="no batch"):
-        validate(network(), OBJECTIVE, [])
 
 
 def steps_of(module: nn.Module, count: int) -> Iterator[int]:
