@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -132,18 +132,18 @@ def feed(
     """
     share = train.batch // workers
     passages = plan(row_groups(shards), train, rank=rank, workers=workers, done=done)
-    rows = ((row, passage.epoch) for passage in passages for row in _read(passage))
-    examples = ahead(
-        lambda each: augmented(each[0], train, epoch=each[1]),
-        rows,
-        threads=threads,
-        depth=2 * share + threads,
-    )
+    read = ahead(_read, passages, threads=1, depth=1)  # the next one while this one is augmented
+    rows = ((row, window, passage.epoch) for passage, window in read for row in passage.rows)
+
+    def example(item: tuple[int, pa.Table, int]) -> Example:
+        row, window, epoch = item
+        return augmented(window.slice(row, 1).to_pylist()[0], train, epoch=epoch)
+
+    examples = ahead(example, rows, threads=threads, depth=2 * share + threads)
     while batch := list(itertools.islice(examples, share)):
         yield batch
 
 
-def _read(passage: Passage) -> Iterator[dict[str, Any]]:
-    table = pa.concat_tables(pq.ParquetFile(g.part).read_row_group(g.index) for g in passage.groups)
-    for row in passage.rows:
-        yield table.slice(row, 1).to_pylist()[0]
+def _read(passage: Passage) -> tuple[Passage, pa.Table]:
+    groups = (pq.ParquetFile(group.part).read_row_group(group.index) for group in passage.groups)
+    return passage, pa.concat_tables(groups)
