@@ -44,11 +44,13 @@ def test_relative_paths_mean_the_projects_files_but_for_those_of_the_revision(tm
     for folder, text in ((project, "ours"), (theirs, "left by an earlier run")):
         (folder / "runs").mkdir()
         (folder / "runs/weights").write_text(text)
+    (project / "runs/weights.json").write_text("their card")
     assert lent("runs/weights").read_text() == "ours"
     assert lent("runs/weights").read_text() == "ours"
     assert lent("tracked").read_text() == "as committed"
     (theirs / "runs/weights").unlink()
     (theirs / "runs/weights").symlink_to(tmp_path / "where the project was")
     assert lent("runs/weights").read_text() == "ours"
+    assert (theirs / "runs/weights.json").read_text() == "their card"
     assert (project / "runs/weights").read_text() == "ours"
     assert not lent("none").exists()
