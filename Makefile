@@ -22,7 +22,7 @@ demo: .venv/ready ## train and evaluate on the rendered sample dataset
 
 # Two processes, a file each: tests that start clusters, servers and pipelines mostly wait for them.
 test: .venv/ready ## run the whole test suite
-	pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered
+	pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 test-fast: .venv/ready ## run the tests that take seconds
 	pytest -m "not slow"
