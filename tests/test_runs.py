@@ -3,14 +3,17 @@
 import logging
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from personlab.errors import UserError
-from personlab.params import Train
-from personlab.stages import runs
+from personlab.params import Codec, Model, Train
+from personlab.stages import runs, train
 from personlab.stages.runs import Run, run_of
+from tests.conftest import ROOT
 
 LIST = "checkpoint_manager_snapshot.json"
 
@@ -18,7 +21,7 @@ LIST = "checkpoint_manager_snapshot.json"
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """With checkpoints after steps 5, 10 and 15."""
-    made = run_of(tmp_path, "train", Train(), [])
+    made = run_of(tmp_path, "train", [Train()], [])
     for step in (5, 10, 15):
         save(made, step)
     (folder(made) / LIST).write_text('{"torn')
@@ -112,11 +115,34 @@ def test_the_end_has_to_be_there(run: Run) -> None:
 def test_a_run_is_named_by_its_parameters_and_inputs(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a").write_text("one")
-    one = run_of(tmp_path, "train", Train(), [tmp_path / "in"])
-    assert run_of(tmp_path, "train", Train(), [tmp_path / "in"]) == one
-    assert run_of(tmp_path, "train", Train(seed=1), [tmp_path / "in"]).name != one.name
+    one = run_of(tmp_path, "train", [Train()], [tmp_path / "in"])
+    assert run_of(tmp_path, "train", [Train()], [tmp_path / "in"]) == one
+    assert run_of(tmp_path, "train", [Train(seed=1)], [tmp_path / "in"]).name != one.name
     (tmp_path / "in/a").write_text("two")
-    assert run_of(tmp_path, "train", Train(), [tmp_path / "in"]).name != one.name
+    assert run_of(tmp_path, "train", [Train()], [tmp_path / "in"]).name != one.name
+
+
+@pytest.mark.parametrize("init", [None, "init.safetensors"])
+def test_what_changes_nothing_is_not_in_the_name(tmp_path: Path, init: str | None) -> None:
+    """With frozen statistics a run may go on with other workers: the steps are the same."""
+    recipe = train.Recipe(codec=Codec(), model=Model(init=init), train=Train())
+
+    def name(**changes: Any) -> str:
+        changed = recipe.model_copy(update={"train": Train(**changes)})
+        return run_of(tmp_path, "train", train._deciding(changed), []).name
+
+    assert name(gpu=True, max_failures=9, checkpoint_every=7) == name()
+    assert (name(workers=4) == name()) == (init is not None)
+    for change in ({"seed": 1}, {"precision": "bfloat16"}, {"validate_every": 5}):
+        assert name(**change) != name()
+
+
+def test_a_training_run_depends_on_the_weights_it_begins_with_and_on_its_code(tmp_path: Path) -> None:
+    recipe = train.Recipe(codec=Codec(), model=Model(init="init.safetensors"), train=Train())
+    inputs = train._inputs(recipe, tmp_path)
+    assert {tmp_path / "init.safetensors", tmp_path / "init.json"} <= set(inputs)
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
+    assert {path for path in inputs if path.suffix == ".py"} == {ROOT / d for d in deps if d.endswith(".py")}
 
 
 @pytest.mark.parametrize(
@@ -129,14 +155,14 @@ def test_a_run_is_named_by_its_parameters_and_inputs(tmp_path: Path) -> None:
     ],
 )
 def test_where_checkpoints_are(tmp_path: Path, storage_path: str | None, place: str) -> None:
-    run = run_of(tmp_path, "train", Train(), [], storage_path)
+    run = run_of(tmp_path, "train", [Train()], [], storage_path)
     assert run.folder.place == place.format(root=tmp_path) + run.name
     assert run.scratch == tmp_path / "runs" / run.name
 
 
 @pytest.mark.parametrize("scheme", ["file://", "fsspec+file://"])
 def test_checkpoints_elsewhere(tmp_path: Path, scheme: str) -> None:
-    run = run_of(tmp_path / "project", "train", Train(), [], f"{scheme}{tmp_path}/store")
+    run = run_of(tmp_path / "project", "train", [Train()], [], f"{scheme}{tmp_path}/store")
     config = run.config(max_failures=1)
     assert config.storage_path == str(tmp_path / "store")
     with run.opened():

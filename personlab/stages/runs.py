@@ -35,6 +35,8 @@ _DIGEST: Final = "state.sha256"
 _PREFIX: Final = "step-"
 _RAYS_LIST: Final = "checkpoint_manager_snapshot.json"
 _KEPT: Final = 2  # checkpoints: a good one, should the newest be damaged
+# Parameters of how a run is computed: but for rounding, what comes of it is the same.
+_HOW: Final = {"gpu", "max_failures", "checkpoint_every"}
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,23 @@ class Run:
 
 
 def run_of(
-    root: Path, stage: str, params: Section, inputs: Iterable[Path], storage_path: str | None = None
+    root: Path,
+    stage: str,
+    params: Iterable[Section],
+    inputs: Iterable[Path],
+    storage_path: str | None = None,
 ) -> Run:
-    """The run of a stage, named by a hash of its parameters and of the contents of `inputs` (files, or
-    folders of files): it is never resumed with others.
+    """The run of a stage, named by a hash of its parameters, but for those that change nothing, and of the
+    contents of `inputs` (files, or folders of files; what does not exist is left out): it is never resumed
+    with others.
 
     It is kept outside DVC's outputs, since DVC deletes those before a stage runs.
 
     storage_path: path (relative to `root`) or URI to keep checkpoints in, instead of root/runs.
     """
-    digest = hashlib.sha256(params.model_dump_json().encode())
+    digest = hashlib.sha256()
+    for section in params:
+        digest.update(section.model_dump_json(exclude=_HOW).encode())
     for path in inputs:
         files = sorted(f for f in path.rglob("*") if f.suffix != ".pyc") if path.is_dir() else [path]
         for file in files:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import ray
 import torch
@@ -41,6 +41,13 @@ from personlab.validation import Validation
 log = logging.getLogger("personlab")
 
 _LOG_EVERY = 50  # steps
+# What decides how it learns, besides this file: dvc.yaml has the same list.
+_CODE: Final = (
+    *("engine.py", "model/atrous.py", "model/checkpoint.py", "model/losses.py", "model/mobilenet.py"),
+    *("model/network.py", "model/resnet.py", "model/tfresnet.py"),
+    *("codec/encode.py", "codec/fields.py", "codec/refine.py"),
+    *("data/augment.py", "data/example.py", "data/feed.py", "data/view.py"),
+)
 _CURVES = {"loss": "loss", "ap": "AP on val images"}
 
 Points = list[tuple[int, dict[str, float]]]  # of curves that share their steps: step, values by name
@@ -61,13 +68,35 @@ def run(params: Params, root: Path) -> None:
         UserError: there are no images to train on, the loss stopped being finite, or a disk is full.
     """
     recipe = Recipe(codec=params.codec, model=params.model, train=params.train)
-    train, val = (root.resolve() / "data/targets" / split for split in ("train", "val"))
-    next(plan(row_groups(train), recipe.train))  # or say why not
-    run = run_of(root, "train", recipe, [train, val], params.ray.storage_path)
+    next(plan(row_groups(root / "data/targets/train"), recipe.train))  # or say why not
+    run = run_of(root, "train", _deciding(recipe), _inputs(recipe, root), params.ray.storage_path)
     with run.opened():
         with connect(params.ray.address), watch(recipe.train.steps, "train") as board:
             fit(_trainer(recipe, run, root, board), board)
         _export(recipe, run, root)
+
+
+def _deciding(recipe: Recipe) -> list[Section]:
+    """What may not change while a run goes on. How many workers there are may, so that it goes on with those
+    that are left, unless each normalises by its own share of a batch. How it is validated may not: AP at
+    other sizes or on other images would be another curve.
+    """
+    frozen = recipe.model.init is not None
+    train = recipe.train.model_copy(update={"workers": 1}) if frozen else recipe.train
+    return [recipe.codec, recipe.model, train]
+
+
+def _inputs(recipe: Recipe, root: Path) -> list[Path]:
+    """What a run depends on besides its parameters: shards, weights to begin with, the code that learns."""
+    here = Path(__file__)
+    init = [root / recipe.model.init] if recipe.model.init else []
+    cards = [path.with_suffix(".json") for path in init]
+    return [
+        *(root / "data/targets" / split for split in ("train", "val")),
+        *(*init, *cards),
+        *(here.parents[1] / name for name in _CODE),
+        here,
+    ]
 
 
 def _trainer(recipe: Recipe, run: Run, root: Path, board: Any) -> TorchTrainer:
