@@ -122,9 +122,10 @@ def check(project: Path, url: str) -> None:
         ):
             page.open(f"{url}/artifacts/artifact/{api.artifacts(second)[key]}", says)
             page.picture(PICTURES / f"{key}.jpg")
-        page.open(f"{url}/deployments/deployment/{deployment}", "Schedules")
+        page.open(f"{url}/runs", "Not promoted")  # the page of all runs lists them
+        page.open(f"{url}/deployments/deployment/{deployment}?tab=Upcoming", "Schedules")
         page.wait_for("At 03:00")
-        page.wait_for("Not promoted")  # its runs are listed
+        page.wait_for("auto-scheduled")
         page.picture(PICTURES / "schedule.jpg")
         elsewhere = {a for a in page.asked if not a.startswith((url, "data:", "blob:", "chrome:"))}
         expect(f"nobody else was asked for anything ({len(elsewhere)} addresses)", not elsewhere)
