@@ -1,6 +1,7 @@
 """The single-person estimator: crop geometry, targets, loss, decoding."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -116,6 +117,13 @@ class TestTrainingCrops:
             TrainingCrops([person], height=HEIGHT, width=WIDTH, count=count, seed=3)[7] for count in (8, 99)
         )
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+    def test_whom_a_crop_shows_can_be_told(self, person: Person) -> None:
+        people = [replace(person, labelled=np.arange(K) < count) for count in range(1, 6)]
+        crops = TrainingCrops(people, height=HEIGHT, width=WIDTH, count=20, seed=3)
+        shown = [int(crops[n][2].sum()) for n in range(20)]
+        assert [int(crops.person(n).labelled.sum()) for n in range(20)] == shown
+        assert set(shown) == set(range(1, 6))
 
     def test_crops_differ(self, person: Person) -> None:
         crops = TrainingCrops([person], height=HEIGHT, width=WIDTH, count=2, seed=3)

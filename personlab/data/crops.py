@@ -119,9 +119,16 @@ class TrainingCrops(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def person(self, n: int) -> Person:
+        """Whom crop n shows."""
+        return self._draw(n)[1]
+
+    def _draw(self, n: int) -> tuple[np.random.Generator, Person]:
         random = np.random.default_rng((self.seed, n))
-        person = self.people[int(random.integers(len(self.people)))]
+        return random, self.people[int(random.integers(len(self.people)))]
+
+    def __getitem__(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        random, person = self._draw(n)
         view, detail = self._look(random, person)
         image = cut(read_image(person.path), view, detail=detail)
         keypoints, labelled = view.points(person.keypoints), person.labelled

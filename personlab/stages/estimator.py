@@ -55,13 +55,14 @@ def run(params: Params, root: Path) -> None:
             "see data/ingest/rejects.parquet, or use other data (acquire.source)"
         )
     log.info("estimator: learning from %d people, measured on %d", len(train), len(val))
-    run = runs.run_of(root, "estimator", settings, _inputs(root), params.ray.storage_path)
+    run = runs.run_of(root, "estimator", [settings], _inputs(root), params.ray.storage_path)
     with run.opened():
         with cluster.connect(params.ray.address):
             state, losses = _train(settings, root, run)
-        estimator = Estimator(settings)
+        # the GPU may be a worker's on another node, where this process has none
+        device = "cuda" if settings.gpu and torch.cuda.is_available() else "cpu"
+        estimator = Estimator(settings).to(device).eval()
         estimator.load_state_dict(state)
-        estimator.eval()
         with atomic_folder(root / "data/estimator") as output:
             card = estimator.card({"people": len(train), "steps": len(losses), "data": run.name})
             checkpoint.save(output / "estimator.safetensors", state, card)
@@ -91,8 +92,9 @@ def people_with_keypoints(root: Path, split: tables.Split) -> list[Person]:
 def _inputs(root: Path) -> list[Path]:
     """What a training run depends on besides its parameters: the tables, and the code that learns."""
     package = Path(__file__).parents[1]
-    code = [package / "model/estimator.py", package / "model/resnet.py", package / "data/crops.py"]
-    return [root / "data/ingest/images.parquet", root / "data/ingest/people.parquet", *code, Path(__file__)]
+    names = ("model/estimator.py", "model/resnet.py", "codec/fields.py", "data/crops.py", "data/view.py")
+    code = [*(package / name for name in names), Path(__file__)]
+    return [root / "data/ingest/images.parquet", root / "data/ingest/people.parquet", *code]
 
 
 # --- training ---------------------------------------------------------------------------------------------
@@ -100,6 +102,8 @@ def _inputs(root: Path) -> list[Path]:
 
 def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, Tensor], list[float]]:
     """The trained weights and the loss of every step."""
+    needs = {"CPU": cluster.node_cpus(), "GPU": int(settings.gpu)}
+    cluster.require(1, cpus=needs["CPU"], gpus=needs["GPU"], mend="set estimator.gpu to false")
     with cluster.watch(settings.steps, "estimator") as board:
         trainer = TorchTrainer(
             _train_worker,
@@ -112,7 +116,7 @@ def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, 
             scaling_config=ScalingConfig(
                 num_workers=1,
                 use_gpu=settings.gpu,
-                resources_per_worker={"CPU": cluster.node_cpus()} | ({"GPU": 1} if settings.gpu else {}),
+                resources_per_worker=needs,
             ),
             run_config=run.config(settings.max_failures),
         )
@@ -146,15 +150,18 @@ def _train_worker(config: dict[str, Any]) -> None:
             "losses": losses,
         }
 
-    for step, batch in enumerate(_batches(settings, people, first=len(losses)), start=len(losses) + 1):
+    crops = _crops(settings, people)
+    for step, batch in enumerate(_batches(settings, crops, first=len(losses)), start=len(losses) + 1):
         images, keypoints, labelled = (tensor.to(device, non_blocking=True) for tensor in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             fields = estimator(images)
         loss = estimator.loss(fields, keypoints, labelled)
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
+            images = {crops.person(n).path.name for n in range(step * settings.batch)[-settings.batch :]}
             raise UserError(
-                f"estimator: the loss of step {step} is not finite; lower estimator.learning_rate"
+                f"estimator: the loss of step {step} is not finite on images {', '.join(sorted(images))}; "
+                "look at these images, or lower estimator.learning_rate"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -167,17 +174,21 @@ def _train_worker(config: dict[str, Any]) -> None:
             runs.keep(run, step, state)
 
 
-def _batches(
-    settings: params.Estimator, people: Sequence[Person], *, first: int
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of random crops from step `first` on: a resumed run sees what it would have seen."""
-    crops = TrainingCrops(
+def _crops(settings: params.Estimator, people: Sequence[Person]) -> TrainingCrops:
+    """All that training sees, step after step."""
+    return TrainingCrops(
         people,
         height=settings.crop_height,
         width=settings.crop_width,
         count=settings.steps * settings.batch,
         seed=settings.seed,
     )
+
+
+def _batches(
+    settings: params.Estimator, crops: TrainingCrops, *, first: int
+) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of crops from step `first` on: a resumed run sees what it would have seen."""
     return DataLoader(
         crops,
         batch_size=settings.batch,
@@ -258,8 +269,7 @@ def _pck_points(scores: dict[str, _Scores]) -> list[dict[str, Any]]:
     """One point per keypoint and size; keypoints that nobody has labelled are left out."""
     return [
         {
-            "keypoint": keypoint,
-            "size": name,
+            "keypoint": f"{keypoint}, {name}",  # bars of the same name would be one
             "pck": round(float(score.found[score.labelled[:, k], k].mean()), 4),
         }
         for name, score in scores.items()
