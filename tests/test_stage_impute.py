@@ -5,18 +5,21 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from personlab import tables
+from personlab import params, tables
 from personlab.errors import UserError
-from personlab.params import Acquire, Estimator, Impute, Params, Sample
+from personlab.model import checkpoint
+from personlab.model.estimator import Estimator
+from personlab.params import Acquire, Impute, Params, Sample
 from personlab.people import Annotation
 from personlab.skeleton import KEYPOINTS, K
 from personlab.stages import acquire, estimator, impute, ingest
 
 PARAMS = Params(
     acquire=Acquire(sample=Sample(train_images=16, val_images=6, width=320, height=240, seed=5)),
-    estimator=Estimator(width=4, steps=10, batch=4, checkpoint_every=4),
+    estimator=params.Estimator(width=4, steps=10, batch=4, checkpoint_every=4),
     impute=Impute(min_score=0.0, batch=3),
 )
 
@@ -62,8 +65,10 @@ class TestEstimatorStage:
 
     def test_pck_of_every_keypoint_and_size(self, trained: Path) -> None:
         points = json.loads((trained / "data/estimator/plots/pck.json").read_text())
-        assert {p["size"] for p in points} == {"full", "small"}
-        assert {p["keypoint"] for p in points} <= set(KEYPOINTS)
+        bars = [p["keypoint"] for p in points]
+        assert len(set(bars)) == len(bars)
+        assert {bar.split(", ")[1] for bar in bars} == {"full", "small"}
+        assert {bar.split(", ")[0] for bar in bars} <= set(KEYPOINTS)
         assert all(0 <= p["pck"] <= 1 for p in points)
 
     def test_a_finished_run_leaves_no_checkpoints(self, trained: Path) -> None:
@@ -131,6 +136,25 @@ class TestImputeStage:
             impute.run(PARAMS.model_copy(update={"impute": Impute(min_score=1.0)}), tmp_path)
         assert people(tmp_path, "impute") == people(imputed, "ingest")
         assert "= 0 imputed" in caplog.text
+
+
+class TestActor:
+    """What cannot go on is said in a value: the user sees a line, not Ray's traceback."""
+
+    def failure(self, weights: Path) -> str:
+        people = [{"row": 7, "path": "gone.jpg", "box": [0.0, 0.0, 9.0, 9.0]}]
+        [row] = impute._Actor(weights, gpu=False)(pa.Table.from_pylist(people)).to_pylist()
+        with pytest.raises(UserError) as caught:
+            impute._found(row)
+        return str(caught.value)
+
+    def test_an_image_that_went_missing(self, tmp_path: Path) -> None:
+        path, network = tmp_path / "estimator.safetensors", Estimator(PARAMS.estimator)
+        checkpoint.save(path, network.state_dict(), network.card({}))
+        assert self.failure(path).startswith("gone.jpg: cannot be read")
+
+    def test_an_estimator_that_cannot_be_read(self, tmp_path: Path) -> None:
+        assert "estimator.safetensors" in self.failure(tmp_path / "estimator.safetensors")
 
 
 class TestWithKeypoints:

@@ -25,7 +25,7 @@ from personlab.inference.attempts import RECORD
 from personlab.inference.batch import Job, Manifest, Part, Worker
 from personlab.inference.inputs import Listing
 from personlab.progress import progress
-from personlab.stages.cluster import connect
+from personlab.stages.cluster import connect, require
 
 log = logging.getLogger("personlab")
 
@@ -98,6 +98,7 @@ def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
     if not numbers:
         return
     gpu = job.plan.infer.gpu
+    require(1, cpus=1, gpus=int(gpu), mend="compute without GPU")
     devices = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
     actors = max(1, min(devices, len(numbers)))
     with warnings.catch_warnings():
@@ -109,7 +110,7 @@ def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
             fn_constructor_args=(job, Path.cwd()),
             compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
             num_cpus=1,
-            num_gpus=1 if gpu else 0,
+            num_gpus=int(gpu),
             max_task_retries=_RETRIES,
         )
     try:

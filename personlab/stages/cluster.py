@@ -180,14 +180,41 @@ def watch(total: int, label: str) -> Iterator[Any]:
         ray.kill(board)
 
 
+def require(workers: int, *, cpus: float, gpus: int, mend: str) -> None:
+    """See that there is a place for each of `workers` that need so much: Ray would wait for it for ever.
+
+    The nodes that are there now count, even where more could come: stages count what there is when they
+    begin, and would not use those. mend: what the user can do, but for starting nodes.
+
+    Raises:
+        UserError: there are fewer places.
+    """
+    nodes = _nodes()
+    wanted = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
+    places = sum(int(min(node.get(name, 0) // amount for name, amount in wanted.items())) for node in nodes)
+    if places >= workers:
+        return
+    there = " and ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
+    each = " and ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+    raise UserError(
+        f"{workers} workers with {each} each are wanted, and Ray has places for {places} ({there} on "
+        f"{len(nodes)} nodes); {mend}, or start more nodes first"
+    )
+
+
 def node_cpus() -> int:
     """CPUs of the largest node: what one worker can have at most."""
-    return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    return max(int(node.get("CPU", 0)) for node in _nodes())
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node that is alive has: CPU, GPU and more."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def processors_each(workers: int, *, gpu: bool) -> int:
     """How many processors each of a run's workers has to itself, on nodes that are alike."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     if gpu:
         beside = min(workers, max(int(node.get("GPU", 1)) for node in nodes))
     else:

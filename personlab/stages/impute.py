@@ -7,6 +7,7 @@ The val split is what everything is measured on and stays as annotated.
 import json
 import logging
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from personlab.data.crops import Box, person_crop, read_image
 from personlab.data.view import ImageArray
 from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
-from personlab.model import estimator
+from personlab.model.estimator import Estimator, from_checkpoint
 from personlab.params import Params
 from personlab.people import Annotation, FloatArray
 from personlab.progress import progress
@@ -141,6 +142,8 @@ def _estimate(
     images: dict[tuple[str, int], _Source],
 ) -> dict[int, FloatArray]:
     """Estimates (K x 3) of the wanted rows, by row, in the order of `wanted`."""
+    needs = {"num_cpus": int(not settings.gpu), "num_gpus": int(settings.gpu)}
+    cluster.require(1, cpus=needs["num_cpus"], gpus=needs["num_gpus"], mend="set impute.gpu to false")
     people = [
         {"row": index, "path": str(images[_image_of(rows[index])].path), "box": rows[index]["box"]}
         for index in wanted
@@ -154,17 +157,20 @@ def _estimate(
             _Actor,
             fn_constructor_args=(root.resolve() / "data/estimator/estimator.safetensors", settings.gpu),
             batch_format="pyarrow",
-            batch_size=settings.batch,
+            batch_size=None,  # a block
             compute=ActorPoolStrategy(min_size=1, max_size=_actors(settings)),
-            num_cpus=0 if settings.gpu else 1,
-            num_gpus=1 if settings.gpu else 0,
+            **needs,
         )
     )
-    found = {
-        row["row"]: np.array(row["estimate"], np.float32).reshape(K, 3)
-        for row in progress(estimated.iter_rows(), total=len(people), label="impute")
-    }
+    found = dict(map(_found, progress(estimated.iter_rows(), total=len(people), label="impute")))
     return {index: found[index] for index in wanted if index in found}
+
+
+def _found(row: dict[str, Any]) -> tuple[int, FloatArray]:
+    """Of a row that an actor made: which person, and the estimate."""
+    if row["failure"]:
+        raise UserError(row["failure"])
+    return row["row"], np.array(row["estimate"], np.float32).reshape(K, 3)
 
 
 def _actors(settings: params.Impute) -> int:
@@ -174,13 +180,32 @@ def _actors(settings: params.Impute) -> int:
 
 
 class _Actor:
-    """An estimator, loaded once per worker process."""
+    """An estimator, loaded once per worker process. UserErrors reach the driver as values, without Ray's
+    wrapping.
+    """
 
     def __init__(self, weights: Path, gpu: bool) -> None:
-        self.estimator = estimator.from_checkpoint(weights).to("cuda" if gpu else "cpu")
+        self.weights, self.device = weights, "cuda" if gpu else "cpu"
         self.image: tuple[str, ImageArray] = ("", np.zeros((1, 1, 3), np.uint8))
 
+    @cached_property
+    def estimator(self) -> Estimator:
+        return from_checkpoint(self.weights).to(self.device)
+
     def __call__(self, batch: pa.Table) -> pa.Table:
+        try:
+            estimates, failure = self._estimates(batch), ""
+        except UserError as error:
+            estimates, failure = [None] * len(batch), str(error)
+        return pa.table(
+            {
+                "row": batch["row"],
+                "estimate": pa.array(estimates, pa.list_(pa.float32())),
+                "failure": [failure] * len(batch),
+            }
+        )
+
+    def _estimates(self, batch: pa.Table) -> list[FloatArray] | list[None]:
         settings = self.estimator.settings
         crops, views = [], []
         for person in batch.to_pylist():
@@ -189,8 +214,7 @@ class _Actor:
             crops.append(crop)
             views.append(view)
         found = self.estimator.estimate(crops, views).round(_DECIMALS)
-        estimates = pa.array(list(found.reshape(len(found), -1)), pa.list_(pa.float32()))
-        return pa.table({"row": batch["row"], "estimate": estimates})
+        return list(found.reshape(len(found), -1))
 
     def _image(self, path: str) -> ImageArray:
         """Rows come image by image: the last one is kept."""
