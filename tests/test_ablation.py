@@ -265,6 +265,9 @@ def test_a_page_shows_figures_differences_and_verdicts(tmp_path: Path) -> None:
     assert "| With imputation | AP | agrees | +0.050 | +0.050 to +0.050 | +0.044 |" in table9
     assert "| With imputation | APS | agrees | +0.060 | +0.060 to +0.060 | +0.088 |" in table9
     assert "Differences to *Without imputation*:" in table9
+    assert "With imputation, APS is 2.20 times what it is without imputation. At least 1.5" in table9
+    assert "times was expected; in the paper it is 2.16 times." in table9
+    assert text.count("was expected") == 1
     name = made.experiment(BY_NAME["table9"].rows[0]).name
     command = f"`dvc exp run -S 'infer.sides=[385]' -S targets.imputed=false --name {name}`"
     assert f"| Without imputation | {command} | `cccccccccc` | `eeeeeeeeee` |" in table9
@@ -275,12 +278,29 @@ def test_a_page_shows_figures_differences_and_verdicts(tmp_path: Path) -> None:
     assert page(made) == text
 
 
+def test_a_page_says_when_the_sample_was_last_changed(tmp_path: Path) -> None:
+    made = project(tmp_path)
+    assert "was looked at.\n" in page(made)  # no Git
+    rehearsal.run(tmp_path, "git", "init", "-q")
+    (tmp_path / "other.py").touch()
+    rehearsal.commit(tmp_path)
+    assert "was looked at.\n" in page(made)
+    (tmp_path / "personlab/data/sample").mkdir(parents=True)
+    (tmp_path / "personlab/data/sample/scene.py").touch()
+    rehearsal.commit(tmp_path)
+    changed = rehearsal.run(tmp_path, "git", "log", "-1", "--abbrev=10", "--format=`%h` of %cs")
+    (tmp_path / "another.py").touch()
+    rehearsal.commit(tmp_path)
+    assert f"was looked at (last changed by {changed}).\n" in page(made)
+
+
 def test_where_there_is_nobody_to_find_nothing_is_decided(tmp_path: Path) -> None:
     made = project(tmp_path)
     keep(made, "table9", 0, record(0.20))
     keep(made, "table9", 1, record(0.25))
     table9 = section(page(made), "Table 9")
     assert "| With imputation | APS | undecided | – | – to – | +0.088 |" in table9
+    assert "With imputation, APS is – times" in table9
 
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:

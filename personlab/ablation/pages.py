@@ -6,16 +6,21 @@ The same records give the same bytes.
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from personlab.ablation.experiments import SAMPLES, Experiment, Project, Record
 from personlab.ablation.tables import CHOICES, PAPER_SIDE, Row, Table
 from personlab.ablation.verdict import Difference
+from personlab.errors import UserError
+from personlab.git import git
 from personlab.params import Acquire, Params
 
 _DIGITS: Final = 10  # of a commit or hash
 _NOTHING: Final = "–"
+_GENERATOR: Final = "personlab/data/sample"
 
 _READING: Final = f"""\
 Each row has our figures, and below them the paper's. A difference is the row's value minus that of the row in
@@ -88,7 +93,7 @@ def markdown(project: Project, tables: Sequence[Findings]) -> str:
 
 def _introduction(project: Project, record: Record | None) -> str:
     settings = project.params
-    inputs = [_data(settings.acquire, record), _training(settings), _sides_here(project)]
+    inputs = [_data(settings.acquire, project.folder, record), _training(settings), _sides_here(project)]
     return "\n".join(
         (
             "The tables of the paper's appendix A and its comparison of one scale with several, on other",
@@ -99,7 +104,7 @@ def _introduction(project: Project, record: Record | None) -> str:
     )
 
 
-def _data(acquire: Acquire, record: Record | None) -> str:
+def _data(acquire: Acquire, folder: Path, record: Record | None) -> str:
     scored = ""
     if record:
         scored = f" Scored: {record.images} images, {record.people} people, {record.posed} with keypoints."
@@ -109,8 +114,16 @@ def _data(acquire: Acquire, record: Record | None) -> str:
     return (
         f"**Data**: the rendered sample, {sample.train_images} images to train on and {sample.val_images} to "
         f"validate on, {sample.width} x {sample.height} pixels, seed {sample.seed}. Its generator's "
-        f"settings were fixed before any figure below was looked at.{scored}"
+        f"settings were fixed before any figure below was looked at{_last_changed(folder)}.{scored}"
     )
+
+
+def _last_changed(folder: Path) -> str:
+    """The commit that changed the generator last, if Git can tell."""
+    with suppress(UserError):
+        if found := git(folder, "log", "-1", f"--abbrev={_DIGITS}", "--format=`%h` of %cs", "--", _GENERATOR):
+            return f" (last changed by {found})"
+    return ""
 
 
 def _training(settings: Params) -> str:
@@ -137,6 +150,7 @@ def _section(found: Findings) -> str:
     parts = [f"## {table.title}", _state(found), _figures(found)]
     if differences := found.differences():
         parts.append(f"Differences to *{found.baseline.label}*:\n\n{_differences(differences)}")
+        parts += _growth(found)
     parts.append(f"How each row was made:\n\n{_origins(results)}")
     return "\n\n".join(parts)
 
@@ -150,6 +164,23 @@ def _state(found: Findings) -> str:
     rows = len(found.results)
     missing = "" if done == rows else f" Not run: {rows - done} of {rows} rows."
     return f"Verdicts: {', '.join(counts) or 'none yet'}.{missing}"
+
+
+def _growth(found: Findings) -> list[str]:
+    """How many times its baseline a column has become, where it was expected to grow."""
+    table, base = found.table, found.baseline
+    if table.growth is None or base.record is None:
+        return []
+    column, least = table.growth
+    task, before = table.task, base.record.column(table.task, column)
+    paper = table.paper(base.row, column)
+    return [
+        f"{result.label}, {column} is {_ratio(result.record.column(task, column), before)} times what it is "
+        f"{base.label.lower()}. At least {least} times was expected; in the paper it is "
+        f"{_ratio(table.paper(result.row, column), paper)} times."
+        for result in found.results
+        if result is not base and result.record
+    ]
 
 
 def _choice(table: Table) -> str:
@@ -206,6 +237,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -
 
 def _value(value: float) -> str:
     return _NOTHING if math.isnan(value) else f"{value:.3f}"
+
+
+def _ratio(value: float, baseline: float) -> str:
+    return f"{value / baseline:.2f}" if value >= 0 and baseline > 0 else _NOTHING  # not for NaN
 
 
 def _change(value: float) -> str:
