@@ -180,7 +180,7 @@ def watch(total: int, label: str) -> Iterator[Any]:
         ray.kill(board)
 
 
-def require(workers: int, *, cpus: float, gpus: int, mend: str) -> None:
+def require(workers: int, *, cpus: float, gpus: float, mend: str) -> None:
     """See that there is a place for each of `workers` that need so much: Ray would wait for it for ever.
 
     The nodes that are there now count, even where more could come: stages count what there is when they

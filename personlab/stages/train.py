@@ -34,7 +34,7 @@ from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.params import Codec, Model, Params, Section, Train
 from personlab.stages import runs
-from personlab.stages.cluster import connect, final, fit, node_cpus, processors_each, watch
+from personlab.stages.cluster import connect, final, fit, node_cpus, processors_each, require, watch
 from personlab.stages.runs import Run, leads, run_of
 from personlab.validation import Validation
 
@@ -101,6 +101,9 @@ def _inputs(recipe: Recipe, root: Path) -> list[Path]:
 
 def _trainer(recipe: Recipe, run: Run, root: Path, board: Any) -> TorchTrainer:
     train = recipe.train
+    needs = {"CPU": 0.5, "GPU": int(train.gpu)}
+    mend = "lower train.workers" + (" or set train.gpu to false" if train.gpu else "")
+    require(train.workers, cpus=needs["CPU"], gpus=needs["GPU"], mend=mend)
     # Ray would give a worker the threads of its half of a processor. This has to be set before the worker
     # imports torch; later changes are not followed.
     threads = {"OMP_NUM_THREADS": str(processors_each(train.workers, gpu=train.gpu))}
@@ -115,7 +118,7 @@ def _trainer(recipe: Recipe, run: Run, root: Path, board: Any) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=train.workers,
             use_gpu=train.gpu,
-            resources_per_worker={"CPU": 0.5, **({"GPU": 1} if train.gpu else {})},
+            resources_per_worker=needs,
             # GPUs of one node exchange gradients faster; processors of one node only share what it has
             placement_strategy="PACK" if train.gpu else "SPREAD",
         ),
