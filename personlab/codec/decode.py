@@ -21,9 +21,10 @@ from personlab.codec.score import Poses, hard_nms, hough_scores, soft_nms
 from personlab.codec.vectorised import Grouped, Steps
 from personlab.errors import UserError
 
-# Poses that are scored at most. Seeds come best first; the thousands that an untrained network seeds beyond
-# these would only cost time and memory.
-_CANDIDATES = 1000
+# Seeds come best first. Poses of so many of them are scored: ten for each person that may be found, within these
+# bounds. The hundreds that a crowd seeds beyond, or the thousands of an untrained network, would only cost time.
+_CANDIDATES_EACH = 10
+_CANDIDATES = (200, 1000)
 
 __all__ = ["Decoder", "Level", "Poses"]
 
@@ -62,7 +63,7 @@ class Decoder:
             seeds,
             mid_steps=self.trace_refinements,
             nms_radius=self.nms_radius,
-            most=_CANDIDATES,
+            most=min(max(_CANDIDATES_EACH * self.max_people, _CANDIDATES[0]), _CANDIDATES[1]),
         )
         best = self._suppress(steps, self._score(steps, hough, people))
         return best.select(slice(self.max_people)).scaled(1 / frame.scale)
