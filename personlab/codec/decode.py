@@ -21,8 +21,9 @@ from personlab.codec.score import Poses, hard_nms, hough_scores, soft_nms
 from personlab.codec.vectorised import Grouped, Steps
 from personlab.errors import UserError
 
-# Seeds come best first. Poses of so many of them are scored: ten for each person that may be found, within these
-# bounds. The hundreds that a crowd seeds beyond, or the thousands of an untrained network, would only cost time.
+# Seeds come best first. Poses of so many of them are scored: ten for each person that may be found, within
+# these bounds. The hundreds that a crowd seeds beyond, or the thousands of an untrained network, would only
+# cost time.
 _CANDIDATES_EACH = 10
 _CANDIDATES = (200, 1000)
 
