@@ -92,7 +92,7 @@ def _walk(predictor: Predictor, item: Picture, output: Output, times: Times) -> 
     levels = timed("network", lambda: [predictor.level(image, side) for side in predictor.sides])
     found = timed("codec: poses", lambda: decoder.poses(levels, height=height, width=width))
     masks = timed("codec: masks", lambda: list(decoder.masks(levels, found, height=height, width=width)))
-    people = timed("codec: run lengths", lambda: list(detections(found, masks)))
+    people = timed("run lengths", lambda: list(detections(found, masks)))
     result = Result(item.id, item.path, height, width, people)
     overlay = timed("draw", lambda: draw(image, result))
     timed("write", lambda: output.write_one(item, overlay, result))
