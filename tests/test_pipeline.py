@@ -167,14 +167,3 @@ def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None
     assert weights.read_bytes() == uninterrupted
     assert curves_of(project) == curves  # no step is in them twice
     assert not list(project.glob("runs/train-*"))
-
-
-def test_an_ablation_reruns_only_what_its_rows_change(project: Path) -> None:
-    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "personlab", "ablate", "multiscale"]
-    done = subprocess.run(command, cwd=project, env=os.environ | path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert [stage for stage in STAGES if f"Running stage '{stage}'" in done.stderr] == ["infer", "evaluate"]
-    page = (project / "docs/ablations.md").read_text()
-    assert "| Multi-scale, 601 1201 1801 2401 (here 57 113 169 217) | ours | 0." in page
-    assert "ablate-sides-57-113-169-217" in dvc("exp", "show", "--csv", folder=project)
