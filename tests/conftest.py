@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, most of all the stages: of two processes, neither is left alone with them."""
+    """Files with slow tests first, the stages foremost: of two processes, neither is left alone with them."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path.name.startswith("test_stage"), reverse=True)
     items.sort(key=lambda item: item.path not in slow)
