@@ -74,23 +74,6 @@ class TestEstimatorStage:
     def test_a_finished_run_leaves_no_checkpoints(self, trained: Path) -> None:
         assert list((trained / "runs").iterdir()) == []
 
-    def test_an_image_that_went_missing_is_named(
-        self, ingested: Path, ray_local: None, tmp_path: Path
-    ) -> None:
-        """The error comes from a process of a process: its message must get through."""
-        once = PARAMS.estimator.model_copy(update={"max_failures": 0})
-        (tmp_path / "data").mkdir()
-        for stage in ("acquire", "ingest"):
-            (tmp_path / "data" / stage).symlink_to(ingested / "data" / stage)
-        gone = estimator.people_with_keypoints(ingested, "train")[0].path
-        kept = gone.rename(gone.with_suffix(".gone"))
-        try:
-            with pytest.raises(UserError, match=r"cannot be read"):
-                estimator.run(PARAMS.model_copy(update={"estimator": once}), tmp_path)
-        finally:
-            kept.rename(gone)
-        assert not (tmp_path / "data/estimator").exists()
-
 
 @pytest.mark.slow
 class TestImputeStage:

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from personlab.data.example import decode_jpeg
 from personlab.data.view import ImageArray, View
@@ -103,21 +102,18 @@ def person_crop(
     return cut(image, view, detail=_detail(view, box, person_height)), view
 
 
-class TrainingCrops(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Random crops of people. Crop n is the same however often and by whomever it is asked for.
+@dataclass(frozen=True)
+class TrainingCrops:
+    """Random crops of people, without end. Crop n is the same however often and by whomever it is asked for.
 
     An item is the crop (3 x height x width uint8), keypoints (K x 2 float32 crop pixels) and which of them
     are labelled (K bool).
     """
 
-    def __init__(self, people: Sequence[Person], *, height: int, width: int, count: int, seed: int) -> None:
-        self.people = people
-        self.height, self.width = height, width
-        self.count = count
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.count
+    people: Sequence[Person]
+    height: int
+    width: int
+    seed: int
 
     def person(self, n: int) -> Person:
         """Whom crop n shows."""

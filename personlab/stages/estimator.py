@@ -3,12 +3,11 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
@@ -16,9 +15,9 @@ import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from personlab import params, tables
+from personlab.ahead import ahead
 from personlab.data.crops import Person, TrainingCrops, person_crop, read_image
 from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
@@ -150,17 +149,17 @@ def _train_worker(config: dict[str, Any]) -> None:
             "losses": losses,
         }
 
-    crops = _crops(settings, people)
+    crops = TrainingCrops(people, height=settings.crop_height, width=settings.crop_width, seed=settings.seed)
     for step, batch in enumerate(_batches(settings, crops, first=len(losses)), start=len(losses) + 1):
-        images, keypoints, labelled = (tensor.to(device, non_blocking=True) for tensor in batch)
+        images, keypoints, labelled = (tensor.to(device) for tensor in batch)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             fields = estimator(images)
         loss = estimator.loss(fields, keypoints, labelled)
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
-            images = {crops.person(n).path.name for n in range(step * settings.batch)[-settings.batch :]}
+            names = {crops.person(n).path.name for n in range(step * settings.batch)[-settings.batch :]}
             raise UserError(
-                f"estimator: the loss of step {step} is not finite on images {', '.join(sorted(images))}; "
+                f"estimator: the loss of step {step} is not finite on images {', '.join(sorted(names))}; "
                 "look at these images, or lower estimator.learning_rate"
             )
         optimizer.zero_grad(set_to_none=True)
@@ -174,33 +173,18 @@ def _train_worker(config: dict[str, Any]) -> None:
             runs.keep(run, step, state)
 
 
-def _crops(settings: params.Estimator, people: Sequence[Person]) -> TrainingCrops:
-    """All that training sees, step after step."""
-    return TrainingCrops(
-        people,
-        height=settings.crop_height,
-        width=settings.crop_width,
-        count=settings.steps * settings.batch,
-        seed=settings.seed,
-    )
-
-
 def _batches(
     settings: params.Estimator, crops: TrainingCrops, *, first: int
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of crops from step `first` on: a resumed run sees what it would have seen."""
-    return DataLoader(
-        crops,
-        batch_size=settings.batch,
-        sampler=range(first * settings.batch, len(crops)),
-        num_workers=max(1, cluster.node_cpus() // 2),
-        worker_init_fn=_single_threaded,
-        pin_memory=settings.gpu,
-    )
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of crops from step `first` on, prepared ahead: a resumed run sees what it would have seen."""
 
+    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        items = [crops[n] for n in range(step * settings.batch, (step + 1) * settings.batch)]
+        images, keypoints, labelled = (torch.stack(each) for each in zip(*items, strict=True))
+        return images, keypoints, labelled
 
-def _single_threaded(_: int) -> None:
-    cv2.setNumThreads(0)  # the processes that load images are as many as should run at once
+    threads = max(1, cluster.node_cpus() - 1)
+    return ahead(batch, range(first, settings.steps), threads=threads, depth=2 * threads)
 
 
 def _curve(losses: list[float]) -> list[dict[str, float]]:

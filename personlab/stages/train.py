@@ -48,7 +48,7 @@ _CODE: Final = (
     *("codec/encode.py", "codec/fields.py", "codec/refine.py"),
     *("data/augment.py", "data/example.py", "data/feed.py", "data/view.py"),
 )
-_CURVES = {"loss": "loss", "ap": "AP on val images"}
+_CURVES: Final = {"loss": "loss", "ap": "AP on val images"}
 
 Points = list[tuple[int, dict[str, float]]]  # of curves that share their steps: step, values by name
 
