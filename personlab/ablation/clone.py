@@ -45,9 +45,10 @@ class Clone:
 
     def clear(self) -> None:
         """Have it hold the commit and the project's dvc.lock, and beside them only what Git ignores."""
-        # Nobody else works here, so locks were left by what was killed.
+        # Nobody else works here, so locks, and notes of what is being run, were left by what was killed.
         for lock in (self.top / ".git").rglob("*.lock"):
             lock.unlink()
+        shutil.rmtree(self.folder / ".dvc/tmp", ignore_errors=True)
         experiments = git(self.top, "for-each-ref", "--format=delete %(refname)", "refs/exps")
         git(self.top, "update-ref", "--no-deref", "--stdin", stdin=f"{experiments}\n" if experiments else "")
         git(self.top, "checkout", "--quiet", "--force", "--detach", self.commit)
