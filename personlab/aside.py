@@ -30,9 +30,9 @@ def alone(lock: Path, what: str) -> Iterator[None]:
 def lend(project: Path, folder: Path) -> None:
     """Let relative paths in the parameters of `folder`, another checkout, lead where the project's do."""
     settings = params.load(folder / "params.yaml")
-    weights = settings.model.init
-    card = weights and str(Path(weights).with_suffix(".json"))
-    for name in filter(None, (settings.acquire.directory, weights, card)):
+    weights = [init for init in (settings.model.init, settings.estimator.init) if init]
+    cards = [str(Path(init).with_suffix(".json")) for init in weights]
+    for name in filter(None, (settings.acquire.directory, *weights, *cards)):
         ours, theirs = project / name, folder / name
         if Path(name).expanduser().is_absolute() or not ours.exists():
             continue

@@ -86,7 +86,11 @@ class Codec(Section):
 class Estimator(Section):
     """The single-person estimator used for imputation (G-RMI)."""
 
+    backbone: Backbone = "resnet18"
+    # channels of the first stage, as with `model`
     width: PositiveInt = 24
+    # what its backbone starts from: as with `model`, but that heads are left out
+    init: str | None = None
     crop_height: PositiveInt = 97
     crop_width: PositiveInt = 73
     stride: Stride = 8

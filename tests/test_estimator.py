@@ -16,8 +16,9 @@ from personlab.data.crops import Person, TrainingCrops, crop_view, cut, mirrored
 from personlab.data.view import PADDING, View
 from personlab.errors import UserError
 from personlab.model import checkpoint
-from personlab.model.estimator import Estimator, PersonFields, decode, from_checkpoint, person_targets
+from personlab.model.estimator import Estimator, PersonFields, build, decode, from_checkpoint, person_targets
 from personlab.skeleton import FLIP, K
+from tests.batches import save_weights
 
 HEIGHT, WIDTH, STRIDE, RADIUS = 129, 97, 8, 10.0
 SETTINGS = params.Estimator(width=4, stride=8, crop_height=129, crop_width=97, radius=10.0)
@@ -267,3 +268,28 @@ class TestEstimator:
         checkpoint.save(path, {"weight": torch.zeros(1)}, {"format": "personlab-1"})
         with pytest.raises(UserError, match="not an estimator"):
             from_checkpoint(path)
+
+
+class TestBuild:
+    SETTINGS = SETTINGS.model_copy(update={"width": 8, "init": "network.safetensors"})
+
+    def test_a_backbone_from_a_whole_network(self, tmp_path: Path) -> None:
+        given = checkpoint.load_weights(save_weights(tmp_path / "network.safetensors"))
+        estimator = build(self.SETTINGS, tmp_path).train()
+        estimator(torch.zeros(2, 3, HEIGHT, WIDTH))  # moves no statistics: they belong to the weights
+        for name, tensor in estimator.backbone.state_dict().items():
+            assert torch.equal(tensor, given[f"backbone.{name}"]), name
+
+    def test_what_was_trained_needs_them_no_more(self, tmp_path: Path) -> None:
+        save_weights(tmp_path / "network.safetensors")
+        estimator = build(self.SETTINGS, tmp_path).eval()
+        checkpoint.save(tmp_path / "estimator.safetensors", estimator.state_dict(), estimator.card({}))
+        (tmp_path / "network.safetensors").unlink()
+        image = torch.randint(0, 256, (1, 3, HEIGHT, WIDTH))
+        loaded = from_checkpoint(tmp_path / "estimator.safetensors")
+        assert torch.equal(loaded(image).heatmap, estimator(image).heatmap)
+
+    def test_another_backbone_is_refused(self, tmp_path: Path) -> None:
+        save_weights(tmp_path / "network.safetensors")
+        with pytest.raises(UserError, match="do not fit"):
+            build(self.SETTINGS.model_copy(update={"width": 4}), tmp_path)

@@ -210,10 +210,12 @@ def test_a_checkout_is_clean_whatever_was_left_in_it(project: Path, first: State
 
 
 def test_relative_paths_in_the_parameters_lead_where_they_did(project: Path, first: State[Any]) -> None:
-    (project / "data/weights.bin").write_text("weights")
-    with checkout(project, "HEAD", ["model.init=data/weights.bin"]) as made:
-        assert (made.folder / "data/weights.bin").read_text() == "weights"
-    (project / "data/weights.bin").unlink()
+    for section in ("model", "estimator"):
+        weights = Path("data", section).with_suffix(".bin")
+        (project / weights).write_text(section)
+        with checkout(project, "HEAD", [f"{section}.init={weights}"]) as made:
+            assert (made.folder / weights).read_text() == section
+        (project / weights).unlink()
 
 
 # --- cancelled in the middle ------------------------------------------------------------------------------

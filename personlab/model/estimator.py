@@ -22,8 +22,8 @@ from personlab.codec.fields import cell_positions
 from personlab.codec.hough import Votes, accumulate
 from personlab.data.view import ImageArray, View
 from personlab.errors import UserError
-from personlab.model import checkpoint
-from personlab.model.resnet import Normalise, ResNet
+from personlab.model import backbone, checkpoint
+from personlab.model.resnet import Normalise
 from personlab.people import FloatArray
 from personlab.skeleton import KEYPOINTS, K
 
@@ -44,19 +44,21 @@ class PersonFields:
 
 
 class Estimator(nn.Module):
-    """A narrow atrous ResNet-18 with one 1x1 convolution per field.
+    """An atrous backbone with one 1x1 convolution per field.
 
-    settings: the width of the network, its stride, the crop's size and the radius R of the disks.
+    settings: the network, its stride, the crop's size and the radius R of the disks.
     """
 
     def __init__(self, settings: params.Estimator) -> None:
         super().__init__()
         self.settings = settings
-        self.backbone = ResNet("resnet18", width=settings.width, output_stride=settings.stride)
+        self.backbone = backbone.make(
+            settings.backbone, width=settings.width, stride=settings.stride, given=settings.init is not None
+        )
         channels = self.backbone.channels[1]
         self.heatmap = nn.Conv2d(channels, K, 1)
         self.short = nn.Conv2d(channels, 2 * K, 1)
-        self.normalise = Normalise()
+        self.normalise = Normalise(*self.backbone.pixels)
         # Training starts from heatmaps that are almost nowhere 1, as they are.
         prior = math.pi * settings.radius**2 / (settings.crop_height * settings.crop_width)
         nn.init.constant_(self.heatmap.bias, math.log(prior / (1 - prior)))  # type: ignore[arg-type]
@@ -106,6 +108,18 @@ class Estimator(nn.Module):
             "skeleton": list(KEYPOINTS),
             "training": dict(training),
         }
+
+
+def build(settings: params.Estimator, root: Path = Path()) -> Estimator:
+    """An estimator to train: random weights, or a backbone from `settings.init`, a path relative to `root`.
+
+    Raises:
+        UserError: `settings.init` cannot be read or does not fit the backbone.
+    """
+    estimator = Estimator(settings)
+    if settings.init is not None:
+        backbone.load(estimator.backbone, root / settings.init)
+    return estimator
 
 
 def from_checkpoint(path: Path) -> Estimator:

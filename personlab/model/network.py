@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from personlab import params
 from personlab.codec.fields import CHANNELS, Fields, cells
 from personlab.errors import UserError
-from personlab.model import checkpoint
-from personlab.model.mobilenet import MobileNet
-from personlab.model.resnet import Normalise, ResNet
-from personlab.model.tfresnet import TfResNet
+from personlab.model import backbone, checkpoint
+from personlab.model.resnet import Normalise
 from personlab.skeleton import EDGES, KEYPOINTS, E, K
 
 # Training starts from heatmaps that are almost nowhere 1, as they are.
@@ -86,7 +84,9 @@ class PersonLab(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.codec, self.stride, self.masks = model, codec, stride, masks
-        self.backbone = _backbone(model, stride)
+        self.backbone = backbone.make(
+            model.backbone, width=model.width, stride=stride, given=model.init is not None
+        )
         middle, final = self.backbone.channels
         self.heads = Heads(final, codec.radius, masks=masks)
         self.intermediate = Heads(middle, codec.radius, masks=masks)
@@ -147,13 +147,12 @@ def build(
         return network
     path = root / model.init
     state = checkpoint.load_weights(path)
-    if any(name.startswith("backbone.") for name in state):
+    if any(name.startswith(backbone.PREFIX) for name in state):
         saved = _read(path)
         _check_trainable(saved, model, codec, path)
         _fit(network, saved.state, path)
     else:
-        backbone = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-        checkpoint.fit(network.backbone, backbone, path)
+        backbone.load(network.backbone, path)
     return network
 
 
@@ -167,17 +166,6 @@ def from_checkpoint(path: Path, *, stride: params.Stride) -> PersonLab:
     network = PersonLab(saved.model, saved.codec, stride=stride, masks=saved.masks)
     _fit(network, saved.state, path)
     return network.eval()
-
-
-def _backbone(model: params.Model, stride: params.Stride) -> ResNet | MobileNet | TfResNet:
-    match model.backbone:
-        case "mobilenet" | "mobilenet16" as kind:
-            return MobileNet(kind, width=model.width, output_stride=stride)
-        case "tf-resnet50":
-            return TfResNet(width=model.width, output_stride=stride)
-        case kind:
-            frozen = model.init is not None
-            return ResNet(kind, width=model.width, output_stride=stride, frozen_statistics=frozen)
 
 
 def _fit(network: PersonLab, state: dict[str, Tensor], path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from personlab.errors import UserError
 from personlab.files import atomic_folder, write_atomic
 from personlab.metrics.oks import similarity
 from personlab.model import checkpoint
-from personlab.model.estimator import Estimator
+from personlab.model.estimator import Estimator, build
 from personlab.params import Params
 from personlab.progress import progress
 from personlab.skeleton import KEYPOINTS, K
@@ -38,6 +38,12 @@ _PCK_REACH = 0.1
 # The estimator imputes small people, so it is also measured on people shown this many pixels tall.
 _SMALL = 28.0
 _CURVE_POINTS = 100
+# What decides how it learns, besides this file: dvc.yaml has the same list.
+_CODE: Final = (
+    *("model/atrous.py", "model/backbone.py", "model/checkpoint.py", "model/estimator.py"),
+    *("model/mobilenet.py", "model/resnet.py", "model/tfresnet.py"),
+    *("codec/fields.py", "data/crops.py", "data/example.py", "data/view.py"),
+)
 
 
 def run(params: Params, root: Path) -> None:
@@ -54,7 +60,7 @@ def run(params: Params, root: Path) -> None:
             "see data/ingest/rejects.parquet, or use other data (acquire.source)"
         )
     log.info("estimator: learning from %d people, measured on %d", len(train), len(val))
-    run = runs.run_of(root, "estimator", [settings], _inputs(root), params.ray.storage_path)
+    run = runs.run_of(root, "estimator", [settings], _inputs(settings, root), params.ray.storage_path)
     with run.opened():
         with cluster.connect(params.ray.address):
             state, losses = _train(settings, root, run)
@@ -88,12 +94,14 @@ def people_with_keypoints(root: Path, split: tables.Split) -> list[Person]:
     ]
 
 
-def _inputs(root: Path) -> list[Path]:
-    """What a training run depends on besides its parameters: the tables, and the code that learns."""
+def _inputs(settings: params.Estimator, root: Path) -> list[Path]:
+    """What a training run depends on besides its parameters: the tables, weights to begin with, and the code
+    that learns.
+    """
     package = Path(__file__).parents[1]
-    names = ("model/estimator.py", "model/resnet.py", "codec/fields.py", "data/crops.py", "data/view.py")
-    code = [*(package / name for name in names), Path(__file__)]
-    return [root / "data/ingest/images.parquet", root / "data/ingest/people.parquet", *code]
+    code = [*(package / name for name in _CODE), Path(__file__)]
+    tables = [root / f"data/ingest/{name}.parquet" for name in ("images", "people")]
+    return [*tables, *([root / settings.init] if settings.init else []), *code]
 
 
 # --- training ---------------------------------------------------------------------------------------------
@@ -127,10 +135,11 @@ def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, 
 @cluster.final
 def _train_worker(config: dict[str, Any]) -> None:
     settings, run = params.Estimator.model_validate(config["params"]), config["run"]
-    people = people_with_keypoints(Path(config["root"]), "train")
+    root = Path(config["root"])
+    people = people_with_keypoints(root, "train")
     torch.manual_seed(settings.seed)
     device = get_device()
-    estimator = Estimator(settings).to(device).train()
+    estimator = build(settings, root).to(device).train()
     optimizer = torch.optim.Adam(estimator.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=settings.learning_rate, total_steps=settings.steps + 1

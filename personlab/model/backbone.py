@@ -1,0 +1,45 @@
+"""The networks that look at pictures, for all models that do: which there are, and weights to begin with."""
+
+from pathlib import Path
+
+from personlab import params
+from personlab.model import checkpoint
+from personlab.model.mobilenet import MobileNet
+from personlab.model.resnet import ResNet
+from personlab.model.tfresnet import TfResNet
+
+# How its weights are called in the checkpoint of a whole network.
+PREFIX = "backbone."
+
+
+Backbone = ResNet | MobileNet | TfResNet
+
+
+def make(kind: params.Backbone, *, width: int, stride: params.Stride, given: bool) -> Backbone:
+    """A backbone with random weights.
+
+    width: channels of its first stage. stride: of its output. given: it is to be given weights, whose
+    normalisation statistics stay what they are.
+    """
+    match kind:
+        case "mobilenet" | "mobilenet16":
+            return MobileNet(kind, width=width, output_stride=stride)
+        case "tf-resnet50":
+            return TfResNet(width=width, output_stride=stride)
+        case _:
+            return ResNet(kind, width=width, output_stride=stride, frozen_statistics=given)
+
+
+def load(backbone: Backbone, path: Path) -> None:
+    """Give a backbone the weights at `path`: of the same one in a checkpoint of this program, whose heads are
+    left out, or a torchvision ResNet's in safetensors, whose classifier is.
+
+    Raises:
+        UserError: the file cannot be read, or its weights do not fit.
+    """
+    state = checkpoint.load_weights(path)
+    if any(name.startswith(PREFIX) for name in state):
+        state = {name.removeprefix(PREFIX): each for name, each in state.items() if name.startswith(PREFIX)}
+    else:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
+    checkpoint.fit(backbone, state, path)
