@@ -24,7 +24,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Stride = Literal[8, 16, 32]
 ResNetKind = Literal["resnet18", "resnet50", "resnet101", "resnet152"]
 # Those of Google's published weights: MobileNetV1 (16: native output stride 16), and TensorFlow's ResNet-50.
-Backbone = ResNetKind | Literal["mobilenet", "mobilenet16", "tf-resnet50"]
+BackboneKind = ResNetKind | Literal["mobilenet", "mobilenet16", "tf-resnet50"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -86,7 +86,7 @@ class Codec(Section):
 class Estimator(Section):
     """The single-person estimator used for imputation (G-RMI)."""
 
-    backbone: Backbone = "resnet18"
+    backbone: BackboneKind = "resnet18"
     # channels of the first stage, as with `model`
     width: PositiveInt = 24
     # what its backbone starts from: as with `model`, but that heads are left out
@@ -132,7 +132,7 @@ class Targets(Section):
 class Model(Section):
     """The network; a checkpoint records it."""
 
-    backbone: Backbone = "resnet18"
+    backbone: BackboneKind = "resnet18"
     # channels of the first stage; 64 is the standard ResNet, 32 the standard MobileNet
     width: PositiveInt = 32
     refine: bool = True  # recurrent offset refinement in training and decoding (Tables 6 and 7)

@@ -145,7 +145,7 @@ def test_the_card_says_where_it_is_from(tmp_path: Path) -> None:
 def test_training_starts_from_it_with_fresh_intermediate_heads(tmp_path: Path, kind: str) -> None:
     tiny = tfjs_models.resnet(16) if kind == "resnet" else tfjs_models.mobilenet(kind, 16)
     out = imported(tmp_path, tiny)
-    backbone: params.Backbone = "tf-resnet50" if kind == "resnet" else "mobilenet16"
+    backbone: params.BackboneKind = "tf-resnet50" if kind == "resnet" else "mobilenet16"
     model = params.Model(backbone=backbone, width=2, init=str(out))
     torch.manual_seed(3)
     made = build(model, CODEC, stride=16)

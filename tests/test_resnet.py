@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from personlab.model.resnet import ResNet
-from personlab.params import Backbone
+from personlab.params import BackboneKind
 
-BACKBONES: tuple[Backbone, ...] = ("resnet18", "resnet50", "resnet101", "resnet152")
+BACKBONES: tuple[BackboneKind, ...] = ("resnet18", "resnet50", "resnet101", "resnet152")
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -85,7 +85,7 @@ def shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-def small(backbone: Backbone, stride: int, *, like: ResNet | None = None) -> ResNet:
+def small(backbone: BackboneKind, stride: int, *, like: ResNet | None = None) -> ResNet:
     """A narrow network in double precision with lively normalisation statistics."""
     torch.manual_seed(0)
     network = ResNet(backbone, width=4, output_stride=stride).double().eval()
@@ -114,7 +114,7 @@ def test_names_and_shapes_are_torchvisions() -> None:
         ("resnet152", 60_192_808, 932),
     ],
 )
-def test_parameter_counts_are_torchvisions(backbone: Backbone, parameters: int, entries: int) -> None:
+def test_parameter_counts_are_torchvisions(backbone: BackboneKind, parameters: int, entries: int) -> None:
     with torch.device("meta"):
         network = ResNet(backbone)
     classifier = 1000 * network.channels[1] + 1000
@@ -123,7 +123,7 @@ def test_parameter_counts_are_torchvisions(backbone: Backbone, parameters: int, 
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_at_its_own_stride_it_strides_where_torchvision_does(backbone: Backbone) -> None:
+def test_at_its_own_stride_it_strides_where_torchvision_does(backbone: BackboneKind) -> None:
     with torch.device("meta"):
         network = ResNet(backbone)
     strided = {n for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)}
@@ -135,7 +135,7 @@ def test_at_its_own_stride_it_strides_where_torchvision_does(backbone: Backbone)
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_output_shapes(backbone: Backbone, stride: int) -> None:
+def test_output_shapes(backbone: BackboneKind, stride: int) -> None:
     network = ResNet(backbone, width=8, output_stride=stride).eval()
     middle, final = network(torch.zeros(2, 3, 65, 97))
     assert middle.shape == (2, network.channels[0], 64 // stride + 1, 96 // stride + 1)
@@ -151,7 +151,7 @@ def test_output_shapes(backbone: Backbone, stride: int) -> None:
     st.integers(0, 2**31),
 )
 def test_denser_outputs_pass_through_the_sparser_ones(
-    backbone: Backbone, strides: tuple[int, int], rows: int, columns: int, seed: int
+    backbone: BackboneKind, strides: tuple[int, int], rows: int, columns: int, seed: int
 ) -> None:
     dense_stride, sparse_stride = strides
     sparse = small(backbone, sparse_stride)

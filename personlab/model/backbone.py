@@ -1,6 +1,7 @@
 """The networks that look at pictures, for all models that do: which there are, and weights to begin with."""
 
 from pathlib import Path
+from typing import Final
 
 from personlab import params
 from personlab.model import checkpoint
@@ -9,13 +10,12 @@ from personlab.model.resnet import ResNet
 from personlab.model.tfresnet import TfResNet
 
 # How its weights are called in the checkpoint of a whole network.
-PREFIX = "backbone."
-
+PREFIX: Final = "backbone."
 
 Backbone = ResNet | MobileNet | TfResNet
 
 
-def make(kind: params.Backbone, *, width: int, stride: params.Stride, given: bool) -> Backbone:
+def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, given: bool) -> Backbone:
     """A backbone with random weights.
 
     width: channels of its first stage. stride: of its output. given: it is to be given weights, whose

@@ -38,7 +38,7 @@ _PCK_REACH = 0.1
 # The estimator imputes small people, so it is also measured on people shown this many pixels tall.
 _SMALL = 28.0
 _CURVE_POINTS = 100
-# What decides how it learns, besides this file: dvc.yaml has the same list.
+# What decides how it learns, besides this file: dvc.yaml lists it too, and what measures.
 _CODE: Final = (
     *("model/atrous.py", "model/backbone.py", "model/checkpoint.py", "model/estimator.py"),
     *("model/mobilenet.py", "model/resnet.py", "model/tfresnet.py"),
@@ -100,8 +100,8 @@ def _inputs(settings: params.Estimator, root: Path) -> list[Path]:
     """
     package = Path(__file__).parents[1]
     code = [*(package / name for name in _CODE), Path(__file__)]
-    tables = [root / f"data/ingest/{name}.parquet" for name in ("images", "people")]
-    return [*tables, *([root / settings.init] if settings.init else []), *code]
+    ingested = [root / f"data/ingest/{name}.parquet" for name in ("images", "people")]
+    return [*ingested, *([root / settings.init] if settings.init else []), *code]
 
 
 # --- training ---------------------------------------------------------------------------------------------
