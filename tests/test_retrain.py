@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from flows.checkout import checkout
 from flows.retrain import Retraining, retrain
+from flows.stages import train
 from flows.ui import ask
 from personlab.errors import UserError
 from personlab.params import load
@@ -231,7 +232,9 @@ def marked(mark: str) -> Iterator[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-def test_a_cancelled_training_leaves_no_process_and_its_checkpoints(project: Path, first: State[Any]) -> None:
+def test_a_cancelled_training_leaves_no_process_and_goes_on_next_time(
+    project: Path, first: State[Any]
+) -> None:
     from prefect.settings import PREFECT_API_URL
 
     with branch(project, "real") as aside:
@@ -258,7 +261,13 @@ def test_a_cancelled_training_leaves_no_process_and_its_checkpoints(project: Pat
     assert rehearsal.run(project, "git", "status", "--porcelain") == "M input/ingest.txt"
     assert not (place / "data/train").exists()
     assert not list(place.glob("data/.*.partial"))
-    assert checkpoint_is_recorded(place)  # to go on from next time: test_pipeline.py does
+
+    state = train(place, return_state=True)
+    assert state.is_completed()
+    said = [message for _, message in log_of(run_of(state))]
+    assert any(line.startswith("train: going on from step") for line in said)
+    assert artifacts_of(run_of(state)).keys() == {"train-metrics", "train-progress"}
+    assert (place / "data/train/model.safetensors").is_file()
 
 
 def wait_until(ready: Any, process: subprocess.Popen[bytes]) -> None:
