@@ -10,8 +10,8 @@ import torch
 import yaml
 
 from personlab.errors import UserError
-from personlab.params import Codec, Model, Train
-from personlab.stages import runs, train
+from personlab.params import Codec, Estimator, Model, Train
+from personlab.stages import estimator, runs, train
 from personlab.stages.runs import Run, run_of
 from tests.conftest import ROOT
 
@@ -135,6 +135,15 @@ def test_what_changes_nothing_is_not_in_the_name(tmp_path: Path, init: str | Non
     assert (name(workers=4) == name()) == (init is not None)
     for change in ({"seed": 1}, {"precision": "bfloat16"}, {"validate_every": 5}):
         assert name(**change) != name()
+
+
+def test_an_estimators_run_depends_on_the_weights_it_begins_with_and_on_its_code(tmp_path: Path) -> None:
+    inputs = estimator._inputs(Estimator(init="init.safetensors"), tmp_path)
+    assert tmp_path / "init.safetensors" in inputs
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["estimator"]["deps"]
+    measures = {ROOT / "personlab/codec/hough.py", ROOT / "personlab/metrics/oks.py"}
+    code = {ROOT / each for each in deps if each.endswith(".py")}
+    assert {path for path in inputs if path.suffix == ".py"} == code - measures
 
 
 def test_a_training_run_depends_on_the_weights_it_begins_with_and_on_its_code(tmp_path: Path) -> None:

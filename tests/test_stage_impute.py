@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from personlab import params, tables
+from personlab.data.crops import Person, TrainingCrops
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.estimator import Estimator
@@ -70,6 +71,17 @@ class TestEstimatorStage:
         assert {bar.split(", ")[1] for bar in bars} == {"full", "small"}
         assert {bar.split(", ")[0] for bar in bars} <= set(KEYPOINTS)
         assert all(0 <= p["pck"] <= 1 for p in points)
+
+    def test_an_image_that_went_missing_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The error comes from a thread that reads ahead: its message must get through, and alone."""
+        monkeypatch.setattr("personlab.stages.cluster.node_cpus", lambda: 2)
+        settings, gone = PARAMS.estimator, tmp_path / "gone.jpg"
+        person = Person(gone, np.zeros((K, 2), np.float32), np.ones(K, bool), (0, 0, 9, 9), 81.0)
+        crops = TrainingCrops([person], height=settings.crop_height, width=settings.crop_width, seed=0)
+        with pytest.raises(UserError, match=rf"^{gone}: cannot be read"):
+            next(estimator._batches(settings, crops, first=0))
 
     def test_a_finished_run_leaves_no_checkpoints(self, trained: Path) -> None:
         assert list((trained / "runs").iterdir()) == []
