@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,35 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 
 
+# What takes longest. Files in a row share what is slow to start: a local Ray and a Prefect server; a cluster.
+TOGETHER = (
+    (
+        *("test_stage_batch.py", "test_stage_infer.py", "test_stage_impute.py", "test_cluster.py"),
+        *("test_trainer.py", "test_flows_inference.py", "test_flows.py", "test_retrain.py"),
+    ),
+    ("test_stage_batch_faults.py", "test_stage_train_faults.py"),
+    ("test_pipeline.py",),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, the stages foremost: of two processes, neither is left alone with them."""
+    """What takes longest comes first: no process is left alone with it in the end."""
+    order = {name: number for number, names in enumerate(TOGETHER) for name in names}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, not item.path.name.startswith("test_stage")))
+    items.sort(key=lambda item: (order.get(item.path.name, len(TOGETHER)), item.path not in slow))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Whole files go to a process, and those that share something to the same."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((names[0] for names in TOGETHER if Path(file).name in names), file)
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +70,19 @@ def ray_local() -> Iterator[None]:
 
     with cluster.connect():
         yield
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """Three nodes of one processor each, and a head without any. Who removes a node adds another."""
+    from ray.cluster_utils import Cluster
+
+    without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0} | without)
+    for _ in range(3):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
 
 
 @pytest.fixture(scope="session")

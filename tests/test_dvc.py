@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 INFRASTRUCTURE = {
     *("personlab.ahead", "personlab.errors", "personlab.files", "personlab.logs", "personlab.params"),
     *("personlab.people", "personlab.progress", "personlab.skeleton", "personlab.storage"),
-    *("personlab.stages.cluster", "personlab.stages.runs"),
+    *("personlab.stages.cluster", "personlab.stages.runs", "personlab.stages.trainer"),
     "personlab.tables",  # of ingest
     "personlab.stages.acquire",  # of acquire; others ask it where the images are
 }

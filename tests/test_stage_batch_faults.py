@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +82,6 @@ class Run:
         return output
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Three nodes of one processor each, and a head without any."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(3):
-        cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
-
-
 def test_a_killed_driver_goes_on_and_another_run_is_refused(
     folder: Path, cluster: Any, expected: dict[str, str], tmp_path: Path
 ) -> None:
@@ -128,6 +115,7 @@ def test_an_actor_is_killed_and_then_a_node_removed(
     run.wait_for(0.5)
     cluster.remove_node(busy(cluster)[-1], allow_graceful=False)
     run.end()
+    cluster.add_node(num_cpus=1)
     assert digests(run.out) == expected
     check_truth(run.out)
 

@@ -43,18 +43,6 @@ PARAMS = {
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Three nodes of one processor each, and a head without any."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    for _ in range(3):
-        cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
-
-
 @dataclass
 class Project:
     """A project with shards, weights to begin with, and nothing trained."""

@@ -30,6 +30,7 @@ from personlab.skeleton import KEYPOINTS, K
 from personlab.stages import cluster, runs
 from personlab.stages.acquire import image_root
 from personlab.stages.runs import Run
+from personlab.stages.trainer import final, fit, watch
 
 log = logging.getLogger("personlab")
 
@@ -111,7 +112,7 @@ def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, 
     """The trained weights and the loss of every step."""
     needs = {"CPU": cluster.node_cpus(), "GPU": int(settings.gpu)}
     cluster.require(1, cpus=needs["CPU"], gpus=needs["GPU"], mend="set estimator.gpu to false")
-    with cluster.watch(settings.steps, "estimator") as board:
+    with watch(settings.steps, "estimator") as board:
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={
@@ -127,12 +128,12 @@ def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, 
             ),
             run_config=run.config(settings.max_failures),
         )
-        cluster.fit(trainer, board)
+        fit(trainer, board)
     saved = run.finished(settings.steps)
     return saved["model"], saved["losses"]
 
 
-@cluster.final
+@final
 def _train_worker(config: dict[str, Any]) -> None:
     settings, run = params.Estimator.model_validate(config["params"]), config["run"]
     root = Path(config["root"])

@@ -34,8 +34,9 @@ from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.params import Codec, Model, Params, Section, Train
 from personlab.stages import runs
-from personlab.stages.cluster import connect, final, fit, node_cpus, processors_each, require, watch
+from personlab.stages.cluster import connect, node_cpus, processors_each, require
 from personlab.stages.runs import Run, leads, run_of
+from personlab.stages.trainer import final, fit, watch
 from personlab.validation import Validation
 
 log = logging.getLogger("personlab")
