@@ -20,9 +20,9 @@ demo: .venv/ready ## train and evaluate on the rendered sample dataset
 	@echo && echo "Pictures: data/evaluate/gallery.jpg (overview), data/evaluate/gallery/ (worst to best)," && \
 	 echo "data/impute/imputed.png. Report: data/evaluate/report.md. Curves: dvc plots show"
 
-# Tests that start clusters, servers and pipelines wait for them half of the time. Who gets what: tests/conftest.py
+# Tests that start clusters, servers and pipelines mostly wait for them. Who gets what: tests/conftest.py
 test: .venv/ready ## run the whole test suite
-	pytest --numprocesses=3 --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	pytest --numprocesses=2 --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 test-fast: .venv/ready ## run the tests that take seconds
 	pytest -m "not slow"
@@ -54,4 +54,5 @@ clean: ## remove the environment and caches, keep data
 	$(PYTHON) -m venv .venv
 	pip install --quiet --disable-pip-version-check -r requirements.lock
 	pip install --quiet --disable-pip-version-check --no-deps --editable .
+	python -m personlab.codec.compiled
 	@touch $@

@@ -5,7 +5,8 @@ interpolate every pixel. Loops look at the bins that votes have reached, trace t
 claimed yet, skip the rows of disks that are empty, refine where people are and interpolate only along the
 rims of masks, on one core. Results are the same to rounding; `vectorised.Steps` says what each function does.
 
-The first call on a machine compiles (about ten seconds), and what was compiled is kept beside these files.
+The first call on a machine compiles (about ten seconds), and what was compiled is kept beside these files;
+`python -m personlab.codec.compiled` does it beforehand.
 """
 
 from personlab.codec.compiled.masks import embedding_distance, full_resolution, refine_long
