@@ -61,7 +61,10 @@ class Project:
             [sys.executable, "-m", "personlab", "train"],
             cwd=self.folder,
             env=os.environ
-            | {"RAY_ADDRESS": self.cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"},
+            | {"RAY_ADDRESS": self.cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+            | {
+                "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"
+            },  # a process less; nobody warns of what happens here
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
