@@ -39,7 +39,7 @@ _IMPORTED = """
 import time, cv2, numpy, pandas, pyarrow.parquet, torch.utils.data, torch.nn.parallel, dvclive
 import personlab.predictor, personlab.engine, personlab.data.feed, personlab.tables
 start = time.monotonic()
-import ray, ray.data, ray.train.torch
+import ray, ray.data{also}
 print(time.monotonic() - start)
 """
 
@@ -87,7 +87,10 @@ def measure() -> list[Cost]:
 def _cost(stage: str, root: Path) -> Cost:
     events = root / f"{stage}.events"
     own = os.environ | {"PYTHONPATH": str(photos.ROOT), _EVENTS: str(events)}
-    imported = subprocess.run([sys.executable, "-c", _IMPORTED], env=own, check=True, capture_output=True)
+    also = ", ray.train.torch" if stage in ("estimator", "train") else ""
+    imported = subprocess.run(
+        [sys.executable, "-c", _IMPORTED.format(also=also)], env=own, check=True, capture_output=True
+    )
     command = [sys.executable, "-c", f"from benchmarks import ray_startup; ray_startup.observe('{stage}')"]
     subprocess.run(command, cwd=root, env=own, check=True)
     seen = [json.loads(line) for line in events.read_text().splitlines()]

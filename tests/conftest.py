@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: the real COCO images and quiet libraries."""
+"""What many tests share: real COCO images, Ray, a cluster, Prefect. In which order and process tests run."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 
 
-# What takes longest. Files in a row share what is slow to start: a local Ray and a Prefect server; a cluster.
+# What takes longest, in the order to run it. Files in a row share what is slow to start: a local Ray and a
+# Prefect server; a cluster.
 TOGETHER = (
     (
         *("test_stage_batch.py", "test_stage_infer.py", "test_stage_impute.py", "test_cluster.py"),
@@ -38,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Whole files go to a process, and those that share something to the same."""
+    """Whole files go to a process, and those that share something to the same, whatever --dist says."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
@@ -73,7 +74,7 @@ def ray_local() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
+def ray_cluster() -> Iterator[Any]:
     """Three nodes of one processor each, and a head without any. Who removes a node adds another."""
     from ray.cluster_utils import Cluster
 

@@ -18,6 +18,7 @@ import pytest
 from personlab.inference import batch
 from personlab.inference.batch import Worker
 from tests.batches import check_truth, digests, job, save_pictures, save_weights, spoil
+from tests.nodes import removed
 
 pytestmark = pytest.mark.slow
 
@@ -83,16 +84,16 @@ class Run:
 
 
 def test_a_killed_driver_goes_on_and_another_run_is_refused(
-    folder: Path, cluster: Any, expected: dict[str, str], tmp_path: Path
+    folder: Path, ray_cluster: Any, expected: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     done: dict[str, int] = {}
     for share in (0.2, 0.7):
-        run = Run(folder, out, cluster)
+        run = Run(folder, out, ray_cluster)
         run.wait_for(share)
         if share == 0.7:
             run.process.send_signal(signal.SIGSTOP)  # or it would be done before the other has begun
-            second = Run(folder, out, cluster)
+            second = Run(folder, out, ray_cluster)
             assert "another run is writing here" in second.process.communicate(timeout=300)[0]
             assert second.process.returncode == 1
         run.process.kill()
@@ -100,22 +101,21 @@ def test_a_killed_driver_goes_on_and_another_run_is_refused(
         assert {name: (out / name).stat().st_mtime_ns for name in done} == done  # nothing is made again
         done = {path.name: path.stat().st_mtime_ns for path in run.parts()}
         assert not (out / "manifest.json").exists()
-    assert "going on" in Run(folder, out, cluster).end()
+    assert "going on" in Run(folder, out, ray_cluster).end()
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done
     assert digests(out) == expected
     assert check_truth(out).errors == IMAGES // 20
 
 
 def test_an_actor_is_killed_and_then_a_node_removed(
-    folder: Path, cluster: Any, expected: dict[str, str], tmp_path: Path
+    folder: Path, ray_cluster: Any, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    run = Run(folder, tmp_path / "out", cluster)
+    run = Run(folder, tmp_path / "out", ray_cluster)
     run.wait_for(0.2)
-    actors(busy(cluster)[0])[0].kill()
+    actors(busy(ray_cluster)[0])[0].kill()
     run.wait_for(0.5)
-    cluster.remove_node(busy(cluster)[-1], allow_graceful=False)
-    run.end()
-    cluster.add_node(num_cpus=1)
+    with removed(ray_cluster, busy(ray_cluster)[-1]):
+        run.end()
     assert digests(run.out) == expected
     check_truth(run.out)
 

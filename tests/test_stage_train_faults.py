@@ -25,6 +25,7 @@ from personlab import tables
 from personlab.model import checkpoint
 from personlab.params import Params
 from tests.batches import save_weights
+from tests.nodes import removed
 from tests.test_example import HEIGHT, WIDTH, person, row
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,8 @@ PARAMS = {
 # What rounding may explain: the greatest difference of a weight, as a share of the greatest change that
 # training made to any. It was 1.8e-7; if every worker divided by its own counts, it would be some 0.06.
 TOLERANCE = 1e-5
+# Deaths are seen soon. No process waits for warnings of them: that takes seconds to start.
+ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
 @dataclass
@@ -60,11 +63,7 @@ class Project:
         return subprocess.Popen(
             [sys.executable, "-m", "personlab", "train"],
             cwd=self.folder,
-            env=os.environ
-            | {"RAY_ADDRESS": self.cluster.address, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
-            | {
-                "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"
-            },  # a process less; nobody warns of what happens here
+            env=os.environ | ENVIRONMENT | {"RAY_ADDRESS": self.cluster.address},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -113,7 +112,7 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, cluster: Any) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Project:
     folder = tmp_path_factory.mktemp("project")
     save_weights(folder / "init.safetensors")
     generator = np.random.default_rng(0)
@@ -127,7 +126,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, cluster: Any) -> Project:
     for split in ("train", "val"):
         part = folder / f"data/targets/{split}/part-00000.parquet"
         tables.write_table(table, part, params_hash="x", row_group_size=4)
-    return Project(folder, cluster)
+    return Project(folder, ray_cluster)
 
 
 @pytest.fixture(scope="module")
@@ -156,16 +155,15 @@ def test_two_workers_train_as_one_does(project: Project, alone: Trained, pair: T
         assert steps == [b"step", b"12", b"24"]
 
 
-def test_a_worker_and_then_a_node_are_lost(project: Project, cluster: Any, pair: Trained) -> None:
+def test_a_worker_and_then_a_node_are_lost(project: Project, ray_cluster: Any, pair: Trained) -> None:
     project.write(workers=2)
     driver = project.start()
     project.wait_for(driver, 2 * EVERY)
-    busy(cluster)[0][1].kill()
+    busy(ray_cluster)[0][1].kill()
     project.wait_for(driver, 4 * EVERY)
-    node, _ = busy(cluster)[0]
-    cluster.remove_node(node, allow_graceful=False)
-    found = project.end(driver)
-    cluster.add_node(num_cpus=1)
+    node, _ = busy(ray_cluster)[0]
+    with removed(ray_cluster, node):
+        found = project.end(driver)
     assert found.files == pair.files
     assert found.output.count("going on from step") >= 2
 

@@ -50,7 +50,7 @@ def connect(address: str | None = None) -> Iterator[None]:
     # again each time, which takes seconds of processor time; waiting ones cost nothing.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     os.environ.setdefault("RAY_num_workers_soft_limit", "8")
-    # Nobody takes this machine away with a warning, as clouds do: no process need wait for that.
+    # Nobody drains the one node of a private cluster: no process need wait for warnings of that.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
     _set_up_data()

@@ -1,4 +1,4 @@
-"""Compile the loops before they are wanted: python -m personlab.codec.compiled
+"""Compile the loops before they are wanted, for one size and for three: python -m personlab.codec.compiled
 
 Without, each of the processes that begin to decode at the same time does so.
 """
@@ -22,9 +22,10 @@ def main() -> None:
         crowd=torch.zeros(1, dtype=torch.bool),
     )
     decoder = Decoder()
-    levels = [Level(encode(people, stride=STRIDE, radius=decoder.radius).fields, scale=1.0)]
-    poses = decoder.poses(levels, height=SIDE, width=SIDE)
-    list(decoder.masks(levels, poses, height=SIDE, width=SIDE))
+    level = Level(encode(people, stride=STRIDE, radius=decoder.radius).fields, scale=1.0)
+    for pyramid in ([level], [level] * 3):  # some loops are compiled for each number of levels
+        poses = decoder.poses(pyramid, height=SIDE, width=SIDE)
+        list(decoder.masks(pyramid, poses, height=SIDE, width=SIDE))
 
 
 if __name__ == "__main__":
