@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 
-
 # What takes longest, in the order to run it. Files in a row share what is slow to start: a local Ray and a
 # Prefect server; a cluster.
 TOGETHER = (
@@ -78,8 +77,8 @@ def ray_cluster() -> Iterator[Any]:
     """Three nodes of one processor each, and a head without any. Who removes a node adds another."""
     from ray.cluster_utils import Cluster
 
-    without = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0} | without)
+    needless = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **needless})
     for _ in range(3):
         cluster.add_node(num_cpus=1)
     yield cluster
