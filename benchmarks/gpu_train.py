@@ -224,7 +224,8 @@ def _objective(settings: params.Params) -> Objective:
 
 def _batches(settings: params.Params, device: torch.device) -> Iterator[Batch]:
     """The training batches; targets are rasterised on `device`."""
-    examples = feed(TRAIN, settings.train, rank=0, workers=1, done=0, threads=os.cpu_count() or 1)
+    threads = os.cpu_count() or 1
+    examples = feed(TRAIN, settings.train, rank=0, workers=1, done=0, threads=threads, beside=True)
     return ahead(lambda each: _batch(each, settings, device), examples, threads=1, depth=2)
 
 

@@ -14,6 +14,8 @@ own that may use one or two processors:
 
 Both work ahead and are timed from their first batch on. Rates depend on what else the machine does,
 processor time less so. Then the pieces, one after the other in one thread, with the bytes that they hand on.
+Then training steps of params.yaml's network that compute on the same processors: with batches that lie ready,
+that are made beside the steps, and that are made in turn with them, as `train` does without a GPU.
 At the end `train` itself runs for a few steps, with params.yaml's network, and says what share of the time it
 waits: at this crop size, and at params.yaml's.
 """
@@ -42,7 +44,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import photos
-from personlab import tables
+from personlab import engine, params, tables
 from personlab.ahead import ahead
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
@@ -50,6 +52,8 @@ from personlab.data.augment import augmented, random_view
 from personlab.data.example import Example, decode_jpeg, see
 from personlab.data.feed import feed
 from personlab.engine import Batch
+from personlab.model.losses import Objective
+from personlab.model.network import build
 from personlab.params import Train
 
 T = TypeVar("T")
@@ -97,6 +101,7 @@ def main() -> None:
         found = _alone(1, pieces, shards, train)
         console.print(rates_table(rates, f"{what}, {options.crop} px, {os.cpu_count()} processors"))
         console.print(pieces_table(found))
+        console.print(steps_table(steps(shards, options.rounds)))
         for crop in (options.crop, None):
             setting = f"crop {crop}" if crop else "params.yaml's settings"
             console.print(f"train, {setting}: {waiting(Path(folder), crop)}")
@@ -138,7 +143,7 @@ def _confine(processors: int) -> None:
 
 def by_feed(shards: Path, train: Train, threads: int) -> Pace:
     """What the stage `train` reads from, on processors alone."""
-    examples = feed(shards, train, rank=0, workers=1, done=0, threads=threads)
+    examples = feed(shards, train, rank=0, workers=1, done=0, threads=threads, beside=True)
     return _pace(ahead(lambda each: _batch(each, train), examples, threads=1, depth=2))
 
 
@@ -265,18 +270,53 @@ def _bytes(held: Any) -> int:
     return sum(_bytes(value) for value in vars(held).values()) if hasattr(held, "__dataclass_fields__") else 0
 
 
+# --- steps on the same processors ---------------------------------------------------------------------------
+
+
+def steps(shards: Path, rounds: int) -> dict[str, list[float]]:
+    """Steps/s of each way to get batches in each round, each in a process of its own, in turns."""
+    found: dict[str, list[float]] = {"ready": [], "beside": [], "in turn": []}
+    for _ in range(rounds):
+        for way, rates in found.items():
+            rates.append(_alone(os.cpu_count() or 1, _steps, shards, way))
+    return found
+
+
+def _steps(shards: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
+    settings = params.load(photos.ROOT / "params.yaml")
+    train = settings.train.model_copy(update={"steps": warm + timed})
+    threads = os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    network = build(settings.model, settings.codec, stride=train.stride).train()
+    supervised = engine.Supervised(network, Objective.of(settings.model, settings.codec, train))
+    optimizer = engine.optimizer(network, train)
+    beside = way == "beside"
+    examples = feed(shards, train, rank=0, workers=1, done=0, threads=max(1, threads - beside), beside=beside)
+    batches: Iterable[Batch] = (_batch(each, train) for each in examples)
+    if beside:
+        batches = ahead(lambda each: _batch(each, train), examples, threads=1, depth=2)
+    elif way == "ready":
+        batches = list(batches)
+    start = 0.0
+    for step, batch in enumerate(batches):
+        if step == warm:
+            start = time.perf_counter()
+        engine.train_step(supervised, batch, optimizer, precision=train.precision)
+    return timed / (time.perf_counter() - start)
+
+
 # --- training -----------------------------------------------------------------------------------------------
 
 
 def waiting(folder: Path, crop: int | None) -> str:
     """What the stage `train` says of its pace, after a few steps. crop: px, with the paper's augmentation."""
-    params = yaml.safe_load((photos.ROOT / "params.yaml").read_text())
+    ours = yaml.safe_load((photos.ROOT / "params.yaml").read_text())
     own = yaml.safe_load((folder / "params.yaml").read_text())
     if crop:
         changes = {"crop": crop, "person_sizes": None, "batch": 2, "steps": 30, "min_scale": 0.5}
-        own["train"] = params["train"] | changes | {"max_scale": 1.5}
+        own["train"] = ours["train"] | changes | {"max_scale": 1.5}
     else:
-        own["train"] = params["train"] | {"steps": 300}
+        own["train"] = ours["train"] | {"steps": 300}
     (folder / "params.yaml").write_text(yaml.safe_dump(own))
     lines = photos.run(folder, "train").splitlines()
     return next(line.partition("train: ")[2] for line in lines if "waiting for data" in line)
@@ -310,6 +350,17 @@ def pieces_table(found: list[Piece]) -> Table:
         shown.add_row(piece.name, f"{piece.milliseconds:.2f}", f"{piece.kilobytes:.1f}")
     shown.add_section()
     shown.add_row("sum", f"{sum(piece.milliseconds for piece in found):.2f}", "")
+    return shown
+
+
+def steps_table(found: dict[str, list[float]]) -> Table:
+    """A row for each way to get batches, with its share of what ready ones allow."""
+    shown = Table("batches", "steps/s: median", "of ready ones", "rounds", title="steps on processors")
+    best = statistics.median(found["ready"])
+    for way, rates in found.items():
+        median = statistics.median(rates)
+        rounds = ", ".join(f"{rate:.2f}" for rate in rates)
+        shown.add_row(way, f"{median:.2f}", f"{median / best:.0%}", rounds)
     return shown
 
 

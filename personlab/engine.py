@@ -74,6 +74,17 @@ def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
     )
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, train: params.Train, step: int) -> None:
+    """The rate of step `step` (from 1): constant as in the paper, and from `decay_from` on falling to 0.
+
+    It falls in a straight line, which would reach 0 one step after the last.
+    """
+    begin = train.decay_from * train.steps
+    left = (train.steps + 1 - step) / (train.steps + 1 - begin)
+    for group in optimizer.param_groups:
+        group["lr"] = train.learning_rate * min(1.0, left)
+
+
 def train_step(
     supervised: nn.Module,
     batch: Batch,

@@ -149,6 +149,8 @@ class Train(Section):
     steps: PositiveInt = 1_000_000
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: PositiveFloat = 1e-3
+    # from this share of the steps on, the rate falls to 0 in a straight line; 1: it stays, as in the paper
+    decay_from: Fraction = 1.0
     momentum: Fraction = 0.9
     weight_decay: float = Field(default=0.0, ge=0.0)
     average_from: Fraction = 0.5  # Polyak-Ruppert: average the weights after this share of the steps

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from personlab import params
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import cells, stack
-from personlab.engine import Average, Batch, Supervised, optimizer, train_step
+from personlab.engine import Average, Batch, Supervised, optimizer, set_learning_rate, train_step
 from personlab.errors import UserError
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
@@ -104,6 +104,27 @@ def test_optimizers_are_what_the_parameters_say() -> None:
     adam = optimizer(made, train.model_copy(update={"optimizer": "adam"}))
     assert isinstance(adam, torch.optim.Adam)
     assert [adam.defaults[key] for key in ("lr", "betas", "weight_decay")] == [0.5, (0.8, 0.999), 0.1]
+
+
+def rates(**settings: float) -> list[float]:
+    """The learning rate of each of ten steps."""
+    train = TRAIN.model_copy(update={"steps": 10, **settings})
+    found = optimizer(nn.Linear(1, 1), train)
+    seen = []
+    for step in range(1, 11):
+        set_learning_rate(found, train, step)
+        (group,) = found.param_groups
+        seen.append(group["lr"])
+    return seen
+
+
+def test_the_learning_rate_stays_unless_it_is_told_to_fall() -> None:
+    assert rates() == [1e-3] * 10
+
+
+def test_the_learning_rate_falls_in_a_straight_line_to_a_last_step_that_still_counts() -> None:
+    assert rates(decay_from=0.6) == pytest.approx([1e-3] * 6 + [8e-4, 6e-4, 4e-4, 2e-4])
+    assert rates(decay_from=0.0) == pytest.approx([1e-3 * left / 11 for left in range(10, 0, -1)])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images() -> None:

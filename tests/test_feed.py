@@ -134,9 +134,11 @@ def test_examples_come_in_the_planned_order_whatever_the_threads_and_workers(sha
     assert [group.rows for group in row_groups(shards)] == [3, 3, 1, 3, 3, 1]
     train = Train(crop=65, stride=8, batch=4, steps=7, seed=2)
 
-    def images(threads: int, done: int = 0, workers: int = 1) -> list[tuple[int, torch.Tensor]]:
+    def images(
+        threads: int, done: int = 0, workers: int = 1, beside: bool = True
+    ) -> list[tuple[int, torch.Tensor]]:
         hands = [
-            list(feed(shards, train, rank=rank, workers=workers, done=done, threads=threads))
+            list(feed(shards, train, rank=rank, workers=workers, done=done, threads=threads, beside=beside))
             for rank in range(workers)
         ]
         assert [len(share) for share in hands[0]] == [4 // workers] * (7 - done)
@@ -147,6 +149,8 @@ def test_examples_come_in_the_planned_order_whatever_the_threads_and_workers(sha
     assert sorted(image_id for image_id, _ in alone[:14]) == list(range(14))  # an epoch
     for others, expected in (
         (images(threads=3), alone),
+        (images(threads=1, beside=False), alone),
+        (images(threads=3, done=4, workers=2, beside=False), alone[16:]),
         (images(threads=1, done=4), alone[16:]),
         (images(threads=1, workers=2), alone),
     ):

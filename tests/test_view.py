@@ -150,8 +150,10 @@ def covered_share(view: View, mask: BoolArray, stride: int) -> FloatArray:
     """For every cell: the share of its part of the image that lies on set pixels, pixel by pixel."""
     rows, columns = (view.height - 1) // stride + 1, (view.width - 1) // stride + 1
     result = np.zeros((rows, columns), np.float32)
+    reach = min(stride, 8) / 2
     for row, column in np.ndindex(rows, columns):
-        corners = np.array([[column - 0.5, row - 0.5], [column + 0.5, row + 0.5]]) * stride
+        centre = np.array([column, row]) * stride
+        corners = np.stack([centre - reach, centre + reach])
         box = view.inverse_points(corners)
         (left, top), (right, bottom) = box.min(0), box.max(0)
         covered = inside = 0.0
@@ -182,6 +184,13 @@ def test_coverage_of_several_people_and_of_nobody() -> None:
     for mask, alone in zip(masks, together, strict=True):
         np.testing.assert_array_equal(view.coverage(mask[None], 8)[0], alone)
     assert view.coverage(masks[:0], 8).shape == (0, 6, 8)
+
+
+def test_a_coarse_grid_has_the_coverage_of_the_fine_one_at_its_own_cells() -> None:
+    mask = np.random.default_rng(0).random((1, HEIGHT, WIDTH)) < 0.5
+    view = View(1.5, (3.0, -5.0), 65, 97)
+    np.testing.assert_array_equal(view.coverage(mask, 16), view.coverage(mask, 8)[:, ::2, ::2])
+    np.testing.assert_array_equal(view.coverage(mask, 32), view.coverage(mask, 8)[:, ::4, ::4])
 
 
 def test_a_full_mask_covers_the_image_and_nothing_outside() -> None:

@@ -26,7 +26,7 @@ class Instances:
 
     keypoints: Tensor  # P x K x 2 float32, (x, y) in input pixels; may lie outside the input
     labelled: Tensor  # P x K bool
-    masks: Tensor  # P x H x W, share of each output cell's pixels that the person's mask covers
+    masks: Tensor  # P x H x W, how much of each output cell the person's mask covers (View.coverage)
     crowd: Tensor  # P bool
 
     def to(self, device: torch.device | str) -> Self:
@@ -42,7 +42,7 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
     short     y_jk - x for the person j whose keypoint k is closest, on the keypoint disks
     mid       y_jl - x for that same person, where it has both ends of the edge (k, l)
     seg       the share of the cell that lies on people's masks: what p_S has to be for its 0.5 line,
-              interpolated between cells, to fall on the masks' borders
+              interpolated between cells of stride 8, to fall on the masks' borders
     long      y_jk - x where exactly one person's mask covers x (most of its cell)
 
     Crowd regions leave the heatmap, the segmentation and the long-range offsets undefined, and have no

@@ -4,12 +4,14 @@ All workers together see one sequence of images, which depends on the seed alone
 image once in each. Step t takes the t-th `batch` images of it, and every worker its share of each step. So
 the number of workers changes nothing, and neither does being interrupted.
 
-Threads decode and augment beside the training step. Ray Data could do it in other processes, at twice the
-processor time and without what is promised here (docs/reliability.md has the figures).
+Threads decode and augment: beside a training step on another device, in turn with one on the same processors
+(docs/scaling.md has the figures). Ray Data could do it in other processes, at twice the processor time and
+without what is promised here (docs/reliability.md).
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -123,9 +125,13 @@ def _passage(epoch: int, window: Sequence[Group], rows: _Ints) -> Passage:
 
 
 def feed(
-    shards: Path, train: Train, *, rank: int, workers: int, done: int, threads: int
+    shards: Path, train: Train, *, rank: int, workers: int, done: int, threads: int, beside: bool
 ) -> Iterator[list[Example]]:
-    """One worker's share of every batch, from step `done` to the last, prepared ahead in `threads`.
+    """One worker's share of every batch, from step `done` to the last, prepared by `threads`.
+
+    beside: prepare examples ahead, beside the step, as is right where that computes on another device. Else
+    each batch is prepared when it is asked for: a step's threads wait for the slowest of them, and one that
+    has to share its processor with an augmentation holds up all others for longer than that takes.
 
     Raises:
         UserError: as `plan`.
@@ -139,9 +145,14 @@ def feed(
         row, window, epoch = item
         return augmented(window.slice(row, 1).to_pylist()[0], train, epoch=epoch)
 
-    examples = ahead(example, rows, threads=threads, depth=2 * share + threads)
-    while batch := list(itertools.islice(examples, share)):
-        yield batch
+    if beside:
+        examples = ahead(example, rows, threads=threads, depth=2 * share + threads)
+        while batch := list(itertools.islice(examples, share)):
+            yield batch
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        while asked := list(itertools.islice(rows, share)):
+            yield list(pool.map(example, asked))
 
 
 def _read(passage: Passage) -> tuple[Passage, pa.Table]:

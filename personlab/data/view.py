@@ -20,6 +20,9 @@ ImageArray = npt.NDArray[np.uint8]
 # What the network sees outside the image: mid-grey, which input normalisation maps near zero.
 PADDING = (124, 116, 104)
 
+# The finest output stride, in input pixels: the cells that masks are decoded on.
+_CELL = 8
+
 
 @dataclass(frozen=True)
 class View:
@@ -69,26 +72,29 @@ class View:
     def coverage(self, masks: BoolArray, stride: int) -> FloatArray:
         """How much of each output cell the masks cover: P x h x w image masks -> P x H x W in [0, 1].
 
-        A cell stands for the stride x stride pixels around it; the share counts the part of them that lies
-        in the image, and is exact (differences of the summed mask). Outside the image it is 0. Sampling
-        one pixel a cell instead would move mask borders by up to half a cell.
+        A cell stands for the stride x stride pixels around it, but for 8 x 8 at most: what a network learns
+        on a coarse grid is then what it has to say on the fine one that it is decoded on. Shares of whole
+        cells of 16 would teach it to blur, and arms away. The share counts the pixels that lie in the image,
+        and is exact (differences of the summed mask). Outside the image it is 0. Sampling one pixel a cell
+        instead would move mask borders by up to half a cell.
         """
         h, w = masks.shape[1:]
         x = self._cell_edges(self.width, stride, axis=0).clip(-0.5, w - 0.5) + 0.5
         y = self._cell_edges(self.height, stride, axis=1).clip(-0.5, h - 0.5) + 0.5
-        area = np.abs(np.diff(y)[:, None] * np.diff(x))
+        area = np.abs(np.diff(y)[::2, None] * np.diff(x)[::2])
         shares = np.zeros((len(masks), *area.shape), np.float32)
         for share, mask in zip(shares, masks, strict=True):
             summed = cv2.integral(mask.view(np.uint8))
             corners = _lerp(_lerp(summed, y).T, x).T
-            covered = np.abs(np.diff(np.diff(corners, axis=0), axis=1))
+            covered = np.abs(np.diff(np.diff(corners, axis=0)[::2], axis=1)[:, ::2])
             np.divide(covered, area, out=share, where=area > 1e-3)
         return shares.clip(0, 1)
 
     def _cell_edges(self, side: int, stride: int, axis: int) -> FloatArray:
-        """Image coordinates of the borders between cells along one axis; they run backwards if mirrored."""
-        points = np.zeros((cells(side, stride) + 1, 2), np.float32)
-        points[:, axis] = (np.arange(len(points)) - 0.5) * stride
+        """Image coordinates of both edges of every cell along one axis; they run backwards if mirrored."""
+        reach = min(stride, _CELL) / 2
+        points = np.zeros((2 * cells(side, stride), 2), np.float32)
+        points[:, axis] = (np.arange(cells(side, stride))[:, None] * stride + [-reach, reach]).ravel()
         return self.inverse_points(points)[:, axis]
 
 

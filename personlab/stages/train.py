@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -169,6 +170,7 @@ def _work(config: dict[str, Any]) -> None:
     pace = _Pace()
     batches = _batches(recipe, root / "data/targets/train", device, done=progress.step)
     for step, batch in zip(range(progress.step + 1, train.steps + 1), pace.timed(batches), strict=False):
+        engine.set_learning_rate(progress.optimizer, train, step)
         losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
         last = step == train.steps
         progress.advance(step, losses, last=last)
@@ -306,12 +308,15 @@ class _Display:
 
 
 def _batches(recipe: Recipe, shards: Path, device: torch.device, *, done: int) -> Iterator[Batch]:
-    """This worker's share of every training batch from step `done` on, on `device`, prepared ahead."""
+    """This worker's share of every training batch from step `done` on, on `device`: prepared ahead if that is
+    a GPU, in turn with the steps if they compute on these very processors."""
     context = ray_train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    threads = max(1, node_cpus() // context.get_local_world_size() - 1)
-    examples = feed(shards, recipe.train, rank=rank, workers=workers, done=done, threads=threads)
-    return ahead(lambda each: _batch(each, recipe, device), examples, threads=1, depth=2)
+    gpu = device.type != "cpu"
+    threads = max(1, node_cpus() // context.get_local_world_size() - 1) if gpu else torch.get_num_threads()
+    examples = feed(shards, recipe.train, rank=rank, workers=workers, done=done, threads=threads, beside=gpu)
+    batch = partial(_batch, recipe=recipe, device=device)
+    return ahead(batch, examples, threads=1, depth=2) if gpu else map(batch, examples)
 
 
 def _batch(examples: list[Example], recipe: Recipe, device: torch.device) -> Batch:
