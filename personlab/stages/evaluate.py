@@ -128,7 +128,7 @@ def _exhibits(
 
 
 def _percent(quality: float) -> str:
-    return "–" if math.isnan(quality) else f"{quality:.0%}"
+    return "n/a" if math.isnan(quality) else f"{quality:.0%}"
 
 
 def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
