@@ -74,9 +74,9 @@ class View:
 
         A cell stands for the stride x stride pixels around it, but for 8 x 8 at most: what a network learns
         on a coarse grid is then what it has to say on the fine one that it is decoded on. Shares of whole
-        cells of 16 would teach it to blur, and arms away. The share counts the pixels that lie in the image,
-        and is exact (differences of the summed mask). Outside the image it is 0. Sampling one pixel a cell
-        instead would move mask borders by up to half a cell.
+        cells of 16 would teach it to blur borders and to leave out arms. The share counts the pixels that
+        lie in the image, and is exact (differences of the summed mask). Outside the image it is 0. Sampling
+        one pixel a cell instead would move mask borders by up to half a cell.
         """
         h, w = masks.shape[1:]
         x = self._cell_edges(self.width, stride, axis=0).clip(-0.5, w - 0.5) + 0.5
