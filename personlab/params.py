@@ -138,6 +138,8 @@ class Model(Section):
     refine: bool = True  # recurrent offset refinement in training and decoding (Tables 6 and 7)
     # checkpoint (imported weights too), or torchvision ResNet state dict in safetensors, to start from
     init: str | None = None
+    # take a checkpoint's heads too; if not they start fresh, as the paper's do on a classifier's backbone
+    init_heads: bool = True
 
 
 class Train(Section):

@@ -189,11 +189,24 @@ def test_starting_from_a_checkpoint_takes_the_heads_too(tmp_path: Path) -> None:
     assert made.backbone.frozen_statistics
 
 
-def test_starting_from_another_radius_is_refused(tmp_path: Path) -> None:
+def test_starting_from_a_checkpoint_without_its_heads(tmp_path: Path) -> None:
+    given, fresh = lively(network()), network()
+    saved(tmp_path, given)
+    model = MODEL.model_copy(update={"init": "other.safetensors", "init_heads": False})
+    torch.manual_seed(0)
+    made = build(model, CODEC, stride=8, root=tmp_path)
+    for name, tensor in made.state_dict().items():
+        expected = given if name.startswith("backbone.") else fresh
+        assert torch.equal(tensor, expected.state_dict()[name]), name
+    assert made.backbone.frozen_statistics
+
+
+def test_starting_from_another_radius_is_refused_unless_heads_are_left_out(tmp_path: Path) -> None:
     path = saved(tmp_path, network())
     model = MODEL.model_copy(update={"init": str(path)})
-    with pytest.raises(UserError, match=r"codec\.radius 32, not 10"):
+    with pytest.raises(UserError, match=r"codec\.radius 32, not 10.*set model\.init_heads to false"):
         build(model, params.Codec(radius=10.0), stride=8)
+    build(model.model_copy(update={"init_heads": False}), params.Codec(radius=10.0), stride=8)
 
 
 def torchvision_file(folder: Path, width: int = 8) -> tuple[Path, ResNet]:

@@ -135,9 +135,9 @@ def build(
 ) -> PersonLab:
     """A network to train: random weights, or those of `model.init` (a path, relative to `root`).
 
-    `model.init` is a checkpoint of this program (heads included; imported weights have no intermediate ones,
-    which then start fresh), or a torchvision ResNet state dict in safetensors (backbone only; its classifier
-    is dropped).
+    `model.init` is a checkpoint of this program (heads included, unless `model.init_heads` is false; imported
+    weights have no intermediate ones, which then start fresh), or a torchvision ResNet state dict in
+    safetensors (backbone only; its classifier is dropped).
 
     Raises:
         UserError: `model.init` cannot be read or does not fit the network.
@@ -147,7 +147,7 @@ def build(
         return network
     path = root / model.init
     state = checkpoint.load_weights(path)
-    if any(name.startswith(backbone.PREFIX) for name in state):
+    if model.init_heads and any(name.startswith(backbone.PREFIX) for name in state):
         saved = _read(path)
         _check_trainable(saved, model, codec, path)
         _fit(network, saved.state, path)
@@ -198,7 +198,7 @@ def _check_trainable(saved: _Saved, model: params.Model, codec: params.Codec, pa
     if saved.codec.radius != codec.radius:
         raise UserError(
             f"{path}: trained with codec.radius {saved.codec.radius:g}, not {codec.radius:g}, and its "
-            "offsets are in that unit: use the same radius, or start from a backbone alone"
+            "offsets are in that unit: use the same radius, or set model.init_heads to false"
         )
     if not saved.masks:
         raise UserError(
