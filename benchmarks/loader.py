@@ -15,7 +15,8 @@ own that may use one or two processors:
 Both work ahead and are timed from their first batch on. Rates depend on what else the machine does,
 processor time less so. Then the pieces, one after the other in one thread, with the bytes that they hand on.
 Then training steps of params.yaml's network that compute on the same processors: with batches that lie ready,
-that are made beside the steps, and that are made in turn with them, as `train` does without a GPU.
+that are made beside the steps, and that are made in turn with them, as `train` does without a GPU; and with
+ready ones where freed memory is not kept, as `train` keeps it (personlab/memory.py), but given back.
 At the end `train` itself runs for a few steps, with params.yaml's network, and says what share of the time it
 waits: at this crop size, and at params.yaml's.
 """
@@ -44,7 +45,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import photos
-from personlab import engine, params, tables
+from personlab import engine, memory, params, tables
 from personlab.ahead import ahead
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
@@ -60,6 +61,7 @@ T = TypeVar("T")
 
 RADIUS = 32.0
 _SHARDS = Path("data/targets/train")
+_GIVEN_BACK = "ready, memory given back"
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ def _bytes(held: Any) -> int:
 
 def steps(shards: Path, rounds: int) -> dict[str, list[float]]:
     """Steps/s of each way to get batches in each round, each in a process of its own, in turns."""
-    found: dict[str, list[float]] = {"ready": [], "beside": [], "in turn": []}
+    found: dict[str, list[float]] = {"ready": [], "beside": [], "in turn": [], _GIVEN_BACK: []}
     for _ in range(rounds):
         for way, rates in found.items():
             rates.append(_alone(os.cpu_count() or 1, _steps, shards, way))
@@ -286,6 +288,8 @@ def _steps(shards: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
     settings = params.load(photos.ROOT / "params.yaml")
     train = settings.train.model_copy(update={"steps": warm + timed})
     threads = os.cpu_count() or 1
+    if way != _GIVEN_BACK:
+        memory.keep_freed()
     torch.set_num_threads(threads)
     network = build(settings.model, settings.codec, stride=train.stride).train()
     supervised = engine.Supervised(network, Objective.of(settings.model, settings.codec, train))
@@ -295,7 +299,7 @@ def _steps(shards: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
     batches: Iterable[Batch] = (_batch(each, train) for each in examples)
     if beside:
         batches = ahead(lambda each: _batch(each, train), examples, threads=1, depth=2)
-    elif way == "ready":
+    elif way in ("ready", _GIVEN_BACK):
         batches = list(batches)
     start = 0.0
     for step, batch in enumerate(batches):

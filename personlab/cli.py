@@ -188,7 +188,7 @@ def predict(
     Every proposal is written, however unsure; overlays show those with scores of 0.2 and more. Pictures that
     cannot be read stop nothing: they are listed at the end with reasons, and the exit status is 1.
     """
-    from personlab import tables
+    from personlab import memory, tables
     from personlab.inference.pictures import find
     from personlab.inference.predict import Output, predict
     from personlab.params import Infer
@@ -197,6 +197,7 @@ def predict(
 
     sides = tuple(pyramid or [side or 801])
     infer = Infer(sides=sides, stride=stride, max_people=max_people, gpu=device == "cuda")
+    memory.keep_freed()
     predictor = Predictor.from_checkpoint(weights, infer)
     output = Output(out, form, tables.params_hash(infer, predictor.network.codec))
     found = find(pictures)

@@ -13,8 +13,14 @@ from tests.conftest import ROOT
 # What no stage depends on, nor on what it imports itself: it decides nothing, only how work is done, said and
 # kept; or its own stage depends on it, whose output the others read.
 INFRASTRUCTURE = {
-    *("personlab.ahead", "personlab.errors", "personlab.files", "personlab.logs", "personlab.params"),
-    *("personlab.people", "personlab.progress", "personlab.skeleton", "personlab.storage"),
+    *("personlab.ahead", "personlab.errors", "personlab.files", "personlab.logs", "personlab.memory"),
+    *(
+        "personlab.params",
+        "personlab.people",
+        "personlab.progress",
+        "personlab.skeleton",
+        "personlab.storage",
+    ),
     *("personlab.stages.cluster", "personlab.stages.runs", "personlab.stages.trainer"),
     "personlab.tables",  # of ingest
     "personlab.stages.acquire",  # of acquire; others ask it where the images are

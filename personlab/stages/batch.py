@@ -19,6 +19,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
+from personlab import memory
 from personlab.errors import UserError
 from personlab.inference import batch
 from personlab.inference.attempts import RECORD
@@ -139,6 +140,7 @@ class _Actor:
 
     def __init__(self, job: Job, here: Path) -> None:
         _go(here)
+        memory.keep_freed()
         try:
             self.worker: Worker | UserError = Worker(job)
         except UserError as error:

@@ -16,7 +16,7 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 
-from personlab import params, tables
+from personlab import memory, params, tables
 from personlab.ahead import ahead
 from personlab.data.crops import Person, TrainingCrops, person_crop, read_image
 from personlab.errors import UserError
@@ -137,6 +137,7 @@ def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, 
 def _train_worker(config: dict[str, Any]) -> None:
     settings, run = params.Estimator.model_validate(config["params"]), config["run"]
     root = Path(config["root"])
+    memory.keep_freed()
     people = people_with_keypoints(root, "train")
     torch.manual_seed(settings.seed)
     device = get_device()

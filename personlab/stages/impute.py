@@ -18,7 +18,7 @@ import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
-from personlab import params, tables
+from personlab import memory, params, tables
 from personlab.data.crops import Box, person_crop, read_image
 from personlab.data.view import ImageArray
 from personlab.errors import UserError
@@ -185,6 +185,7 @@ class _Actor:
     """
 
     def __init__(self, weights: Path, gpu: bool) -> None:
+        memory.keep_freed()
         self.weights, self.device = weights, "cuda" if gpu else "cpu"
         self.image: tuple[str, ImageArray] = ("", np.zeros((1, 1, 3), np.uint8))
 

@@ -22,7 +22,7 @@ from ray import train as ray_train
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
-from personlab import engine
+from personlab import engine, memory
 from personlab.ahead import ahead
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
@@ -153,6 +153,7 @@ def _work(config: dict[str, Any]) -> None:
     """What each training worker does."""
     recipe, run, board = Recipe.model_validate(config["recipe"]), config["run"], config["board"]
     train, device = recipe.train, get_device()
+    memory.keep_freed()
     torch.manual_seed(train.seed)
     root = Path(config["root"])
     network = build(recipe.model, recipe.codec, stride=train.stride, root=root)
