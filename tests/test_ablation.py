@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -252,6 +252,23 @@ def test_a_page_of_nothing_says_what_to_run(tmp_path: Path) -> None:
     )
     assert "**Data**: the rendered sample, 400 images to train on and 100" in text
     assert "Scored:" not in text
+
+
+@pytest.mark.parametrize(
+    ("model", "begins"),
+    [
+        ({}, "random weights"),
+        ({"init": "a.safetensors"}, "the weights of `a.safetensors`"),
+        (
+            {"init": "a.safetensors", "init_heads": False},
+            "the backbone alone of `a.safetensors`",
+        ),
+    ],
+)
+def test_a_page_says_what_training_began_with(tmp_path: Path, model: dict[str, Any], begins: str) -> None:
+    made = project(tmp_path)
+    settings = made.params.model_copy(update={"model": made.params.model.model_copy(update=model)})
+    assert f"trained from {begins} for 4000 steps" in page(replace(made, params=settings))
 
 
 def test_a_page_shows_figures_differences_and_verdicts(tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def _last_changed(folder: Path) -> str:
 
 def _training(settings: Params) -> str:
     model, train = settings.model, settings.train
-    start = f"the weights of `{model.init}`" if model.init else "random weights"
+    taken = "the weights" if model.init_heads else "the backbone alone"
+    start = f"{taken} of `{model.init}`" if model.init else "random weights"
     return (
         f"**Network**: {model.backbone} of width {model.width}, trained from {start} for {train.steps} "
         f"steps of {train.batch} crops of {train.crop} pixels, seed {train.seed}."
