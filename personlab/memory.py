@@ -1,8 +1,8 @@
 """How a process that computes on processors uses its memory.
 
 A network frees hundreds of megabytes with every step or image and asks for as much again. glibc gives large
-blocks back to the system at once, which hands out new ones page by page, filled with zeros. That takes a
-tenth to a third of the time (docs/scaling.md has the figures).
+blocks back to the system at once, which hands out new ones page by page, filled with zeros. That takes up
+to a fifth of the time (docs/scaling.md has the figures).
 """
 
 import ctypes
@@ -19,9 +19,10 @@ _HEAP: Final = 64 * 2**20
 
 
 def keep_freed() -> None:
-    """From now on, let this process keep the memory that it frees, for itself. For whoever owns the process.
+    """From now on, let this process keep the memory that it frees. For whoever owns the process.
 
-    Nothing happens where there is no glibc.
+    In threads other than the first this goes for blocks of less than 64 MB; larger ones are given back all
+    the same. Nothing happens where there is no glibc.
     """
     if sys.platform != "linux":
         return

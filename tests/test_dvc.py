@@ -14,13 +14,8 @@ from tests.conftest import ROOT
 # kept; or its own stage depends on it, whose output the others read.
 INFRASTRUCTURE = {
     *("personlab.ahead", "personlab.errors", "personlab.files", "personlab.logs", "personlab.memory"),
-    *(
-        "personlab.params",
-        "personlab.people",
-        "personlab.progress",
-        "personlab.skeleton",
-        "personlab.storage",
-    ),
+    *("personlab.params", "personlab.people", "personlab.progress", "personlab.skeleton"),
+    "personlab.storage",
     *("personlab.stages.cluster", "personlab.stages.runs", "personlab.stages.trainer"),
     "personlab.tables",  # of ingest
     "personlab.stages.acquire",  # of acquire; others ask it where the images are

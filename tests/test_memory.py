@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-BLOCK = 2**25  # bytes, many times what glibc would keep of its own accord
+BLOCK = 2**25  # bytes: just more than what glibc may come to keep of its own accord
 ROUNDS = 16
 
 # Asks for a block and frees it, again and again, in a thread as Ray runs training in one, and says how many
@@ -52,6 +52,4 @@ def faults(*arguments: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="nothing happens without glibc")
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_freed_memory_is_kept(where: str) -> None:
-    pages = ROUNDS * BLOCK // 4096
-    assert faults(where) > pages / 2
-    assert faults(where, "keep") < pages / 50
+    assert faults(where, "keep") * 10 < faults(where)

@@ -136,6 +136,11 @@ class TestImputeStage:
 class TestActor:
     """What cannot go on is said in a value: the user sees a line, not Ray's traceback."""
 
+    @pytest.fixture(autouse=True)
+    def in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which is not an actor's, so that its memory is left alone."""
+        monkeypatch.setattr("personlab.memory.keep_freed", lambda: None)
+
     def failure(self, weights: Path) -> str:
         people = [{"row": 7, "path": "gone.jpg", "box": [0.0, 0.0, 9.0, 9.0]}]
         [row] = impute._Actor(weights, gpu=False)(pa.Table.from_pylist(people)).to_pylist()

@@ -202,7 +202,8 @@ def _check_trainable(saved: _Saved, model: params.Model, codec: params.Codec, pa
         )
     if not saved.masks:
         raise UserError(
-            f"{path}: finds poses only, and training needs heads for masks too; start from others"
+            f"{path}: finds poses only, and training needs heads for masks too; start from others, or set "
+            "model.init_heads to false"
         )
 
 
