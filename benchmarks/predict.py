@@ -16,9 +16,9 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -51,78 +51,60 @@ class Timing:
 def main() -> None:
     options = _options()
     console = Console()
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn")) as other:
-        memory.keep_freed()
-        weights, images, side, stride = options.weights, options.images, options.side, options.stride
-        job = Job(weights, images, side, stride, options.threads, Path(folder))
-        timings = measure(job, other, options.rounds)
-    console.print(table(timings, len(job.pictures), options))
+    memory.keep_freed()
+    pictures = find([str(options.images)])
+    with tempfile.TemporaryDirectory() as folder:
+        load = Load(options.weights, options.side, options.stride, options.threads)
+        timings = measure(load, pictures, Output(Path(folder), "json", params_hash=""), options.rounds)
+    console.print(table(timings, len(pictures), options))
     if options.json:
         options.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is done to which pictures."""
+class Load:
+    """What each process loads for itself."""
 
     weights: Path
-    images: Path
     side: int
     stride: Stride
     threads: int  # of torch
-    folder: Path
-
-    @cached_property
-    def pictures(self) -> list[Picture]:
-        return find([str(self.images)])
-
-    @cached_property
-    def output(self) -> Output:
-        return Output(self.folder, "json", params_hash="")
-
-    @cached_property
-    def predictor(self) -> Predictor:
-        torch.set_num_threads(self.threads)
-        return Predictor.from_checkpoint(self.weights, Infer(sides=(self.side,), stride=self.stride))
-
-    def whole(self) -> float:
-        """Milliseconds a picture of all that `predict` does, but for loading the network."""
-        predictor, pictures, output = self.predictor, self.pictures, self.output
-        start = time.perf_counter()
-        predict(predictor, pictures, output, progress=_silent)
-        return (time.perf_counter() - start) * 1e3 / len(self.pictures)
 
 
 @cache
-def _kept(job: Job) -> Job:
-    """The same job as long as the process lives, with the network that it has loaded."""
-    return job
+def loaded(load: Load) -> Predictor:
+    torch.set_num_threads(load.threads)
+    return Predictor.from_checkpoint(load.weights, Infer(sides=(load.side,), stride=load.stride))
 
 
-def _whole(job: Job) -> float:
-    return _kept(job).whole()
+def whole(load: Load, pictures: list[Picture], output: Output) -> float:
+    """Milliseconds a picture of all that `predict` does, but for loading the network."""
+    predictor = loaded(load)
+    start = time.perf_counter()
+    predict(predictor, pictures, output, progress=_silent)
+    return (time.perf_counter() - start) * 1e3 / len(pictures)
 
 
-def measure(job: Job, other: Executor, rounds: int) -> list[Timing]:
-    """The pieces, the whole, and the whole in another process."""
-    predictor, output = job.predictor, job.output
-    for item in job.pictures[:3]:  # compile, and let the allocator see the sizes
+def measure(load: Load, pictures: list[Picture], output: Output, rounds: int) -> list[Timing]:
+    """The pieces, the whole, and the whole in another process, which gives freed memory back."""
+    predictor, all_of_it = loaded(load), partial(whole, load, pictures, output)
+    for item in pictures[:3]:  # compile, and let the allocator see the sizes
         _walk(predictor, item, output, defaultdict(list))
     times: Times = defaultdict(list)
-    whole, given_back = [], []
-    elsewhere = replace(job)  # without the network
-    other.submit(_whole, elsewhere).result()  # to load it, and to warm up
-    for _ in track(range(rounds), "measuring", transient=True):
-        for item in job.pictures:
-            _walk(predictor, item, output, times)
-        whole.append(job.whole())
-        given_back.append(other.submit(_whole, elsewhere).result())
+    kept, given_back = list[float](), list[float]()
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        other.submit(all_of_it).result()  # likewise
+        for _ in track(range(rounds), "measuring", transient=True):
+            for item in pictures:
+                _walk(predictor, item, output, times)
+            kept.append(all_of_it())
+            given_back.append(other.submit(all_of_it).result())
     medians = defaultdict[str, list[float]](list)
     for (piece, _), taken in times.items():
         medians[piece].append(statistics.median(taken))
     pieces = [Timing(piece, statistics.mean(values)) for piece, values in medians.items()]
-    medians_of_all = (statistics.median(whole), statistics.median(given_back))
-    return [*pieces, *map(Timing, ("whole", "whole, memory given back"), medians_of_all)]
+    ends = Timing("whole", statistics.median(kept)), Timing("given back", statistics.median(given_back))
+    return [*pieces, *ends]
 
 
 def _walk(predictor: Predictor, item: Picture, output: Output, times: Times) -> None:
