@@ -30,13 +30,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from personlab.data import picture
-from personlab.inference import batch, inputs
-from personlab.inference.batch import Job, Worker, make_plan
+from personlab.data import images as picture
+from personlab.inference import inputs
+from personlab.inference import job as batch
+from personlab.inference.job import Job, Worker, make_plan
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Codec, Infer, Model
-from personlab.storage import Folder
+from personlab.utils.storage import Folder
 
 _INFER = Infer(sides=(65,), stride=16, max_people=2)
 _SECOND = 1.0

@@ -33,7 +33,7 @@ from personlab.metrics.files import read_annotations
 from personlab.params import Infer
 from personlab.people import Detection
 from personlab.predictor import Predictor, detections
-from personlab.progress import progress
+from personlab.utils.progress import progress
 
 CACHE = Path(".cache") / "bench-node"
 

@@ -30,11 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import photos
 from personlab import params, tables
 from personlab.codec.fields import Fields
-from personlab.data import picture
+from personlab.data import images as picture
 from personlab.data.crops import person_crop, read_image
 from personlab.data.example import decode_jpeg
-from personlab.data.view import ImageArray
-from personlab.inference import batch, inputs
+from personlab.data.transform import ImageArray
+from personlab.inference import inputs
+from personlab.inference import job as batch
 from personlab.model.estimator import Estimator, PersonFields
 from personlab.model.network import PersonLab
 from personlab.params import Codec, Model, Params
@@ -150,7 +151,7 @@ def _predict(predictor: Predictor, folder: Path) -> None:
     for number, shard in enumerate(sorted((folder / "data/targets/val").glob("part-*.parquet"))):
         found = [
             {key: row[key] for key in ("image_id", "height", "width")}
-            | {"people": [tables.detection_record(person) for person in predictor(_pixels(row))]}
+            | {"people": [person.to_row() for person in predictor(_pixels(row))]}
             for row in tables.read_table(shard, tables.SHARD).to_pylist()
         ]
         table = pa.Table.from_pylist(found, schema=tables.PREDICTIONS)
@@ -244,8 +245,8 @@ def listing(folder: Path) -> dict[str, float]:
 
 def parts() -> dict[str, float]:
     """What Ray costs a part: seconds of the driver, and bytes in the object store, from the difference."""
-    from personlab.stages import batch as stage
-    from personlab.stages.cluster import connect
+    from personlab.distributed import batch as stage
+    from personlab.distributed.cluster import connect
 
     spent, stored = list[float](), list[float]()
     with connect():

@@ -27,19 +27,20 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
 
-from personlab import engine, params, tables
-from personlab.ahead import ahead
+from personlab import params, tables
 from personlab.codec.decode import Level
 from personlab.codec.encode import encode
 from personlab.codec.fields import CHANNELS, stack
 from personlab.data.example import Example, decode_jpeg
-from personlab.data.feed import feed
-from personlab.engine import Average, Batch, Supervised
-from personlab.metrics import shards
+from personlab.data.loader import load_batches
 from personlab.metrics.coco import ground_truth, match
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.predictor import Predictor, decoder
+from personlab.tables import shards
+from personlab.training import engine
+from personlab.training.engine import Average, Batch, Supervised
+from personlab.utils.prefetch import prefetch
 
 TRAIN, VAL = Path("data/targets/train"), Path("data/targets/val")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -225,8 +226,8 @@ def _objective(settings: params.Params) -> Objective:
 def _batches(settings: params.Params, device: torch.device) -> Iterator[Batch]:
     """The training batches; targets are rasterised on `device`."""
     threads = os.cpu_count() or 1
-    examples = feed(TRAIN, settings.train, rank=0, workers=1, done=0, threads=threads, beside=True)
-    return ahead(lambda each: _batch(each, settings, device), examples, threads=1, depth=2)
+    examples = load_batches(TRAIN, settings.train, rank=0, workers=1, done=0, threads=threads, overlap=True)
+    return prefetch(lambda each: _batch(each, settings, device), examples, threads=1, depth=2)
 
 
 def _batch(examples: list[Example], settings: params.Params, device: torch.device) -> Batch:

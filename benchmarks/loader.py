@@ -16,7 +16,7 @@ Both work ahead and are timed from their first batch on. Rates depend on what el
 processor time less so. Then the pieces, one after the other in one thread, with the bytes that they hand on.
 Then training steps of params.yaml's network that compute on the same processors: with batches that lie ready,
 that are made beside the steps, and that are made in turn with them, as `train` does without a GPU; and with
-ready ones where freed memory is not kept, as `train` keeps it (personlab/memory.py), but given back.
+ready ones where freed memory is not kept, as `train` keeps it (personlab/utils/malloc.py), but given back.
 At the end `train` itself runs for a few steps, with params.yaml's network, and says what share of the time it
 waits: at this crop size, and at params.yaml's.
 """
@@ -45,17 +45,20 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import photos
-from personlab import engine, memory, params, tables
-from personlab.ahead import ahead
+from personlab import params, tables
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
-from personlab.data.augment import augmented, random_view
-from personlab.data.example import Example, decode_jpeg, see
-from personlab.data.feed import feed
-from personlab.engine import Batch
+from personlab.data.augment import augmented, random_transform
+from personlab.data.example import Example, decode_jpeg, project_people
+from personlab.data.loader import load_batches
 from personlab.model.losses import Objective
 from personlab.model.network import build
 from personlab.params import Train
+from personlab.people import Annotation
+from personlab.training import engine
+from personlab.training.engine import Batch
+from personlab.utils import malloc
+from personlab.utils.prefetch import prefetch
 
 T = TypeVar("T")
 
@@ -145,8 +148,8 @@ def _confine(processors: int) -> None:
 
 def by_feed(shards: Path, train: Train, threads: int) -> Pace:
     """What the stage `train` reads from, on processors alone."""
-    examples = feed(shards, train, rank=0, workers=1, done=0, threads=threads, beside=True)
-    return _pace(ahead(lambda each: _batch(each, train), examples, threads=1, depth=2))
+    examples = load_batches(shards, train, rank=0, workers=1, done=0, threads=threads, overlap=True)
+    return _pace(prefetch(lambda each: _batch(each, train), examples, threads=1, depth=2))
 
 
 def by_data_loader(shards: Path, train: Train, processes: int) -> Pace:
@@ -249,13 +252,13 @@ def _walk(row: dict[str, Any], train: Train, timed: Callable[..., Any]) -> None:
     rng = np.random.default_rng(row["image_id"])
     height, width = row["height"], row["width"]
     scales = train.min_scale, train.max_scale
-    view = random_view(rng, height=height, width=width, crop=train.crop, scales=scales)
+    transform = random_transform(rng, height=height, width=width, crop=train.crop, scales=scales)
     image = timed("decode JPEG", lambda: decode_jpeg(row["jpeg"], name=row["file_name"]), _size)
-    timed("draw crop", lambda: view.image(image), _size)
-    annotated = [tables.annotation(record) for record in row["people"]]
+    timed("draw crop", lambda: transform.image(image), _size)
+    annotated = [Annotation.from_row(record) for record in row["people"]]
     people = timed(
         "people and masks",
-        lambda: see(annotated, view, height=height, width=width, stride=train.stride),
+        lambda: project_people(annotated, transform, height=height, width=width, stride=train.stride),
         lambda found: sum(t.nbytes for t in (found.keypoints, found.labelled, found.masks, found.crowd)),
     )
     timed("rasterise", lambda: encode(people, stride=train.stride, radius=RADIUS), _bytes)
@@ -289,16 +292,18 @@ def _steps(shards: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
     train = settings.train.model_copy(update={"steps": warm + timed})
     threads = os.cpu_count() or 1
     if way != _GIVEN_BACK:
-        memory.keep_freed()
+        malloc.disable_trim()
     torch.set_num_threads(threads)
     network = build(settings.model, settings.codec, stride=train.stride).train()
     supervised = engine.Supervised(network, Objective.of(settings.model, settings.codec, train))
     optimizer = engine.optimizer(network, train)
     beside = way == "beside"
-    examples = feed(shards, train, rank=0, workers=1, done=0, threads=max(1, threads - beside), beside=beside)
+    examples = load_batches(
+        shards, train, rank=0, workers=1, done=0, threads=max(1, threads - beside), overlap=beside
+    )
     batches: Iterable[Batch] = (_batch(each, train) for each in examples)
     if beside:
-        batches = ahead(lambda each: _batch(each, train), examples, threads=1, depth=2)
+        batches = prefetch(lambda each: _batch(each, train), examples, threads=1, depth=2)
     elif way in ("ready", _GIVEN_BACK):
         batches = list(batches)
     start = 0.0

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.tfjs import at_pixels
-from personlab import oracle
 from personlab.codec.decode import Decoder, Level, Poses
 from personlab.codec.encode import Instances, encode
 from personlab.codec.masks import embedding_distance, full_resolution
 from personlab.data.example import decode_masks
+from personlab.metrics import oracle
 from personlab.metrics.coco import match
 from personlab.people import Annotation, Detection
 from personlab.predictor import detections
-from personlab.progress import progress
 from personlab.skeleton import K
+from personlab.utils.progress import progress
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.mask_losses", description="Say what the codec loses of perfect masks."
+        prog="python -m benchmarks.mask_losses", description="OnLine what the codec loses of perfect masks."
     )
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
     parser.add_argument("--sides", type=int, nargs="+", default=[1401, 1401, 801], metavar="N")

@@ -6,7 +6,7 @@
 Every round takes every picture through every piece; of each piece and picture the median round counts, and
 the table shows its mean over the pictures. In each round the whole of `predict` runs as well, over the same
 pictures and to a folder of its own, so that both meet whatever else the machine does; and once more in
-another process, which does not keep freed memory as `predict` does (personlab/memory.py).
+another process, which does not keep freed memory as `predict` does (personlab/utils/malloc.py).
 """
 
 import argparse
@@ -28,13 +28,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from personlab import memory
-from personlab.data import picture
+from personlab.data import images as picture
 from personlab.inference.pictures import Picture, find
 from personlab.inference.predict import Output, draw, predict
 from personlab.inference.results import Result
 from personlab.params import Infer, Stride
 from personlab.predictor import Predictor, detections
+from personlab.utils import malloc
 
 T = TypeVar("T")
 Times = dict[tuple[str, Path], list[float]]
@@ -51,7 +51,7 @@ class Timing:
 def main() -> None:
     options = _options()
     console = Console()
-    memory.keep_freed()
+    malloc.disable_trim()
     pictures = find([str(options.images)])
     with tempfile.TemporaryDirectory() as folder:
         load = Load(options.weights, options.side, options.stride, options.threads)

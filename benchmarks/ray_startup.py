@@ -37,7 +37,7 @@ STAGES = ("estimator", "impute", "train", "infer")
 _EVENTS = "PERSONLAB_BENCHMARK_EVENTS"  # file that all processes of a stage write to
 _IMPORTED = """
 import time, cv2, numpy, pandas, pyarrow.parquet, torch.utils.data, torch.nn.parallel, dvclive
-import personlab.predictor, personlab.engine, personlab.data.feed, personlab.tables
+import personlab.predictor, personlab.training.engine, personlab.data.loader, personlab.tables.schema
 start = time.monotonic()
 import ray, ray.data{also}
 print(time.monotonic() - start)
@@ -125,7 +125,8 @@ def observe(stage: str) -> None:
     import ray
 
     from personlab import params
-    from personlab.stages import batch, estimator, impute, infer, train
+    from personlab.distributed import batch
+    from personlab.stages import estimator, impute, infer, train
 
     # The stages' own names are left as they are in workers, which import them anew.
     ray.init = _noted(ray.init, before="init")

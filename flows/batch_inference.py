@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from flows.artifacts import PICTURE_BYTES, for_show
 from flows.stages import HERE
 from flows.tools import personlab
-from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.report import data_uri
-from personlab.storage import Folder
+from personlab.utils.process import CommandError
+from personlab.utils.storage import Folder
 
 CHAMPION = "models/champion/model.safetensors"
 LISTED = 100  # errors in the table; all of them are in the run's folder

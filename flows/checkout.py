@@ -17,12 +17,13 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
 
-from personlab import commands, params
-from personlab.aside import alone, lend
-from personlab.commands import Say
+from personlab import params
 from personlab.errors import UserError
-from personlab.git import git
 from personlab.registry.provenance import State, state_of
+from personlab.utils import process
+from personlab.utils.checkout import file_lock, link_inputs
+from personlab.utils.git import git
+from personlab.utils.process import OnLine
 
 PLACE = Path("runs/retrain")
 
@@ -33,12 +34,12 @@ class Checkout:
 
     folder: Path  # the one with dvc.yaml
 
-    def save(self, name: str, say: Say) -> State:
+    def save(self, name: str, say: OnLine) -> State:
         """Have Git hold the state of a finished run: by the commit that it is, or as an experiment."""
         try:
             return state_of(self.folder)
         except UserError:
-            commands.run((sys.executable, "-m", "dvc", "exp", "save", "--name", name), self.folder, say)
+            process.run((sys.executable, "-m", "dvc", "exp", "save", "--name", name), self.folder, say)
             return state_of(self.folder)
 
 
@@ -57,12 +58,12 @@ def checkout(project: Path, revision: str, overrides: Sequence[str]) -> Iterator
     top = Path(git(project, "rev-parse", "--show-toplevel"))
     commit = git(project, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
     place = project / PLACE
-    with alone(place.with_name("retrain.lock"), "retraining"):
+    with file_lock(place.with_name("retrain.lock"), "retraining"):
         bring_to(place, project, commit)
         folder = place / project.resolve().relative_to(top.resolve())
         share_cache(project, folder)
         override(folder / "params.yaml", overrides)
-        lend(project, folder)
+        link_inputs(project, folder)
         yield Checkout(folder)
 
 

@@ -17,10 +17,10 @@ from flows.artifacts import for_show, metrics_rows
 from flows.batch_inference import Batch, batch_inference
 from flows.stages import HERE
 from flows.tools import end_sub_flows, personlab
-from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.registry.models import Registry
 from personlab.report.differences import compare, flatten
+from personlab.utils.process import CommandError
 
 
 class Scoring(BaseModel):

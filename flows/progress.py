@@ -10,8 +10,8 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 
-from personlab.commands import Progress, Said
-from personlab.progress import duration
+from personlab.utils.process import OutputLine, Progress
+from personlab.utils.progress import duration
 
 EVERY = 5.0  # seconds at least between two updates
 
@@ -27,7 +27,7 @@ class ProgressBar:
     pace: "Pace | None" = field(default=None)
     news: str = ""  # the last line that said more than how far the loop is
 
-    def hear(self, said: Said) -> None:
+    def hear(self, said: OutputLine) -> None:
         """Update the bar, if the line says how far the stage is."""
         progress, now = said.progress, self.clock()
         if progress is None or not progress.total:

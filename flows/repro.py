@@ -4,14 +4,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from personlab import commands
-from personlab.commands import Said, Say
+from personlab.utils import process
+from personlab.utils.process import OnLine, OutputLine
 
 
 def repro(
     stage: str,
     project: Path,
-    say: Say,
+    say: OnLine,
     *,
     force: bool = False,
     environment: Mapping[str, str] | None = None,
@@ -35,12 +35,12 @@ def repro(
     """
     reasons: list[str] = []
 
-    def hear(said: Said) -> None:
+    def hear(said: OutputLine) -> None:
         say(said)
         if said.text.startswith((f"Stage '{stage}' didn't change", f"Stage '{stage}' is cached")):
             reasons.append(said.text)
 
     forced = ("--force", "--single-item") if force else ()
     command = (sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *forced, stage)
-    commands.run(command, project, hear, environment)
+    process.run(command, project, hear, environment)
     return reasons[-1] if reasons else None

@@ -24,11 +24,11 @@ from flows.checkout import Checkout, checkout
 from flows.results import Verdict
 from flows.stages import HERE, STAGES, acquire
 from flows.tools import end_sub_flows, listener, personlab
-from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.registry.models import Registry
 from personlab.registry.promotion import RULES, Rule
 from personlab.report import page
+from personlab.utils.process import CommandError
 
 Outcomes = list[tuple[str, State[Any]]]
 Override = Annotated[str, Field(pattern=r"^[+~]{0,2}[\w.]+(=.*)?$")]

@@ -20,9 +20,9 @@ from prefect.states import Completed, Failed
 from flows.artifacts import StageArtifacts, for_show
 from flows.repro import repro
 from flows.tools import listener, run_name
-from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.params import load
+from personlab.utils.process import CommandError
 
 HERE = Path()  # flows run in the project's folder, unless told otherwise
 

@@ -17,8 +17,8 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Crashed
 
 from flows.progress import ProgressBar
-from personlab import commands
-from personlab.commands import Said, Say
+from personlab.utils import process
+from personlab.utils.process import OnLine, OutputLine
 
 
 def personlab(*arguments: str, project: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -28,14 +28,14 @@ def personlab(*arguments: str, project: Path, environment: Mapping[str, str] | N
         CommandError: it failed.
     """
     command = (sys.executable, "-m", "personlab", *arguments)
-    commands.run(command, project, listener(arguments[0]), {**run_name(), **(environment or {})})
+    process.run(command, project, listener(arguments[0]), {**run_name(), **(environment or {})})
 
 
-def listener(name: str) -> Say:
+def listener(name: str) -> OnLine:
     """Hears a command called `name` for the running flow."""
     logger, bar = get_run_logger(), ProgressBar(f"{name}-progress")
 
-    def say(said: Said) -> None:
+    def say(said: OutputLine) -> None:
         logger.log(said.level, "%s", said.text)
         bar.hear(said)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from personlab.commands import LEASH
 from personlab.errors import UserError
+from personlab.utils.process import SUPERVISOR
 
 HOST = "127.0.0.1"
 START_SECONDS = 600.0  # a new database takes a slow machine more than a minute
@@ -173,7 +173,7 @@ def child(arguments: tuple[str, ...], env: Mapping[str, str]) -> Iterator[subpro
 
     It gets a session of its own, so that Ctrl-C reaches us alone and we choose who ends first.
     """
-    command = (sys.executable, str(LEASH), sys.executable, *arguments)
+    command = (sys.executable, str(SUPERVISOR), sys.executable, *arguments)
     process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, start_new_session=True)
     assert process.stdin is not None
     try:

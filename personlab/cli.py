@@ -17,11 +17,12 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 from cyclopts.validators import MutuallyExclusive
 
-from personlab import __version__, logs, params
+from personlab import __version__, params
 from personlab.ablation.cli import ablate
 from personlab.errors import UserError
-from personlab.files import write_atomic
 from personlab.registry.cli import app as models
+from personlab.utils import logs
+from personlab.utils.files import write_atomic
 
 app = cyclopts.App(name="personlab", help=__doc__, version=__version__)
 stages = cyclopts.Group("Stages, in the order of the pipeline", sort_key=0)
@@ -39,7 +40,7 @@ def _run_stage(stage: str, params_file: Path) -> None:
     settings = params.load(params_file)
     # Imported only now: --help must not wait for torch and Ray.
     module = import_module(f"personlab.stages.{stage}")
-    logs.name(stage, import_module("personlab.tables").params_hash(settings))
+    logs.set_context(stage, import_module("personlab.tables.schema").params_hash(settings))
     module.run(settings, Path.cwd())
 
 
@@ -130,10 +131,9 @@ def oracle(
     What is lost is lost by the representation. Without --complete most of it is annotation gaps: the
     bound printed beside the scores is what following defined edges could find at best.
     """
-    from personlab import oracle
     from personlab.codec.decode import Decoder
-    from personlab.metrics import report
-    from personlab.progress import progress
+    from personlab.metrics import oracle, report
+    from personlab.utils.progress import progress
 
     scores = oracle.score(
         oracle.read(annotations),
@@ -188,16 +188,17 @@ def predict(
     Every proposal is written, however unsure; overlays show those with scores of 0.2 and more. Pictures that
     cannot be read stop nothing: they are listed at the end with reasons, and the exit status is 1.
     """
-    from personlab import memory, tables
+    from personlab import tables
     from personlab.inference.pictures import find
     from personlab.inference.predict import Output, predict
     from personlab.params import Infer
     from personlab.predictor import Predictor
-    from personlab.progress import progress
+    from personlab.utils import malloc
+    from personlab.utils.progress import progress
 
     sides = tuple(pyramid or [side or 801])
     infer = Infer(sides=sides, stride=stride, max_people=max_people, gpu=device == "cuda")
-    memory.keep_freed()
+    malloc.disable_trim()
     predictor = Predictor.from_checkpoint(weights, infer)
     output = Output(out, form, tables.params_hash(infer, predictor.network.codec))
     found = find(pictures)
@@ -245,12 +246,12 @@ def infer_batch(
     Writes part-*.parquet, errors-*.parquet for pictures that cannot be read, and manifest.json when all are
     done. Killed at any point, the same command goes on and makes the same files.
     """
-    from personlab.data import picture
+    from personlab.data import images as picture
+    from personlab.distributed import batch
     from personlab.inference import inputs
-    from personlab.inference.batch import Job, make_plan
+    from personlab.inference.job import Job, make_plan
     from personlab.params import Infer
-    from personlab.stages import batch
-    from personlab.storage import Folder
+    from personlab.utils.storage import Folder
 
     sides = tuple(pyramid or [side or 801])
     infer = Infer(sides=sides, stride=stride, max_people=max_people, gpu=device == "cuda")
@@ -271,7 +272,7 @@ def overlays(
     """Draw the people that infer-batch found into some of the pictures, to look at."""
     from personlab.inference import inputs
     from personlab.inference.overlays import draw
-    from personlab.storage import Folder
+    from personlab.utils.storage import Folder
 
     print(*draw(inputs.find(pictures), Folder(run), out, count), sep="\n")
 
@@ -295,10 +296,10 @@ def score(
     """
     from pyarrow.fs import FileType
 
-    from personlab import storage
-    from personlab.inference import found
+    from personlab.inference import read_run as found
     from personlab.metrics import files, report
     from personlab.metrics.coco import KEYPOINT_BUDGET, match
+    from personlab.utils import storage
 
     truth = files.read_annotations(annotations)
     if storage.kind(results) == FileType.Directory:
@@ -345,7 +346,7 @@ def import_weights(
     Downloads are kept in ~/.cache/personlab. PoseNet finds poses only; BodyPix' heads for body parts are left
     out.
     """
-    from personlab.model.pretrained import import_weights
+    from personlab.weights.bodypix import import_weights
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personlab"
     import_weights(source, out, cache=cache)
@@ -362,9 +363,9 @@ def export(
 ) -> None:
     """Write a network for other runtimes: images of any size in, fields out (probabilities and pixels).
 
-    What goes in and comes out is described in personlab/model/onnx.py.
+    What goes in and comes out is described in personlab/weights/onnx.py.
     """
-    from personlab.model import onnx
+    from personlab.weights import onnx
 
     onnx.export(weights, out, stride=stride)
 

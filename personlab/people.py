@@ -1,6 +1,8 @@
 """People as the rest of the program passes them around: annotated ones in, detected ones out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,35 @@ class Annotation:
     crowd: bool
     rle: bytes
 
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """From a row of tables.PEOPLE, or an element of a target row's `people`, as Python values."""
+        x, y, width, height = row["box"]
+        return cls(
+            id=row["person_id"],
+            keypoints=np.array(row["keypoints"], np.float32).reshape(-1, 2),
+            visibility=np.array(row["visibility"], np.int8),
+            imputed=row["imputed"],
+            box=(x, y, width, height),
+            area=row["area"],
+            crowd=row["crowd"],
+            rle=row["mask"],
+        )
+
+    def to_row(self, confidence: npt.ArrayLike) -> dict[str, Any]:
+        """The reverse of `from_row`. confidence: K numbers in [0, 1]."""
+        return {
+            "person_id": self.id,
+            "keypoints": self.keypoints.ravel(),
+            "visibility": self.visibility,
+            "confidence": np.asarray(confidence, np.float32),
+            "imputed": self.imputed,
+            "box": self.box,
+            "area": self.area,
+            "crowd": self.crowd,
+            "mask": self.rle,
+        }
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -36,3 +67,22 @@ class Detection:
     score: float
     # COCO compressed run-length string of the mask, at full image resolution; empty if nobody looked for one
     rle: bytes
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """From an element of a prediction row's `people`, as Python values."""
+        return cls(
+            keypoints=np.array(row["keypoints"], np.float32).reshape(-1, 2),
+            keypoint_scores=np.array(row["keypoint_scores"], np.float32),
+            score=row["score"],
+            rle=row["mask"],
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """The reverse of `from_row`."""
+        return {
+            "score": self.score,
+            "keypoints": self.keypoints.ravel(),
+            "keypoint_scores": self.keypoint_scores,
+            "mask": self.rle,
+        }

@@ -17,7 +17,7 @@ from torch import Tensor
 from personlab import params
 from personlab.codec.decode import Decoder, Level, Poses
 from personlab.codec.fields import padded_side
-from personlab.data.view import ImageArray, View, fit
+from personlab.data.transform import ImageArray, Transform, fit
 from personlab.errors import UserError
 from personlab.model.network import PersonLab, from_checkpoint
 from personlab.people import Detection
@@ -78,8 +78,8 @@ class Predictor:
         """The fields of an image resized so that its longest side is `side` pixels."""
         scale, height, width = fit(image.shape[0], image.shape[1], side)
         stride = self.network.stride
-        view = View(scale, (0.0, 0.0), padded_side(height, stride), padded_side(width, stride))
-        seen = torch.from_numpy(view.image(image)).permute(2, 0, 1)[None].to(self.device)
+        transform = Transform(scale, (0.0, 0.0), padded_side(height, stride), padded_side(width, stride))
+        seen = torch.from_numpy(transform.image(image)).permute(2, 0, 1)[None].to(self.device)
         return Level(self.network(seen).probabilities(), scale)
 
 

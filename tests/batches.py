@@ -7,14 +7,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from personlab.data import picture
+from personlab.data import images as picture
 from personlab.inference import inputs
-from personlab.inference.batch import INPUTS, MANIFEST, PLAN, Decode, Job, Manifest, make_plan
 from personlab.inference.inputs import Listing
+from personlab.inference.job import INPUTS, MANIFEST, PLAN, Decode, Job, Manifest, make_plan
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Codec, Infer, Model
-from personlab.storage import Folder
+from personlab.utils.storage import Folder
 
 INFER = Infer(sides=(65,), stride=16, max_people=2)
 

@@ -66,7 +66,7 @@ def coco_mini(testdata: Path) -> Path:
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """One local Ray for every test that needs one: starting it takes seconds."""
-    from personlab.stages import cluster
+    from personlab.distributed import cluster
 
     with cluster.connect():
         yield

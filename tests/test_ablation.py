@@ -22,9 +22,9 @@ from personlab.ablation import pages, suite
 from personlab.ablation.experiments import Project, Record, overridden
 from personlab.ablation.tables import CHOICES, TABLES, Choice, Table, side_here
 from personlab.ablation.verdict import Difference
-from personlab.commands import CommandError
 from personlab.errors import UserError
 from personlab.params import Params
+from personlab.utils.process import CommandError
 from tests import rehearsal
 from tests.conftest import ROOT
 
@@ -302,8 +302,8 @@ def test_a_page_says_when_the_sample_was_last_changed(tmp_path: Path) -> None:
     (tmp_path / "other.py").touch()
     rehearsal.commit(tmp_path)
     assert "was looked at.\n" in page(made)
-    (tmp_path / "personlab/data/sample").mkdir(parents=True)
-    (tmp_path / "personlab/data/sample/scene.py").touch()
+    (tmp_path / "personlab/synthetic").mkdir(parents=True)
+    (tmp_path / "personlab/synthetic/scene.py").touch()
     rehearsal.commit(tmp_path)
     changed = rehearsal.run(tmp_path, "git", "log", "-1", "--abbrev=10", "--format=`%h` of %cs")
     (tmp_path / "another.py").touch()

@@ -1,12 +1,12 @@
-"""Random views: their contract, their spread, and that they can be drawn again."""
+"""Random transforms: their contract, their spread, and that they can be drawn again."""
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from personlab.data.augment import augmented, person_view, random_view
-from personlab.data.view import View
+from personlab.data.augment import augmented, person_transform, random_transform
+from personlab.data.transform import Transform
 from personlab.params import Train
 from personlab.skeleton import K
 from tests.test_example import HEIGHT, WIDTH, person, row
@@ -17,9 +17,9 @@ SIZES = st.integers(8, 700)
 
 def draw(
     seed: int, height: int, width: int, *, least: float = 0.5, most: float = 1.5, crop: int = 65
-) -> View:
+) -> Transform:
     rng = np.random.default_rng(seed)
-    return random_view(rng, height=height, width=width, crop=crop, scales=(least, most))
+    return random_transform(rng, height=height, width=width, crop=crop, scales=(least, most))
 
 
 @settings(max_examples=200, deadline=None)
@@ -27,11 +27,11 @@ def draw(
 def test_a_small_box_stays_inside_and_a_large_one_holds_everything(
     seed: int, height: int, width: int
 ) -> None:
-    view = draw(seed, height, width)
-    assert (view.height, view.width) == (65, 65)
-    assert view.mirror_width in (0, width)
+    transform = draw(seed, height, width)
+    assert (transform.height, transform.width) == (65, 65)
+    assert transform.mirror_width in (0, width)
     corners = np.array([[0, 0], [64, 64]], np.float32)
-    box = np.sort(view.inverse_points(corners).astype(float), axis=0)  # in image pixels, mirrored or not
+    box = np.sort(transform.inverse_points(corners).astype(float), axis=0)  # in image pixels, mirrored or not
     slack = 1e-3 * max(height, width)
     for (low, high), size in zip(box.T, (width, height), strict=True):
         inside = low >= -slack and high <= size - 1 + slack
@@ -46,8 +46,8 @@ def test_the_box_is_the_image_times_the_scale(
 ) -> None:
     """The longest side of the image becomes crop / scale; its shape is kept."""
     least, most = limits
-    view = draw(seed, height, width, least=least, most=most)
-    side = 64 / view.scale + 1
+    transform = draw(seed, height, width, least=least, most=most)
+    side = 64 / transform.scale + 1
     assert least - 1e-6 <= side / max(height, width) <= most + 1e-6
 
 
@@ -56,13 +56,15 @@ def test_one_pixel_is_no_error() -> None:
 
 
 def test_views_are_spread_over_all_that_is_allowed() -> None:
-    """Of 600 views about half are mirrored, scales fill their range, and boxes move both ways."""
+    """Of 600 transforms about half are mirrored, scales fill their range, and boxes move both ways."""
     rng = np.random.default_rng(0)
-    views = [random_view(rng, height=300, width=400, crop=65, scales=(0.5, 1.5)) for _ in range(600)]
-    assert 0.43 < np.mean([view.mirror_width > 0 for view in views]) < 0.57
-    sides = np.array([64 / view.scale + 1 for view in views]) / 400
+    transforms = [
+        random_transform(rng, height=300, width=400, crop=65, scales=(0.5, 1.5)) for _ in range(600)
+    ]
+    assert 0.43 < np.mean([transform.mirror_width > 0 for transform in transforms]) < 0.57
+    sides = np.array([64 / transform.scale + 1 for transform in transforms]) / 400
     assert np.histogram(sides, bins=5, range=(0.5, 1.5))[0].min() > 80
-    left = np.array([-view.shift[0] / view.scale for view in views])
+    left = np.array([-transform.shift[0] / transform.scale for transform in transforms])
     free = 400 - sides * 400
     share = left / free  # 0 at one end of what is allowed, 1 at the other
     assert np.histogram(share, bins=5, range=(0, 1))[0].min() > 80
@@ -109,10 +111,10 @@ def test_people_keep_their_shape(epoch: int) -> None:
     np.testing.assert_allclose(nose_to_shoulders, float(ratio), rtol=1e-3)
 
 
-def box_in_crop(view: View, box: tuple[float, float, float, float]) -> np.ndarray:
-    """Left, top, right and bottom of a box in the view, outermost pixel centres."""
+def box_in_crop(transform: Transform, box: tuple[float, float, float, float]) -> np.ndarray:
+    """Left, top, right and bottom of a box in the transform, outermost pixel centres."""
     corners = np.array([box[:2], (box[0] + box[2] - 1, box[1] + box[3] - 1)], np.float32)
-    return np.sort(view.points(corners).astype(float), axis=0)
+    return np.sort(transform.points(corners).astype(float), axis=0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -124,11 +126,11 @@ def box_in_crop(view: View, box: tuple[float, float, float, float]) -> np.ndarra
 def test_a_person_is_shown_at_the_size_asked_for_inside_or_around_the_crop(
     seed: int, box: tuple[float, float, float, float], sizes: tuple[float, float]
 ) -> None:
-    view = person_view(np.random.default_rng(seed), box, width=640, crop=129, sizes=sizes)
-    size = view.scale * max(box[2], box[3])
+    transform = person_transform(np.random.default_rng(seed), box, width=640, crop=129, sizes=sizes)
+    size = transform.scale * max(box[2], box[3])
     assert size <= sizes[1] + 1e-3
-    assert size >= sizes[0] - 1e-3 or abs(view.scale - 2) < 1e-6  # magnified no further than twice
-    low, high = box_in_crop(view, box)
+    assert size >= sizes[0] - 1e-3 or abs(transform.scale - 2) < 1e-6  # magnified no further than twice
+    low, high = box_in_crop(transform, box)
     slack = 0.01 * max(1, size)
     for first, last in zip(low, high, strict=True):
         inside = first >= -slack and last <= 128 + slack

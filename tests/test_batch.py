@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from personlab import tables
-from personlab.data import picture
-from personlab.data.view import ImageArray
+from personlab.data import images as picture
+from personlab.data.transform import ImageArray
 from personlab.errors import UserError
-from personlab.inference import batch
-from personlab.inference.batch import Job, Part, Worker
+from personlab.inference import job as batch
 from personlab.inference.inputs import Listing
+from personlab.inference.job import Job, Part, Worker
 from personlab.params import Infer
 from personlab.people import Detection
 from tests.batches import INFER, check_truth, digests, job, save_pictures, save_weights, spoil

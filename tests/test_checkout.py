@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from flows.checkout import PLACE, bring_to
-from personlab.aside import lend
+from personlab.utils.checkout import link_inputs
 from tests import rehearsal
 
 
@@ -38,7 +38,7 @@ def test_relative_paths_mean_the_projects_files_but_for_those_of_the_revision(tm
         (theirs / "params.yaml").write_text(
             yaml.safe_dump({"acquire": {"source": "sample"}, "model": {"init": name}})
         )
-        lend(project, theirs)
+        link_inputs(project, theirs)
         return theirs / name
 
     for folder, text in ((project, "ours"), (theirs, "left by an earlier run")):

@@ -2,8 +2,8 @@
 
 import pytest
 
+from personlab.distributed import cluster
 from personlab.errors import UserError
-from personlab.stages import cluster
 
 pytestmark = pytest.mark.slow
 

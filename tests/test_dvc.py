@@ -13,11 +13,17 @@ from tests.conftest import ROOT
 # What no stage depends on, nor on what it imports itself: it decides nothing, only how work is done, said and
 # kept; or its own stage depends on it, whose output the others read.
 INFRASTRUCTURE = {
-    *("personlab.ahead", "personlab.errors", "personlab.files", "personlab.logs", "personlab.memory"),
-    *("personlab.params", "personlab.people", "personlab.progress", "personlab.skeleton"),
-    "personlab.storage",
-    *("personlab.stages.cluster", "personlab.stages.runs", "personlab.stages.trainer"),
-    "personlab.tables",  # of ingest
+    *(
+        "personlab.utils.prefetch",
+        "personlab.errors",
+        "personlab.utils.files",
+        "personlab.utils.logs",
+        "personlab.utils.malloc",
+    ),
+    *("personlab.params", "personlab.people", "personlab.utils.progress", "personlab.skeleton"),
+    "personlab.utils.storage",
+    *("personlab.distributed.cluster", "personlab.distributed.checkpoints", "personlab.distributed.board"),
+    "personlab.tables.schema",  # of ingest
     "personlab.stages.acquire",  # of acquire; others ask it where the images are
 }
 # What is imported beside what is used: they read images, or draw people, and make no targets or fields.
@@ -28,7 +34,7 @@ EXCUSED = {
     "estimator": _TARGETS | {"personlab.metrics.coco"},  # similarity alone is used
     "impute": _TARGETS,
     # better ways to find people in validation images are no reason to train again
-    "train": {"personlab.validation"},
+    "train": {"personlab.training.validation"},
     "evaluate": _FIELDS,
 }
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

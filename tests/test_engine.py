@@ -14,11 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from personlab import params
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import cells, stack
-from personlab.engine import Average, Batch, Supervised, optimizer, set_learning_rate, train_step
 from personlab.errors import UserError
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.skeleton import K
+from personlab.training.engine import Average, Batch, Supervised, optimizer, set_learning_rate, train_step
 
 STRIDE: params.Stride = 16
 SIDE = 65
@@ -214,7 +214,7 @@ def _work(rank: int, folder: Path) -> None:
 def frozen_network() -> PersonLab:
     """Whose normalisation statistics are frozen, as pretrained weights' are."""
     made = network()
-    made.backbone.frozen_statistics = True
+    made.backbone.freeze_bn = True
     return made.train()
 
 

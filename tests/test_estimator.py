@@ -12,8 +12,8 @@ from torch import Tensor
 
 from personlab import params
 from personlab.codec.fields import cell_positions
-from personlab.data.crops import Person, TrainingCrops, crop_view, cut, mirrored, person_crop, read_image
-from personlab.data.view import PADDING, View
+from personlab.data.crops import Person, TrainingCrops, crop_transform, cut, mirrored, person_crop, read_image
+from personlab.data.transform import PADDING, Transform
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.estimator import Estimator, PersonFields, build, decode, from_checkpoint, person_targets
@@ -38,20 +38,20 @@ def perfect_fields(keypoints: Tensor, labelled: Tensor) -> PersonFields:
 
 class TestCropView:
     def test_a_tall_box_fills_the_height_with_its_context(self) -> None:
-        view = crop_view((10, 20, 8, 64), height=HEIGHT, width=WIDTH, context=1.25)
-        assert view.scale == pytest.approx(128 / 80)
-        corners = view.points(np.array([[14, 20], [14, 84]], np.float32))
+        transform = crop_transform((10, 20, 8, 64), height=HEIGHT, width=WIDTH, context=1.25)
+        assert transform.scale == pytest.approx(128 / 80)
+        corners = transform.points(np.array([[14, 20], [14, 84]], np.float32))
         np.testing.assert_allclose(corners, [[48, 64 - 51.2], [48, 64 + 51.2]], rtol=1e-6)
 
     def test_a_wide_box_fills_the_width(self) -> None:
-        view = crop_view((0, 0, 96, 10), height=HEIGHT, width=WIDTH, context=1.0)
-        corners = view.points(np.array([[0, 5], [96, 5]], np.float32))
+        transform = crop_transform((0, 0, 96, 10), height=HEIGHT, width=WIDTH, context=1.0)
+        corners = transform.points(np.array([[0, 5], [96, 5]], np.float32))
         np.testing.assert_allclose(corners, [[0, 64], [96, 64]], atol=1e-5)
 
     def test_inverse(self) -> None:
-        view = crop_view((3, 7, 21, 30), height=HEIGHT, width=WIDTH)
+        transform = crop_transform((3, 7, 21, 30), height=HEIGHT, width=WIDTH)
         points = np.array([[0.5, 1.5], [96, 128]], np.float32)
-        np.testing.assert_allclose(view.points(view.inverse_points(points)), points, atol=1e-4)
+        np.testing.assert_allclose(transform.points(transform.inverse_points(points)), points, atol=1e-4)
 
 
 class TestCut:
@@ -60,34 +60,34 @@ class TestCut:
     )
     def test_reads_less_but_shows_the_same(self, box: tuple[float, float, float, float]) -> None:
         image = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
-        view = crop_view(box, height=HEIGHT, width=WIDTH)
-        whole = view.image(image).astype(int)
+        transform = crop_transform(box, height=HEIGHT, width=WIDTH)
+        whole = transform.image(image).astype(int)
         # OpenCV interpolates at 1/32 pixel, so another origin may round differently.
-        assert np.abs(cut(image, view).astype(int) - whole).mean() < 3
+        assert np.abs(cut(image, transform).astype(int) - whole).mean() < 3
 
     def test_exact_where_the_lattice_is_shared(self) -> None:
         image = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
-        view = View(scale=1.0, shift=(-30.0, -20.0), height=65, width=49)
-        np.testing.assert_array_equal(cut(image, view), image[20:85, 30:79])
+        transform = Transform(scale=1.0, shift=(-30.0, -20.0), height=65, width=49)
+        np.testing.assert_array_equal(cut(image, transform), image[20:85, 30:79])
 
     def test_a_view_beside_the_image_is_padding(self) -> None:
         image = np.zeros((20, 20, 3), np.uint8)
-        assert (cut(image, View(1.0, (500.0, 500.0), 33, 33)) == PADDING).all()
+        assert (cut(image, Transform(1.0, (500.0, 500.0), 33, 33)) == PADDING).all()
 
     def test_detail_removes_what_is_finer_and_keeps_what_is_coarser(self) -> None:
         column = np.arange(200)
         fine = np.where(column % 2 == 0, 255, 0)
         coarse = 127 + 100 * np.sin(column / 20)
-        view = View(1.0, (0.0, 0.0), 129, 129)
+        transform = Transform(1.0, (0.0, 0.0), 129, 129)
         for row, most, least in ((fine, 8.0, 0.0), (coarse, 80.0, 60.0)):
             image = np.broadcast_to(row[None, :, None], (160, 200, 3)).astype(np.uint8)
-            shown = cut(np.ascontiguousarray(image), view, detail=0.25)
+            shown = cut(np.ascontiguousarray(image), transform, detail=0.25)
             assert least <= shown[8:-8, 8:-8].std() <= most
 
     def test_detail_does_not_move_anything(self) -> None:
         image = np.zeros((160, 160, 3), np.uint8)
         cv2.circle(image, (60, 90), 6, (255, 255, 255), -1)
-        shown = cut(image, View(1.0, (0.0, 0.0), 129, 129), detail=0.3)[..., 0].astype(float)
+        shown = cut(image, Transform(1.0, (0.0, 0.0), 129, 129), detail=0.3)[..., 0].astype(float)
         y, x = np.mgrid[:129, :129]
         centre = [(shown * x).sum() / shown.sum(), (shown * y).sum() / shown.sum()]
         np.testing.assert_allclose(centre, [60, 90], atol=0.3)
@@ -136,10 +136,10 @@ class TestTrainingCrops:
 
     def test_coarser_than_asked_for(self, person: Person) -> None:
         sharp, _ = person_crop(read_image(person.path), person.box, height=HEIGHT, width=WIDTH)
-        coarse, view = person_crop(
+        coarse, transform = person_crop(
             read_image(person.path), person.box, height=HEIGHT, width=WIDTH, person_height=12
         )
-        assert view == crop_view(person.box, height=HEIGHT, width=WIDTH)
+        assert transform == crop_transform(person.box, height=HEIGHT, width=WIDTH)
         assert coarse.max() < 0.8 * sharp.max()
 
 
@@ -250,8 +250,8 @@ class TestEstimator:
     def test_estimates_in_image_pixels(self, estimator: Estimator) -> None:
         crop = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         estimator.eval()
-        plain = View(1.0, (0.0, 0.0), HEIGHT, WIDTH)
-        other = View(0.5, (10.0, -20.0), HEIGHT, WIDTH)
+        plain = Transform(1.0, (0.0, 0.0), HEIGHT, WIDTH)
+        other = Transform(0.5, (10.0, -20.0), HEIGHT, WIDTH)
         one, two = estimator.estimate([crop, crop], [plain, other])
         np.testing.assert_allclose(two[:, :2], (one[:, :2] - (10, -20)) / 0.5, atol=1e-3)
         np.testing.assert_allclose(two[:, 2], one[:, 2])

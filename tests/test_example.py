@@ -1,4 +1,4 @@
-"""Examples: an image and its people seen through one view, mirrored views included."""
+"""Examples: an image and its people seen through one transform, mirrored transforms included."""
 
 import io
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from personlab.codec.encode import Instances, encode
-from personlab.data.example import decode_jpeg, decode_masks, example, see
-from personlab.data.view import PADDING, ImageArray, View
+from personlab.data.example import decode_jpeg, decode_masks, example, project_people
+from personlab.data.transform import PADDING, ImageArray, Transform
 from personlab.errors import UserError
 from personlab.people import Annotation, BoolArray
 from personlab.skeleton import FLIP, KEYPOINTS, K
 from tests.reference.scenes import figure
 
 HEIGHT, WIDTH = 97, 129
-PLAIN = View(1.0, (0.0, 0.0), HEIGHT, WIDTH)
-MIRRORED = View(1.0, (0.0, 0.0), HEIGHT, WIDTH, mirror_width=WIDTH)
+PLAIN = Transform(1.0, (0.0, 0.0), HEIGHT, WIDTH)
+MIRRORED = Transform(1.0, (0.0, 0.0), HEIGHT, WIDTH, mirror_width=WIDTH)
 LEFT, RIGHT = KEYPOINTS.index("left_wrist"), KEYPOINTS.index("right_wrist")
 
 
@@ -81,8 +81,8 @@ def row(image: ImageArray, *people: Annotation) -> Mapping[str, Any]:
     }
 
 
-def seen(view: View, *people: Annotation, stride: int = 8) -> Instances:
-    return see(people, view, height=HEIGHT, width=WIDTH, stride=stride)
+def seen(transform: Transform, *people: Annotation, stride: int = 8) -> Instances:
+    return project_people(people, transform, height=HEIGHT, width=WIDTH, stride=stride)
 
 
 # people
@@ -112,7 +112,7 @@ def test_a_mirrored_view_has_mirrored_targets() -> None:
     """The whole chain: annotations seen in a mirror and encoded are the encoded annotations, mirrored."""
     people = (person(), person(2, keypoints=figure(90.0, 20.0, 60.0).numpy()))
     plain, mirrored = (
-        encode(seen(view, *people), stride=8, radius=32.0).fields for view in (PLAIN, MIRRORED)
+        encode(seen(transform, *people), stride=8, radius=32.0).fields for transform in (PLAIN, MIRRORED)
     )
     for name, tensor in plain.mirrored().tensors().items():
         assert torch.allclose(mirrored.tensors()[name], tensor, atol=1e-4), name
@@ -120,12 +120,14 @@ def test_a_mirrored_view_has_mirrored_targets() -> None:
 
 @pytest.mark.parametrize("mirror_width", [0, WIDTH])
 def test_people_follow_the_view(mirror_width: int) -> None:
-    view = View(1.5, (-20.0, 8.0), 129, 161, mirror_width)
-    people = seen(view, person())
+    transform = Transform(1.5, (-20.0, 8.0), 129, 161, mirror_width)
+    people = seen(transform, person())
     order = list(FLIP) if mirror_width else list(range(K))
-    np.testing.assert_allclose(people.keypoints[0].numpy(), view.points(person().keypoints)[order], atol=1e-4)
+    np.testing.assert_allclose(
+        people.keypoints[0].numpy(), transform.points(person().keypoints)[order], atol=1e-4
+    )
     # the middle of the mask is a person in the cell that shows it, and far from it nobody is
-    column, line = (view.points(np.array([40.0, 47.0], np.float32)) / 8).round().astype(int)
+    column, line = (transform.points(np.array([40.0, 47.0], np.float32)) / 8).round().astype(int)
     assert people.masks[0, line, column]
     assert people.masks.shape == (1, 17, 21)
     assert not people.masks[0, :, 0 if mirror_width == 0 else 20].any()
@@ -151,29 +153,29 @@ def test_masks_are_the_run_lengths() -> None:
 
 
 def test_pixels_and_keypoints_meet() -> None:
-    """A white square is painted at the left wrist; in every view it is where the wrist's keypoint is."""
+    """A white square is painted at the left wrist; in every transform it is where the wrist's keypoint is."""
     one = person(keypoints=np.round(figure(40.0, 15.0, 70.0).numpy()))
     x, y = one.keypoints[LEFT].astype(int)
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     image[y - 2 : y + 3, x - 2 : x + 3] = 255
-    for view, wrist in (
+    for transform, wrist in (
         (PLAIN, LEFT),
         (MIRRORED, RIGHT),
-        (View(0.5, (3.0, 5.0), 57, 73), LEFT),
-        (View(2.0, (0.0, 0.0), 193, 257, mirror_width=WIDTH), RIGHT),
+        (Transform(0.5, (3.0, 5.0), 57, 73), LEFT),
+        (Transform(2.0, (0.0, 0.0), 193, 257, mirror_width=WIDTH), RIGHT),
     ):
-        found = example(row(image, one), view, stride=8)
+        found = example(row(image, one), transform, stride=8)
         column, line = found.people.keypoints[0, wrist].round().int().tolist()
         assert found.image[:, line, column].min() > 200
         others = [k for k in range(K) if k != wrist]
         for column, line in found.people.keypoints[0, others].round().int().tolist():
-            if max(abs(column - found.people.keypoints[0, wrist, 0]), 0) > 8 * view.scale:
+            if max(abs(column - found.people.keypoints[0, wrist, 0]), 0) > 8 * transform.scale:
                 assert found.image[:, line, column].max() < 60
 
 
 def test_an_example_is_what_the_network_is_given() -> None:
     image = np.full((HEIGHT, WIDTH, 3), (200, 100, 30), np.uint8)
-    found = example(row(image, person()), View(1.0, (0.0, 0.0), 105, 137), stride=8)
+    found = example(row(image, person()), Transform(1.0, (0.0, 0.0), 105, 137), stride=8)
     assert found.image_id == 42
     assert found.image.shape == (3, 105, 137)
     assert found.image.dtype == torch.uint8

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from personlab import progress as progress_module
-from personlab.files import atomic_file, atomic_folder, write_atomic
-from personlab.progress import progress
+from personlab.utils import progress as progress_module
+from personlab.utils.files import atomic_file, atomic_folder, write_atomic
+from personlab.utils.progress import progress
 
 
 def names(folder: Path) -> list[str]:

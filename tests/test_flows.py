@@ -27,7 +27,7 @@ from prefect.context import FlowRunContext
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.states import Crashed, Running
 
-import personlab.leash
+import personlab.utils.supervisor
 from flows.artifacts import PICTURE_BYTES, StageArtifacts, with_pictures
 from flows.deployments import deployments
 from flows.progress import ProgressBar
@@ -37,9 +37,9 @@ from flows.retrain import Retraining, retrain
 from flows.stages import STAGES, acquire, downloads, evaluate, ingest, reproduce_patiently, targets
 from flows.tools import end_sub_flows
 from flows.ui import end_orphans
-from personlab.commands import CommandError, Progress, Said, error_text, leashed, understood
-from personlab.leash import end_group
 from personlab.report import data_uri
+from personlab.utils.process import CommandError, OutputLine, Progress, error_text, parse_line, supervised
+from personlab.utils.supervisor import end_group
 from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
 
@@ -172,7 +172,7 @@ def test_a_bad_params_file_is_left_for_the_stage_to_report(tmp_path: Path) -> No
 
 
 def test_dvc_itself_failing_is_told(tmp_path: Path) -> None:
-    said: list[Said] = []
+    said: list[OutputLine] = []
     with pytest.raises(CommandError, match="you are not inside of a DVC repository"):
         repro("ingest", tmp_path, said.append)
     assert said
@@ -188,7 +188,7 @@ time.sleep(600)
 
 
 def test_no_process_outlives_an_interrupted_flow(tmp_path: Path) -> None:
-    with suppress(KeyboardInterrupt), leashed((sys.executable, "-c", FAMILY), tmp_path) as process:
+    with suppress(KeyboardInterrupt), supervised((sys.executable, "-c", FAMILY), tmp_path) as process:
         assert process.stdout is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert len(pids) == 2
@@ -201,8 +201,8 @@ def test_no_process_outlives_a_killed_flow(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from personlab.commands import leashed
-with leashed((sys.executable, "-c", {FAMILY!r}), Path()) as process:
+from personlab.utils.process import supervised
+with supervised((sys.executable, "-c", {FAMILY!r}), Path()) as process:
     print(process.stdout.readline(), flush=True)
     process.wait()
 """
@@ -220,7 +220,7 @@ with leashed((sys.executable, "-c", {FAMILY!r}), Path()) as process:
 
 
 def test_a_process_that_will_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(personlab.leash, "PATIENCE", 0.2)
+    monkeypatch.setattr(personlab.utils.supervisor, "PATIENCE", 0.2)
     deaf = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]"
     process = subprocess.Popen(
         (sys.executable, "-c", deaf + FAMILY), stdout=subprocess.PIPE, start_new_session=True
@@ -234,7 +234,7 @@ def test_a_process_that_will_not_listen_is_killed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_leash_passes_on_what_the_command_says_and_how_it_ends(tmp_path: Path) -> None:
-    with leashed(("bash", "-c", "echo out; echo err >&2; exit 7"), tmp_path) as process:
+    with supervised(("bash", "-c", "echo out; echo err >&2; exit 7"), tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.read().split() == ["out", "err"]
         assert process.wait() == 7
@@ -278,9 +278,9 @@ def test_a_terminated_flow_takes_its_stage_with_it(prefect_server: None, project
     ],
 )
 def test_the_error_text_is_the_last_error(tail: list[str], text: str) -> None:
-    assert error_text([understood(line) for line in tail]) == text
+    assert error_text([parse_line(line) for line in tail]) == text
     verdict = "ERROR: failed to reproduce 'x': failed to run: python x, exited with 1"
-    assert error_text([understood(line) for line in (*tail, verdict)]) == "\n".join(
+    assert error_text([parse_line(line) for line in (*tail, verdict)]) == "\n".join(
         filter(None, (text, verdict))
     )
 
@@ -291,9 +291,9 @@ LOGGED = (
 
 
 def test_personlabs_lines_are_understood_and_others_quoted() -> None:
-    assert understood(LOGGED) == Said("train: seg 0.5", logging.WARNING, Progress("train", 3, 9))
-    assert understood('{"level": "info"}') == Said('{"level": "info"}')
-    assert understood("\x1b[31mERROR\x1b[0m: no\n") == Said("ERROR: no", logging.ERROR)
+    assert parse_line(LOGGED) == OutputLine("train: seg 0.5", logging.WARNING, Progress("train", 3, 9))
+    assert parse_line('{"level": "info"}') == OutputLine('{"level": "info"}')
+    assert parse_line("\x1b[31mERROR\x1b[0m: no\n") == OutputLine("ERROR: no", logging.ERROR)
 
 
 def test_a_progress_bar_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,9 +309,9 @@ def test_a_progress_bar_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPat
     bar = ProgressBar("train-progress", clock=lambda: now)
 
     def hear(text: str, done: int) -> None:
-        bar.hear(Said(text, progress=Progress("train", done, 1000)))
+        bar.hear(OutputLine(text, progress=Progress("train", done, 1000)))
 
-    bar.hear(Said("train: hello"))
+    bar.hear(OutputLine("train: hello"))
     assert shown == []
     hear("train: going on from step 500", 500)  # what was done before says nothing of the pace
     now = 1.0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from personlab import logs, progress
 from personlab.params import Params
 from personlab.tables import params_hash
+from personlab.utils import logs, progress
 
 
 def command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -64,7 +64,7 @@ def test_every_line_for_people_says_where_it_belongs(message: str) -> None:
 
 
 def test_a_line_that_says_how_far() -> None:
-    line = logs.Lines().format(record("train: 5/10", **logs.how_far("train", 5, 10)))
+    line = logs.Lines().format(record("train: 5/10", **logs.progress("train", 5, 10)))
     assert json.loads(line)["progress"] == {"label": "train", "done": 5, "total": 10}
 
 

@@ -12,8 +12,8 @@ from personlab import params
 from personlab.codec.fields import CHANNELS, Fields
 from personlab.errors import UserError
 from personlab.model import checkpoint
+from personlab.model.backbones.resnet import ResNet
 from personlab.model.network import Heads, PersonLab, build, from_checkpoint
-from personlab.model.resnet import ResNet
 from personlab.skeleton import E, K
 
 MODEL = params.Model(backbone="resnet18", width=8)
@@ -186,7 +186,7 @@ def test_starting_from_a_checkpoint_takes_the_heads_too(tmp_path: Path) -> None:
     made = build(model, CODEC, stride=8, root=tmp_path)
     for name, tensor in made.state_dict().items():
         assert torch.equal(tensor, given.state_dict()[name])
-    assert made.backbone.frozen_statistics
+    assert made.backbone.freeze_bn
 
 
 def test_starting_from_a_checkpoint_without_its_heads(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_starting_from_a_checkpoint_without_its_heads(tmp_path: Path) -> None:
     for name, tensor in made.state_dict().items():
         expected = given if name.startswith("backbone.") else fresh
         assert torch.equal(tensor, expected.state_dict()[name]), name
-    assert made.backbone.frozen_statistics
+    assert made.backbone.freeze_bn
 
 
 def test_starting_from_another_radius_is_refused_unless_heads_are_left_out(tmp_path: Path) -> None:

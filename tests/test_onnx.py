@@ -12,10 +12,10 @@ from torch import Tensor
 from personlab.codec.fields import CHANNELS
 from personlab.errors import UserError
 from personlab.model.network import PersonLab, from_checkpoint
-from personlab.model.onnx import export
-from personlab.model.pretrained import import_weights
 from personlab.params import Stride
 from personlab.skeleton import KEYPOINTS
+from personlab.weights.bodypix import import_weights
+from personlab.weights.onnx import export
 from tests import tfjs_models
 from tests.fixtures.make_tfjs_reference import PUBLISHED
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle_tools
 
-from personlab import oracle
 from personlab.codec.decode import Decoder
 from personlab.errors import UserError
+from personlab.metrics import oracle
 from personlab.people import Annotation
-from personlab.progress import progress
 from personlab.skeleton import KEYPOINTS, K
+from personlab.utils.progress import progress
 
 MEAN = oracle.MeanPerson(np.stack([np.linspace(0.1, 0.9, K), np.linspace(0, 1, K)], 1).astype(np.float32))
 

@@ -12,13 +12,13 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from personlab import tables
-from personlab.data.view import ImageArray
+from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference.pictures import find
 from personlab.inference.predict import Format, Output, Unread, predict
 from personlab.people import Detection
-from personlab.progress import progress
 from personlab.skeleton import KEYPOINTS, K
+from personlab.utils.progress import progress
 
 HEIGHT, WIDTH = 60, 80
 
@@ -98,7 +98,7 @@ def test_the_table_is_that_of_the_pipeline(tmp_path: Path) -> None:
     run(tmp_path / "out", *wanted, form="parquet")
     table = tables.read_table(tmp_path / "out/predictions.parquet", tables.PREDICTIONS)
     assert table["image_id"].to_pylist() == [3, 7]
-    found = tables.detection(table.to_pylist()[0]["people"][0])
+    found = Detection.from_row(table.to_pylist()[0]["people"][0])
     expected = Seer().person(np.zeros((HEIGHT, WIDTH, 3), np.uint8), 0.9)
     np.testing.assert_array_equal(found.keypoints, expected.keypoints)
     assert found.rle == expected.rle

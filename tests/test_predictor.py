@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from personlab import params
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, padded_side
-from personlab.data.example import see
-from personlab.data.view import View, fit
+from personlab.data.example import project_people
+from personlab.data.transform import Transform, fit
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab, build
@@ -52,9 +52,9 @@ class Clairvoyant(nn.Module):
     def forward(self, images: Tensor) -> Fields:
         for side in (321, 401, 641):
             scale, height, width = fit(HEIGHT, WIDTH, side)
-            view = View(scale, (0.0, 0.0), padded_side(height, STRIDE), padded_side(width, STRIDE))
-            if (view.height, view.width) == tuple(images.shape[-2:]):
-                seen = see(PEOPLE, view, height=HEIGHT, width=WIDTH, stride=STRIDE)
+            transform = Transform(scale, (0.0, 0.0), padded_side(height, STRIDE), padded_side(width, STRIDE))
+            if (transform.height, transform.width) == tuple(images.shape[-2:]):
+                seen = project_people(PEOPLE, transform, height=HEIGHT, width=WIDTH, stride=STRIDE)
                 fields = encode(seen, stride=STRIDE, radius=CODEC.radius).fields
                 # as logits, which is what a network gives
                 return fields.replace(heatmap=40 * fields.heatmap - 20, seg=40 * fields.seg - 20)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from personlab.metrics import shards
 from personlab.metrics.coco import ground_truth
 from personlab.registry import promotion
 from personlab.registry.promotion import Comparison, Predictions, Verdict
+from personlab.tables import shards
 from tests import rehearsal
 
 BETTER, WORSE, SAME, HIGHER = (0.1, 0.05, 0.15), (-0.1, -0.15, -0.05), (0.0, 0.0, 0.0), (0.01, -0.02, 0.03)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from personlab.model.resnet import ResNet
+from personlab.model.backbones.resnet import ResNet
 from personlab.params import BackboneKind
 
 BACKBONES: tuple[BackboneKind, ...] = ("resnet18", "resnet50", "resnet101", "resnet152")
@@ -165,9 +165,9 @@ def test_denser_outputs_pass_through_the_sparser_ones(
             assert fewer.std() > 1e-3
 
 
-def test_frozen_statistics_never_move_but_scale_and_bias_learn() -> None:
+def test_freeze_bn_never_move_but_scale_and_bias_learn() -> None:
     torch.manual_seed(0)
-    network = ResNet("resnet18", width=4, output_stride=16, frozen_statistics=True).train()
+    network = ResNet("resnet18", width=4, output_stride=16, freeze_bn=True).train()
     before = {name: tensor.clone() for name, tensor in network.named_buffers()}
     images = torch.randn(2, 3, 33, 33)
     trained = network(images)[1]

@@ -10,15 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personlab.codec.hough import HoughMap
-from personlab.codec.score import (
-    Poses,
-    expected_oks,
-    extent,
-    hard_nms,
-    hough_scores,
-    presence,
-    soft_nms,
-)
+from personlab.codec.score import Poses, expected_oks, extent, hard_nms, hough_scores, presence, soft_nms
 from personlab.skeleton import KAPPAS, K
 from tests.reference import codec as reference
 from tests.reference.scenes import figure, random_fields

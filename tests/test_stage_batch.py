@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from personlab import tables
-from personlab.data import picture
-from personlab.data.view import ImageArray
+from personlab.data import images as picture
+from personlab.data.transform import ImageArray
+from personlab.distributed import batch
 from personlab.errors import UserError
-from personlab.stages import batch
 from tests.batches import check_truth, digests, job, save_pictures, save_weights, spoil
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
@@ -98,7 +98,7 @@ def test_only_what_is_missing_or_broken_is_made_again(
 
 HOLD = """
 import sys
-from personlab.storage import Folder
+from personlab.utils.storage import Folder
 with Folder(sys.argv[1]).locked():
     print(flush=True)
     sys.stdin.read()

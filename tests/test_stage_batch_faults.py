@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from personlab.inference import batch
-from personlab.inference.batch import Worker
+from personlab.inference import job as batch
+from personlab.inference.job import Worker
 from tests.batches import check_truth, digests, job, save_pictures, save_weights, spoil
 from tests.nodes import removed
 

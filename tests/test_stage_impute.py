@@ -76,7 +76,7 @@ class TestEstimatorStage:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The error comes from a thread that reads ahead: its message must get through, and alone."""
-        monkeypatch.setattr("personlab.stages.cluster.node_cpus", lambda: 2)
+        monkeypatch.setattr("personlab.distributed.cluster.node_cpus", lambda: 2)
         settings, gone = PARAMS.estimator, tmp_path / "gone.jpg"
         person = Person(gone, np.zeros((K, 2), np.float32), np.ones(K, bool), (0, 0, 9, 9), 81.0)
         crops = TrainingCrops([person], height=settings.crop_height, width=settings.crop_width, seed=0)
@@ -139,7 +139,7 @@ class TestActor:
     @pytest.fixture(autouse=True)
     def in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Which is not an actor's, so that its memory is left alone."""
-        monkeypatch.setattr("personlab.memory.keep_freed", lambda: None)
+        monkeypatch.setattr("personlab.utils.malloc.disable_trim", lambda: None)
 
     def failure(self, weights: Path) -> str:
         people = [{"row": 7, "path": "gone.jpg", "box": [0.0, 0.0, 9.0, 9.0]}]

@@ -130,7 +130,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Proje
 
 
 @pytest.fixture(scope="module")
-def alone(project: Project) -> Trained:
+def file_lock(project: Project) -> Trained:
     """One worker, uninterrupted."""
     return project.train(workers=1)
 

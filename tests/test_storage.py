@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import FileType
 
-from personlab import storage
 from personlab.errors import UserError
-from personlab.storage import Folder
+from personlab.utils import storage
+from personlab.utils.storage import Folder
 
 # Pyarrow treats what fsspec brings as it treats any file system that is not local.
 SCHEMES = ["", "file://", "fsspec+file://"]

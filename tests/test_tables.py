@@ -12,7 +12,17 @@ import pytest
 from personlab import tables
 from personlab.errors import UserError
 from personlab.params import Ingest, Targets
-from personlab.tables import IMAGES, PEOPLE, PREDICTIONS, REJECTS, SHARD, params_hash, read_table, write_table
+from personlab.people import Annotation
+from personlab.tables import (
+    IMAGES,
+    PEOPLE,
+    PREDICTIONS,
+    REJECTS,
+    SHARD,
+    params_hash,
+    read_table,
+    write_table,
+)
 
 NAN = math.nan
 
@@ -226,7 +236,7 @@ def test_params_hash_depends_on_every_value_and_on_the_section() -> None:
 
 def test_annotation_and_back() -> None:
     record = GOOD["shard"]["people"][1].as_py()[1]
-    parsed = tables.annotation(record)
+    parsed = Annotation.from_row(record)
     assert parsed.id == 2
     assert parsed.keypoints.shape == (17, 2)
     assert parsed.keypoints[1].tolist() == [2.0, 3.0]
@@ -234,7 +244,7 @@ def test_annotation_and_back() -> None:
     assert parsed.visibility.tolist() == [0, 1, 2] * 5 + [2, 2]
     assert parsed.box == (1.0, 2.0, 3.0, 4.0)
     assert (parsed.area, parsed.crowd, parsed.imputed, parsed.rle) == (5.5, False, False, b"T3")
-    back = tables.person_record(parsed, record["confidence"]) | {"split": "val", "image_id": 7}
+    back = parsed.to_row(record["confidence"]) | {"split": "val", "image_id": 7}
     assert pa.Table.from_pylist([back], PEOPLE).equals(people(record))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from personlab.errors import UserError
-from personlab.model import tfjs
+from personlab.weights import tfjs
 from tests import tfjs_models
 
 SPOIL = Callable[[dict[str, Any]], Any]

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from personlab import params, tables
-from personlab.data.view import ImageArray
-from personlab.engine import Average, Supervised, optimizer, train_step
+from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab
 from personlab.people import Detection
 from personlab.predictor import Predictor
-from personlab.validation import Validation
+from personlab.training.engine import Average, Supervised, optimizer, train_step
+from personlab.training.validation import Validation
 from tests import test_engine as engines
 from tests import test_stage_evaluate as scenes
 
@@ -47,7 +47,7 @@ class Oracle(Predictor):
     numbers: Iterator[int]
 
     def __call__(self, image: ImageArray) -> list[Detection]:
-        return [tables.detection(record) for record in scenes.FOUND[next(self.numbers)]]
+        return [Detection.from_row(record) for record in scenes.FOUND[next(self.numbers)]]
 
 
 def oracle(validation: Validation) -> Validation:

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from personlab import logs
 from personlab.ablation.tables import CHOICES, Choice
 from personlab.errors import UserError
+from personlab.utils import logs
 
 
 def ablate(
@@ -40,7 +40,7 @@ def ablate(
     from personlab.ablation import suite  # --help must not wait for pyarrow and pycocotools
     from personlab.ablation.experiments import Project
 
-    logs.name("ablate")
+    logs.set_context("ablate")
     wanted = list({table.name: table for name in tables for table in CHOICES[name]}.values())
     project = Project.open(Path.cwd())
     if listing:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from personlab import commands
-from personlab.aside import alone, lend
-from personlab.commands import Say
-from personlab.files import atomic_folder
-from personlab.git import git
 from personlab.registry.provenance import LOCK, State, state_of
+from personlab.utils import process
+from personlab.utils.checkout import file_lock, link_inputs
+from personlab.utils.files import atomic_folder
+from personlab.utils.git import git
+from personlab.utils.process import OnLine
 
 PLACE: Final = Path("runs/ablate")
 _DVC: Final = (sys.executable, "-m", "dvc")
@@ -35,13 +35,13 @@ class Clone:
     folder: Path  # the one with dvc.yaml in it
     commit: str
 
-    def dvc(self, *arguments: str, say: Say) -> None:
+    def dvc(self, *arguments: str, say: OnLine) -> None:
         """Run DVC in the clone; no process of it outlives ours.
 
         Raises:
             CommandError: it failed.
         """
-        commands.run((*_DVC, *arguments), self.folder, say)
+        process.run((*_DVC, *arguments), self.folder, say)
 
     def clear(self) -> None:
         """Have it hold the commit and the project's dvc.lock, and beside them only what Git ignores."""
@@ -55,7 +55,7 @@ class Clone:
         git(self.top, "clean", "--quiet", "--force", "-d")
         shutil.copyfile(self.project / LOCK, self.folder / LOCK)
         git(self.folder, "add", "--force", LOCK)
-        lend(self.project, self.folder)
+        link_inputs(self.project, self.folder)
 
     def publish(self, name: str) -> State:
         """Bring an experiment that has run here to the project; which commit holds it.
@@ -80,7 +80,7 @@ def clone(project: Path, commit: str) -> Iterator[Clone]:
     project = project.resolve()
     source = Path(git(project, "rev-parse", "--show-toplevel")).resolve()
     place = project / PLACE
-    with alone(place.with_name("ablate.lock"), "ablation"):
+    with file_lock(place.with_name("ablate.lock"), "ablation"):
         if not place.is_dir():
             with atomic_folder(place) as partial:
                 git(project, "clone", "--quiet", "--no-checkout", "--no-tags", str(source), str(partial))
@@ -104,5 +104,5 @@ def _share_cache(made: Clone) -> None:
     if (made.project / local).is_file():
         shutil.copyfile(made.project / local, made.folder / local)
     said: list[str] = []
-    commands.run((*_DVC, "cache", "dir"), made.project, lambda line: said.append(line.text))
-    commands.run((*_DVC, "cache", "dir", "--local", said[-1]), made.folder, lambda line: None)
+    process.run((*_DVC, "cache", "dir"), made.project, lambda line: said.append(line.text))
+    process.run((*_DVC, "cache", "dir", "--local", said[-1]), made.folder, lambda line: None)

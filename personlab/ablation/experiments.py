@@ -18,15 +18,16 @@ from pydantic import ValidationError
 from personlab import params as parameters
 from personlab.ablation.clone import Clone
 from personlab.ablation.tables import Row, Value
-from personlab.commands import Say
 from personlab.errors import UserError
-from personlab.files import write_atomic
-from personlab.git import git
-from personlab.metrics import bootstrap, shards
+from personlab.metrics import bootstrap
 from personlab.metrics.coco import KEYPOINT_BUDGET, Task, ground_truth, match
 from personlab.params import Params, Section
 from personlab.registry import provenance
 from personlab.report.differences import changed, flatten
+from personlab.tables import shards
+from personlab.utils.files import write_atomic
+from personlab.utils.git import git
+from personlab.utils.process import OnLine
 
 RECORDS: Final = Path("runs/ablations")
 SAMPLES: Final = 1000
@@ -145,7 +146,7 @@ class Project:
                 f"{path}: no record of an experiment; delete it and run the table again"
             ) from None
 
-    def run(self, experiment: Experiment, clone: Clone, say: Say) -> Record:
+    def run(self, experiment: Experiment, clone: Clone, say: OnLine) -> Record:
         """Run an experiment, or have DVC fetch it from its cache, and keep a record of it.
 
         Raises:

@@ -15,12 +15,12 @@ from personlab.ablation.experiments import SAMPLES, Experiment, Project, Record
 from personlab.ablation.tables import CHOICES, PAPER_SIDE, Row, Table
 from personlab.ablation.verdict import Difference
 from personlab.errors import UserError
-from personlab.git import git
 from personlab.params import Acquire, Params
+from personlab.utils.git import git
 
 _DIGITS: Final = 10  # of a commit or hash
 _NOTHING: Final = "–"
-_GENERATOR: Final = "personlab/data/sample"
+_GENERATOR: Final = "personlab/synthetic"
 
 _READING: Final = f"""\
 Each row has our figures, and below them the paper's. A difference is the row's value minus that of the row in

@@ -14,12 +14,12 @@ from personlab.ablation import pages
 from personlab.ablation.clone import clone
 from personlab.ablation.experiments import Experiment, Project, Record
 from personlab.ablation.tables import TABLES, Table
-from personlab.commands import CommandError, Said, Say
 from personlab.errors import UserError
-from personlab.files import write_atomic
-from personlab.logs import how_far
 from personlab.metrics.report import TITLES
-from personlab.progress import duration
+from personlab.utils import logs
+from personlab.utils.files import write_atomic
+from personlab.utils.process import CommandError, OnLine, OutputLine
+from personlab.utils.progress import duration
 
 log = logging.getLogger("personlab")
 
@@ -77,7 +77,10 @@ def _run(project: Project, missing: Sequence[Experiment], page: Path) -> list[Fa
             for number, experiment in enumerate(missing, start=1):
                 label, began = f"{number}/{len(missing)} {experiment.name}", time.monotonic()
                 log.info(
-                    "%s: %s", label, experiment.command, extra=how_far("ablate", number - 1, len(missing))
+                    "%s: %s",
+                    label,
+                    experiment.command,
+                    extra=logs.progress("ablate", number - 1, len(missing)),
                 )
                 try:
                     found = project.run(experiment, place, _listener(label))
@@ -100,9 +103,13 @@ def _write(project: Project, page: Path) -> None:
     write_atomic(page, pages.markdown(project, found))
 
 
-def _listener(label: str) -> Say:
-    def say(said: Said) -> None:
-        how = how_far(said.progress.label, said.progress.done, said.progress.total) if said.progress else None
+def _listener(label: str) -> OnLine:
+    def say(said: OutputLine) -> None:
+        how = (
+            logs.progress(said.progress.label, said.progress.done, said.progress.total)
+            if said.progress
+            else None
+        )
         log.log(said.level, "%s: %s", label, said.text, extra=how)
 
     return say

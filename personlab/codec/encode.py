@@ -26,7 +26,7 @@ class Instances:
 
     keypoints: Tensor  # P x K x 2 float32, (x, y) in input pixels; may lie outside the input
     labelled: Tensor  # P x K bool
-    masks: Tensor  # P x H x W, how much of each output cell the person's mask covers (View.coverage)
+    masks: Tensor  # P x H x W, how much of each output cell the person's mask covers (Transform.coverage)
     crowd: Tensor  # P bool
 
     def to(self, device: torch.device | str) -> Self:

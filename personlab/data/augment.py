@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from personlab.data.example import Example, example
-from personlab.data.view import View
+from personlab.data.transform import Transform
 from personlab.params import Train
 
 Box = tuple[float, float, float, float]  # x, y, width, height in image pixels
@@ -20,9 +20,9 @@ _MAGNIFIED: Final = 2.0
 
 
 def augmented(row: Mapping[str, Any], train: Train, *, epoch: int) -> Example:
-    """A shard row seen through a random view: the paper's, or around a person if `train.person_sizes` is set.
+    """A shard row seen through a random transform: the paper's, or around a person if `train.person_sizes` is set.
 
-    The view depends on the seed, the epoch and the image alone, so that it is the same whichever worker
+    The transform depends on the seed, the epoch and the image alone, so that it is the same whichever worker
     draws it and however often the run was interrupted.
     """
     rng = np.random.default_rng((train.seed, epoch, row["image_id"]))
@@ -30,16 +30,16 @@ def augmented(row: Mapping[str, Any], train: Train, *, epoch: int) -> Example:
     people: list[Box] = [tuple(person["box"]) for person in row["people"] if any(person["visibility"])]
     if train.person_sizes and people and rng.uniform() >= _ANYWHERE:
         box = people[rng.integers(len(people))]
-        view = person_view(rng, box, width=width, crop=train.crop, sizes=train.person_sizes)
+        transform = person_transform(rng, box, width=width, crop=train.crop, sizes=train.person_sizes)
     else:
         scales = train.min_scale, train.max_scale
-        view = random_view(rng, height=height, width=width, crop=train.crop, scales=scales)
-    return example(row, view, stride=train.stride)
+        transform = random_transform(rng, height=height, width=width, crop=train.crop, scales=scales)
+    return example(row, transform, stride=train.stride)
 
 
-def random_view(
+def random_transform(
     rng: np.random.Generator, *, height: int, width: int, crop: int, scales: tuple[float, float]
-) -> View:
+) -> Transform:
     """A random square crop of a height x width image, resized to `crop` pixels, mirrored half of the time.
 
     The square that tightly contains the image is resized by a uniform factor between the two `scales` and
@@ -49,9 +49,9 @@ def random_view(
     return _square(rng, (0, 0, width, height), side=side, width=width, crop=crop)
 
 
-def person_view(
+def person_transform(
     rng: np.random.Generator, box: Box, *, width: int, crop: int, sizes: tuple[float, float]
-) -> View:
+) -> Transform:
     """A random square crop of an image, `width` pixels wide, around the person in `box`.
 
     The longer side of the box becomes a size between the two `sizes` (input pixels, every ratio alike). The
@@ -62,7 +62,7 @@ def person_view(
     return _square(rng, box, side=(crop - 1) / scale + 1, width=width, crop=crop)
 
 
-def _square(rng: np.random.Generator, box: Box, *, side: float, width: int, crop: int) -> View:
+def _square(rng: np.random.Generator, box: Box, *, side: float, width: int, crop: int) -> Transform:
     """A random square of `side` image pixels inside `box` or, where it is larger, around it."""
     scale = (crop - 1) / max(side - 1, 1)
     left, top = (
@@ -72,7 +72,7 @@ def _square(rng: np.random.Generator, box: Box, *, side: float, width: int, crop
     mirrored = bool(rng.integers(2))
     if mirrored:
         left = width - left - side
-    return View(
+    return Transform(
         scale=scale,
         shift=(-left * scale, -top * scale),
         height=crop,

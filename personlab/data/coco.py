@@ -28,12 +28,12 @@ import numpy.typing as npt
 import PIL.Image
 import pyarrow as pa
 
-from personlab.data.record import BadRecordError, integer, numbers, record_id, repeated
+from personlab.data.json_fields import BadRecordError, integer, numbers, record_id, repeated
 from personlab.data.segmentation import rle_and_area
 from personlab.errors import UserError
 from personlab.people import Annotation, FloatArray
 from personlab.skeleton import KEYPOINTS, K
-from personlab.tables import IMAGES, PEOPLE, REJECTS, Split, person_record
+from personlab.tables import IMAGES, PEOPLE, REJECTS, Split
 
 MARGIN: Final = 1.0
 
@@ -327,7 +327,7 @@ def people_table(people: Mapping[Split, Iterable[Person]]) -> pa.Table:
 
 
 def _record(person: Annotation) -> dict[str, Any]:
-    return person_record(person, confidence=person.visibility > 0)
+    return person.to_row(confidence=person.visibility > 0)
 
 
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:

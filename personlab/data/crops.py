@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from personlab.data.example import decode_jpeg
-from personlab.data.view import ImageArray, View
+from personlab.data.transform import ImageArray, Transform
 from personlab.errors import UserError
 from personlab.people import BoolArray, FloatArray
 from personlab.skeleton import FLIP
@@ -33,40 +33,42 @@ _COARSE_SHARE: Final = 0.5
 _COARSE_HEIGHTS: Final = (12.0, 64.0)
 
 
-def crop_view(box: Box, *, height: int, width: int, context: float = CONTEXT) -> View:
-    """The view whose height x width pixels hold the box enlarged by `context`, centred, as large as fits."""
+def crop_transform(box: Box, *, height: int, width: int, context: float = CONTEXT) -> Transform:
+    """The transform whose height x width pixels hold the box enlarged by `context`, centred, as large as fits."""
     x, y, w, h = box
     scale = min((width - 1) / (context * w), (height - 1) / (context * h))
     shift = ((width - 1) / 2 - scale * (x + w / 2), (height - 1) / 2 - scale * (y + h / 2))
-    return View(scale=scale, shift=shift, height=height, width=width)
+    return Transform(scale=scale, shift=shift, height=height, width=width)
 
 
-def cut(image: ImageArray, view: View, *, detail: float = 1.0) -> ImageArray:
-    """What the (unmirrored) view shows of an RGB image, reading only the pixels that it needs.
+def cut(image: ImageArray, transform: Transform, *, detail: float = 1.0) -> ImageArray:
+    """What the (unmirrored) transform shows of an RGB image, reading only the pixels that it needs.
 
     detail: less than 1 shows it as if sampled that much more coarsely and enlarged again.
     """
     if detail < 1:
-        coarse = View(
-            scale=view.scale * detail,
-            shift=(view.shift[0] * detail, view.shift[1] * detail),
-            height=math.ceil((view.height - 1) * detail) + 2,
-            width=math.ceil((view.width - 1) * detail) + 2,
+        coarse = Transform(
+            scale=transform.scale * detail,
+            shift=(transform.shift[0] * detail, transform.shift[1] * detail),
+            height=math.ceil((transform.height - 1) * detail) + 2,
+            width=math.ceil((transform.width - 1) * detail) + 2,
         )
-        return View(1 / detail, (0.0, 0.0), view.height, view.width).image(cut(image, coarse))
-    corners = view.inverse_points(np.array([[0, 0], [view.width - 1, view.height - 1]], np.float32))
-    margin = math.ceil(2 / view.scale) + 2  # more than smoothing and interpolation reach
+        return Transform(1 / detail, (0.0, 0.0), transform.height, transform.width).image(cut(image, coarse))
+    corners = transform.inverse_points(
+        np.array([[0, 0], [transform.width - 1, transform.height - 1]], np.float32)
+    )
+    margin = math.ceil(2 / transform.scale) + 2  # more than smoothing and interpolation reach
     height, width = image.shape[:2]
     left, top = (int(v) for v in np.clip(np.floor(corners[0]) - margin, 0, (width - 1, height - 1)))
     right, bottom = (int(v) for v in np.ceil(corners[1]) + margin)
     part = image[top : max(bottom, top + 1), left : max(right, left + 1)]
-    shift = (view.shift[0] + view.scale * left, view.shift[1] + view.scale * top)
-    return replace(view, shift=shift).image(part)
+    shift = (transform.shift[0] + transform.scale * left, transform.shift[1] + transform.scale * top)
+    return replace(transform, shift=shift).image(part)
 
 
-def _detail(view: View, box: Box, person_height: float) -> float:
+def _detail(transform: Transform, box: Box, person_height: float) -> float:
     """What `cut` must be told to show a box with the detail of one at most `person_height` pixels tall."""
-    return person_height / (view.scale * box[3]) if person_height < box[3] else 1.0
+    return person_height / (transform.scale * box[3]) if person_height < box[3] else 1.0
 
 
 def read_image(path: Path) -> ImageArray:
@@ -96,10 +98,10 @@ class Person:
 
 def person_crop(
     image: ImageArray, box: Box, *, height: int, width: int, person_height: float = math.inf
-) -> tuple[ImageArray, View]:
-    """The crop around a box and its view, with the detail of a person at most `person_height` pixels tall."""
-    view = crop_view(box, height=height, width=width)
-    return cut(image, view, detail=_detail(view, box, person_height)), view
+) -> tuple[ImageArray, Transform]:
+    """The crop around a box and its transform, with the detail of a person at most `person_height` pixels tall."""
+    transform = crop_transform(box, height=height, width=width)
+    return cut(image, transform, detail=_detail(transform, box, person_height)), transform
 
 
 @dataclass(frozen=True)
@@ -125,24 +127,24 @@ class TrainingCrops:
 
     def __getitem__(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         random, person = self._draw(n)
-        view, detail = self._look(random, person)
-        image = cut(read_image(person.path), view, detail=detail)
-        keypoints, labelled = view.points(person.keypoints), person.labelled
+        transform, detail = self._look(random, person)
+        image = cut(read_image(person.path), transform, detail=detail)
+        keypoints, labelled = transform.points(person.keypoints), person.labelled
         if random.random() < 0.5:
             image, keypoints, labelled = mirrored(image, keypoints, labelled)
         tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
         return tensor, torch.from_numpy(keypoints), torch.from_numpy(labelled)
 
-    def _look(self, random: np.random.Generator, person: Person) -> tuple[View, float]:
-        """A jittered view of the person and how much detail it shows."""
+    def _look(self, random: np.random.Generator, person: Person) -> tuple[Transform, float]:
+        """A jittered transform of the person and how much detail it shows."""
         context = CONTEXT * _SCALE_JITTER ** random.uniform(-1, 1)
-        view = crop_view(person.box, height=self.height, width=self.width, context=context)
+        transform = crop_transform(person.box, height=self.height, width=self.width, context=context)
         dx, dy = random.uniform(-_SHIFT_JITTER, _SHIFT_JITTER, 2) * (self.width, self.height)
-        view = replace(view, shift=(view.shift[0] + dx, view.shift[1] + dy))
+        transform = replace(transform, shift=(transform.shift[0] + dx, transform.shift[1] + dy))
         if random.random() >= _COARSE_SHARE:
-            return view, 1.0
+            return transform, 1.0
         tall = math.exp(random.uniform(*np.log(_COARSE_HEIGHTS)))
-        return view, _detail(view, person.box, tall)
+        return transform, _detail(transform, person.box, tall)
 
 
 def mirrored(

@@ -22,8 +22,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from personlab.errors import UserError
-from personlab.files import atomic_folder
-from personlab.progress import progress
+from personlab.utils.files import atomic_folder
+from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 

@@ -10,10 +10,9 @@ import torch
 from pycocotools import mask as rle_tools
 from torch import Tensor
 
-from personlab import tables
 from personlab.codec.encode import Instances
 from personlab.codec.fields import cells
-from personlab.data.view import ImageArray, View
+from personlab.data.transform import ImageArray, Transform
 from personlab.errors import UserError
 from personlab.people import Annotation, BoolArray
 from personlab.skeleton import FLIP, K
@@ -26,14 +25,14 @@ class Example:
     people: Instances
 
 
-def example(row: Mapping[str, Any], view: View, *, stride: int) -> Example:
-    """A shard row (tables.SHARD) seen through `view`, its people sampled at output stride `stride`."""
-    people = [tables.annotation(record) for record in row["people"]]
-    image = view.image(decode_jpeg(row["jpeg"], name=row["file_name"]))
+def example(row: Mapping[str, Any], transform: Transform, *, stride: int) -> Example:
+    """A shard row (tables.SHARD) seen through `transform`, its people sampled at output stride `stride`."""
+    people = [Annotation.from_row(record) for record in row["people"]]
+    image = transform.image(decode_jpeg(row["jpeg"], name=row["file_name"]))
     return Example(
         image_id=row["image_id"],
         image=torch.from_numpy(image).permute(2, 0, 1),
-        people=see(people, view, height=row["height"], width=row["width"], stride=stride),
+        people=project_people(people, transform, height=row["height"], width=row["width"], stride=stride),
     )
 
 
@@ -51,22 +50,24 @@ def decode_jpeg(jpeg: bytes, *, name: str) -> ImageArray:
     return image
 
 
-def see(people: Sequence[Annotation], view: View, *, height: int, width: int, stride: int) -> Instances:
-    """The annotated people of a height x width image, seen through `view`, ready to be encoded.
+def project_people(
+    people: Sequence[Annotation], transform: Transform, *, height: int, width: int, stride: int
+) -> Instances:
+    """The annotated people of a height x width image, seen through `transform`, ready to be encoded.
 
-    A mirrored view swaps left and right keypoints: the mirror image of a left hand is a right hand.
+    A mirrored transform swaps left and right keypoints: the mirror image of a left hand is a right hand.
     """
     if not people:
         return Instances(
             keypoints=torch.zeros(0, K, 2),
             labelled=torch.zeros(0, K, dtype=torch.bool),
-            masks=torch.zeros(0, cells(view.height, stride), cells(view.width, stride)),
+            masks=torch.zeros(0, cells(transform.height, stride), cells(transform.width, stride)),
             crowd=torch.zeros(0, dtype=torch.bool),
         )
-    order = list(FLIP) if view.mirror_width else list(range(K))
-    keypoints = view.points(np.stack([person.keypoints for person in people]))[:, order]
+    order = list(FLIP) if transform.mirror_width else list(range(K))
+    keypoints = transform.points(np.stack([person.keypoints for person in people]))[:, order]
     labelled = np.stack([person.visibility > 0 for person in people])[:, order]
-    masks = view.coverage(decode_masks(people, height=height, width=width), stride)
+    masks = transform.coverage(decode_masks(people, height=height, width=width), stride)
     return Instances(
         keypoints=torch.from_numpy(np.ascontiguousarray(keypoints)),
         labelled=torch.from_numpy(np.ascontiguousarray(labelled)),

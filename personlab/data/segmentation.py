@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_api
 
-from personlab.data.record import BadRecordError, numbers
+from personlab.data.json_fields import BadRecordError, numbers
 
 
 def rle_and_area(segmentation: Any, height: int, width: int) -> tuple[bytes, float]:

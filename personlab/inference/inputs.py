@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileType
 
-from personlab import storage, tables
-from personlab.data import picture
+from personlab import tables
+from personlab.data import images as picture
 from personlab.errors import UserError
-from personlab.storage import Folder
+from personlab.utils import storage
+from personlab.utils.storage import Folder
 
 _TABLE: Final = ".parquet"
 _WHOLE_FILE: Final = -1  # in column `row`

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from personlab import render, tables
-from personlab.data import picture
+from personlab import viz
+from personlab.data import images as picture
 from personlab.errors import UserError
 from personlab.inference import inputs
 from personlab.inference.inputs import Listing
 from personlab.inference.predict import SHOWN
-from personlab.storage import Folder
+from personlab.people import Detection
+from personlab.utils.storage import Folder
 
 
 def draw(listing: Listing, run: Folder, out: Path, count: int) -> list[Path]:
@@ -31,9 +32,9 @@ def draw(listing: Listing, run: Folder, out: Path, count: int) -> list[Path]:
     written = list[Path]()
     for number, row in enumerate(_rows(run, names, count), start=1):
         stem = posixpath.splitext(posixpath.basename(row["image"]))[0]
-        people = [tables.detection(record) for record in row["people"] if record["score"] >= SHOWN]
+        people = [Detection.from_row(record) for record in row["people"] if record["score"] >= SHOWN]
         written.append(out / f"{number:0{digits}}-{stem}.jpg")
-        render.write_jpeg(written[-1], render.draw_people(_pixels(listing, row), people))
+        viz.write_jpeg(written[-1], viz.draw_people(_pixels(listing, row), people))
     return written
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from personlab.data import picture
+from personlab.data import images as picture
 
 # COCO's own names: 000000000139, COCO_val2014_000000000139.
 _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{1,18})", re.ASCII)

@@ -12,16 +12,16 @@ from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-from personlab import render, tables
-from personlab.data import picture
-from personlab.data.view import ImageArray
+from personlab import tables, viz
+from personlab.data import images as picture
+from personlab.data.transform import ImageArray
 from personlab.errors import UserError
-from personlab.files import write_atomic
 from personlab.inference import results
 from personlab.inference.pictures import Picture
 from personlab.inference.results import Result
 from personlab.predictor import Predictor
-from personlab.progress import Tracker
+from personlab.utils.files import write_atomic
+from personlab.utils.progress import Tracker
 
 log = logging.getLogger("personlab")
 
@@ -61,7 +61,7 @@ class Output:
 
     def write_one(self, item: Picture, overlay: ImageArray, result: Result) -> None:
         """What is written for each picture."""
-        write_atomic(self.overlay(item), render.jpeg(overlay))
+        write_atomic(self.overlay(item), viz.jpeg(overlay))
         if self.form == "json":
             _write_json(self.folder / f"{item.name}.json", results.named_record(result))
 
@@ -111,7 +111,7 @@ def predict(
 def draw(image: ImageArray, result: Result) -> ImageArray:
     """The picture with the people who are sure enough, and how sure."""
     people = [person for person in result.people if person.score >= SHOWN]
-    return render.draw_scores(render.draw_people(image, people), people)
+    return viz.draw_scores(viz.draw_people(image, people), people)
 
 
 def _check_apart(pictures: Sequence[Picture], output: Output) -> None:

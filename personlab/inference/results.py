@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle_tools
 
-from personlab import tables
 from personlab.metrics.coco import PERSON
 from personlab.people import Detection
 from personlab.skeleton import KEYPOINTS
@@ -57,7 +56,7 @@ def coco_records(result: Result) -> list[Record]:
 
 def prediction_row(result: Result) -> Record:
     """A row of tables.PREDICTIONS."""
-    people = [tables.detection_record(person) for person in result.people]
+    people = [person.to_row() for person in result.people]
     return {"image_id": result.image_id, "height": result.height, "width": result.width, "people": people}
 
 

@@ -14,13 +14,12 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from personlab.data import coco
-from personlab.data.record import BadRecordError, integer, numbers, repeated
+from personlab.data.json_fields import BadRecordError, integer, numbers, repeated
 from personlab.data.segmentation import rle
 from personlab.errors import UserError
 from personlab.metrics.coco import PERSON, Task, ground_truth
 from personlab.people import Annotation, Detection
 from personlab.skeleton import K
-from personlab.tables import person_record
 
 log = logging.getLogger("personlab")
 
@@ -70,7 +69,7 @@ def _images(path: Path, records: Iterable[Any]) -> dict[int, coco.Image]:
 
 
 def _row(image: coco.Image, people: Iterable[Annotation]) -> dict[str, Any]:
-    persons = [person_record(person, person.visibility > 0) for person in people]
+    persons = [person.to_row(person.visibility > 0) for person in people]
     return {"image_id": image.id, "height": image.height, "width": image.width, "people": persons}
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from personlab.errors import UserError
-from personlab.files import write_atomic
+from personlab.utils.files import write_atomic
 
 _DIGEST = "sha256"
 

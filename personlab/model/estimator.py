@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from personlab import params
 from personlab.codec.fields import cell_positions
 from personlab.codec.hough import Votes, accumulate
-from personlab.data.view import ImageArray, View
+from personlab.data.transform import ImageArray, Transform
 from personlab.errors import UserError
-from personlab.model import backbone, checkpoint
-from personlab.model.resnet import Normalise
+from personlab.model import backbones as backbone
+from personlab.model import checkpoint
+from personlab.model.backbones.resnet import Normalise
 from personlab.people import FloatArray
 from personlab.skeleton import KEYPOINTS, K
 
@@ -53,7 +54,10 @@ class Estimator(nn.Module):
         super().__init__()
         self.settings = settings
         self.backbone = backbone.make(
-            settings.backbone, width=settings.width, stride=settings.stride, given=settings.init is not None
+            settings.backbone,
+            width=settings.width,
+            stride=settings.stride,
+            freeze_bn=settings.init is not None,
         )
         channels = self.backbone.channels[1]
         self.heatmap = nn.Conv2d(channels, K, 1)
@@ -85,16 +89,16 @@ class Estimator(nn.Module):
         return _HEATMAP_WEIGHT * heatmap + distance / disk.sum().clamp(min=1)
 
     @torch.inference_mode()
-    def estimate(self, crops: Sequence[ImageArray], views: Sequence[View]) -> FloatArray:
+    def estimate(self, crops: Sequence[ImageArray], transforms: Sequence[Transform]) -> FloatArray:
         """Keypoints of people whose crops (see `data.crops`) these are: N x K x 3.
 
-        x and y are pixels of the image that the view looks at, the third is the confidence.
+        x and y are pixels of the image that the transform looks at, the third is the confidence.
         """
         batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self.heatmap.weight.device)
         settings = self.settings
         found: FloatArray = decode(self(batch), settings).cpu().numpy()
-        for keypoints, view in zip(found, views, strict=True):
-            keypoints[:, :2] = view.inverse_points(keypoints[:, :2])
+        for keypoints, transform in zip(found, transforms, strict=True):
+            keypoints[:, :2] = transform.inverse_points(keypoints[:, :2])
         return found
 
     def card(self, training: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from personlab import params
 from personlab.codec.fields import CHANNELS, Fields, cells
 from personlab.errors import UserError
-from personlab.model import backbone, checkpoint
-from personlab.model.resnet import Normalise
+from personlab.model import backbones as backbone
+from personlab.model import checkpoint
+from personlab.model.backbones.resnet import Normalise
 from personlab.skeleton import EDGES, KEYPOINTS, E, K
 
 # Training starts from heatmaps that are almost nowhere 1, as they are.
@@ -85,7 +86,7 @@ class PersonLab(nn.Module):
         super().__init__()
         self.model, self.codec, self.stride, self.masks = model, codec, stride, masks
         self.backbone = backbone.make(
-            model.backbone, width=model.width, stride=stride, given=model.init is not None
+            model.backbone, width=model.width, stride=stride, freeze_bn=model.init is not None
         )
         middle, final = self.backbone.channels
         self.heads = Heads(final, codec.radius, masks=masks)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from personlab.files import write_atomic
+from personlab.utils.files import write_atomic
 
 if TYPE_CHECKING:  # --help must not wait for pyarrow and pycocotools
     from personlab.registry.models import Version

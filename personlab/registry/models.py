@@ -26,12 +26,12 @@ from pydantic import ValidationError
 
 from personlab import params as parameters
 from personlab.errors import UserError
-from personlab.files import atomic_folder, replace_link, write_atomic
-from personlab.metrics import shards
 from personlab.metrics.coco import ground_truth
 from personlab.params import Params, Section
 from personlab.registry import promotion, provenance
 from personlab.registry.promotion import Predictions, Rule, Verdict
+from personlab.tables import shards
+from personlab.utils.files import atomic_folder, replace_link, write_atomic
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"

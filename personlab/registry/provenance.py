@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from personlab.errors import UserError
-from personlab.git import git
 from personlab.params import Section
+from personlab.utils.git import git
 
 LOCK = "dvc.lock"
 _EXPERIMENTS = "refs/exps/"

@@ -14,12 +14,12 @@ import jinja2
 
 from personlab import params as parameters
 from personlab.errors import UserError
-from personlab.files import write_atomic
 from personlab.metrics.report import TITLES
 from personlab.registry.models import Version
 from personlab.report import data_uri
 from personlab.report.chart import Series, draw
 from personlab.report.differences import NOTHING, Difference, changed, compare, flatten
+from personlab.utils.files import write_atomic
 
 Row = dict[str, Any]
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from personlab import params as parameters
 from personlab.data import coco
 from personlab.data.download import fetch_archives
-from personlab.data.sample import write_sample
 from personlab.errors import UserError
-from personlab.files import atomic_folder, write_atomic
 from personlab.params import Params
-from personlab.progress import progress
+from personlab.synthetic import write_sample
 from personlab.tables import SPLITS, Split
+from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 

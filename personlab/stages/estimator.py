@@ -16,21 +16,23 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 
-from personlab import memory, params, tables
-from personlab.ahead import ahead
+from personlab import params, tables
 from personlab.data.crops import Person, TrainingCrops, person_crop, read_image
+from personlab.distributed import checkpoints, cluster
+from personlab.distributed.board import fit, no_retry, watch
+from personlab.distributed.checkpoints import Run
 from personlab.errors import UserError
-from personlab.files import atomic_folder, write_atomic
 from personlab.metrics.oks import similarity
 from personlab.model import checkpoint
 from personlab.model.estimator import Estimator, build
 from personlab.params import Params
-from personlab.progress import progress
+from personlab.people import Annotation
 from personlab.skeleton import KEYPOINTS, K
-from personlab.stages import cluster, runs
 from personlab.stages.acquire import image_root
-from personlab.stages.runs import Run
-from personlab.stages.trainer import final, fit, watch
+from personlab.utils import malloc
+from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.prefetch import prefetch
+from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
@@ -40,11 +42,7 @@ _PCK_REACH = 0.1
 _SMALL = 28.0
 _CURVE_POINTS = 100
 # What decides how it learns, besides this file: dvc.yaml lists it too, and what measures.
-_CODE: Final = (
-    *("model/atrous.py", "model/backbone.py", "model/checkpoint.py", "model/estimator.py"),
-    *("model/mobilenet.py", "model/resnet.py", "model/tfresnet.py"),
-    *("codec/fields.py", "data/crops.py", "data/example.py", "data/view.py"),
-)
+_CODE: Final = ("codec/fields.py", "codec/hough.py", "data", "metrics/oks.py", "model")
 
 
 def run(params: Params, root: Path) -> None:
@@ -61,8 +59,8 @@ def run(params: Params, root: Path) -> None:
             "see data/ingest/rejects.parquet, or use other data (acquire.source)"
         )
     log.info("estimator: learning from %d people, measured on %d", len(train), len(val))
-    run = runs.run_of(root, "estimator", [settings], _inputs(settings, root), params.ray.storage_path)
-    with run.opened():
+    run = checkpoints.run_of(root, "estimator", [settings], _inputs(settings, root), params.ray.storage_path)
+    with run.lock():
         with cluster.connect(params.ray.address):
             state, losses = _train(settings, root, run)
         # the GPU may be a worker's on another node, where this process has none
@@ -87,7 +85,7 @@ def people_with_keypoints(root: Path, split: tables.Split) -> list[Person]:
     path = {(row["split"], row["image_id"]): folder / row["file_name"] for row in images}
     people = tables.read_table(root / "data/ingest/people.parquet", tables.PEOPLE)
     rows = people.filter(pc.equal(people["split"], split)).to_pylist()
-    annotated = [(tables.annotation(row), path[split, row["image_id"]]) for row in rows]
+    annotated = [(Annotation.from_row(row), path[split, row["image_id"]]) for row in rows]
     return [
         Person(file, person.keypoints, person.visibility > 0, person.box, person.area)
         for person, file in annotated
@@ -133,11 +131,11 @@ def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, 
     return saved["model"], saved["losses"]
 
 
-@final
+@no_retry
 def _train_worker(config: dict[str, Any]) -> None:
     settings, run = params.Estimator.model_validate(config["params"]), config["run"]
     root = Path(config["root"])
-    memory.keep_freed()
+    malloc.disable_trim()
     people = people_with_keypoints(root, "train")
     torch.manual_seed(settings.seed)
     device = get_device()
@@ -148,7 +146,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     )
     learners: dict[str, Any] = {"model": estimator, "optimizer": optimizer, "schedule": schedule}
     losses: list[float] = []
-    if saved := runs.resumed(run, device, lambda news: config["board"].post.remote(0, news)):
+    if saved := checkpoints.resumed(run, device, lambda news: config["board"].post.remote(0, news)):
         losses = saved["losses"]
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
@@ -181,7 +179,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         news = f"step {step}, loss {np.mean(losses[-50:]):.3f}" if step % 50 == 0 or last else None
         config["board"].post.remote(step, news)
         if step % settings.checkpoint_every == 0 or last:
-            runs.keep(run, step, state)
+            checkpoints.save(run, step, state)
 
 
 def _batches(
@@ -195,7 +193,7 @@ def _batches(
         return images, keypoints, labelled
 
     threads = max(1, cluster.node_cpus() - 1)
-    return ahead(batch, range(first, settings.steps), threads=threads, depth=2 * threads)
+    return prefetch(batch, range(first, settings.steps), threads=threads, depth=2 * threads)
 
 
 def _curve(losses: list[float]) -> list[dict[str, float]]:
@@ -235,7 +233,7 @@ def _validate(estimator: Estimator, people: Sequence[Person], height: float, nam
     settings, estimates = estimator.settings, list[npt.NDArray[np.float64]]()
     starts = range(0, len(people), settings.batch)
     for start in progress(starts, label=f"estimator val, {name} size"):
-        crops, views = zip(
+        crops, transforms = zip(
             *(
                 person_crop(
                     read_image(person.path),
@@ -248,7 +246,7 @@ def _validate(estimator: Estimator, people: Sequence[Person], height: float, nam
             ),
             strict=True,
         )
-        estimates.append(estimator.estimate(crops, views)[..., :2].astype(np.float64))
+        estimates.append(estimator.estimate(crops, transforms)[..., :2].astype(np.float64))
     found = np.concatenate(estimates) if people else np.zeros((0, K, 2))
     annotated = np.array([person.keypoints for person in people]).reshape(-1, K, 2)
     labelled = np.array([person.labelled for person in people]).reshape(-1, K)

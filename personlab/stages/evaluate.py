@@ -12,16 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from personlab import render, tables
+from personlab import tables, viz
 from personlab.data.example import decode_jpeg
-from personlab.data.view import ImageArray
-from personlab.files import atomic_folder, write_atomic
-from personlab.metrics import report, shards
+from personlab.data.transform import ImageArray
+from personlab.metrics import report
 from personlab.metrics.coco import Matches, ground_truth, match
-from personlab.metrics.shards import Row
 from personlab.params import Params
-from personlab.people import Detection
-from personlab.progress import progress
+from personlab.people import Annotation, Detection
+from personlab.tables import shards
+from personlab.tables.shards import Row
+from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
@@ -142,19 +143,19 @@ def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
             f"image {exhibit.row['image_id']}, annotated: {people}",
             f"found: {len(exhibit.detections)} ({exhibit.caption})",
         ]
-        sheet = render.contact_sheet([annotated, found], 2, captions)
-        render.write_jpeg(output / "gallery" / f"{exhibit.name}.jpg", sheet)
+        sheet = viz.contact_sheet([annotated, found], 2, captions)
+        viz.write_jpeg(output / "gallery" / f"{exhibit.name}.jpg", sheet)
         pairs.append(np.hstack((annotated, found)))
     if pairs:
         captions = [f"{exhibit.name}: {exhibit.caption}" for exhibit in exhibits]
-        overview = render.contact_sheet(pairs, _OVERVIEW_COLUMNS, captions, cell=_OVERVIEW_CELL)
-        render.write_jpeg(output / "gallery.jpg", overview)
+        overview = viz.contact_sheet(pairs, _OVERVIEW_COLUMNS, captions, cell=_OVERVIEW_CELL)
+        viz.write_jpeg(output / "gallery.jpg", overview)
 
 
 def _pictures(exhibit: Exhibit) -> tuple[ImageArray, ImageArray]:
     image = decode_jpeg(exhibit.row["jpeg"], name=exhibit.row["file_name"])
-    people = sorted(map(tables.annotation, exhibit.row["people"]), key=lambda person: person.area)
-    return render.draw_annotations(image, people), render.draw_people(image, exhibit.detections)
+    people = sorted(map(Annotation.from_row, exhibit.row["people"]), key=lambda person: person.area)
+    return viz.draw_annotations(image, people), viz.draw_people(image, exhibit.detections)
 
 
 # --- writing ------------------------------------------------------------------------------------------------

@@ -18,19 +18,20 @@ import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
-from personlab import memory, params, tables
+from personlab import params, tables
 from personlab.data.crops import Box, person_crop, read_image
-from personlab.data.view import ImageArray
+from personlab.data.transform import ImageArray
+from personlab.distributed import cluster
 from personlab.errors import UserError
-from personlab.files import atomic_folder, write_atomic
 from personlab.model.estimator import Estimator, from_checkpoint
 from personlab.params import Params
 from personlab.people import Annotation, FloatArray
-from personlab.progress import progress
-from personlab.render import contact_sheet, draw_pose
 from personlab.skeleton import K
-from personlab.stages import cluster
 from personlab.stages.acquire import image_root
+from personlab.utils import malloc
+from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.progress import progress
+from personlab.viz import contact_sheet, draw_pose
 
 log = logging.getLogger("personlab")
 
@@ -70,7 +71,7 @@ def run(params: Params, root: Path) -> None:
     for index, estimate in found.items():
         image = images[_image_of(rows[index])]
         person = with_keypoints(
-            tables.annotation(rows[index]),
+            Annotation.from_row(rows[index]),
             estimate,
             height=image.height,
             width=image.width,
@@ -78,7 +79,7 @@ def run(params: Params, root: Path) -> None:
         )
         if person.imputed:
             confidence = np.where(person.visibility > 0, estimate[:, 2], 0).astype(np.float32)
-            rows[index] |= tables.person_record(person, confidence)
+            rows[index] |= person.to_row(confidence)
             imputed.append((person, confidence, image.path))
     table = pa.Table.from_pylist(rows, schema=tables.PEOPLE)
     counts = {
@@ -185,7 +186,7 @@ class _Actor:
     """
 
     def __init__(self, weights: Path, gpu: bool) -> None:
-        memory.keep_freed()
+        malloc.disable_trim()
         self.weights, self.device = weights, "cuda" if gpu else "cpu"
         self.image: tuple[str, ImageArray] = ("", np.zeros((1, 1, 3), np.uint8))
 
@@ -208,13 +209,13 @@ class _Actor:
 
     def _estimates(self, batch: pa.Table) -> list[FloatArray] | list[None]:
         settings = self.estimator.settings
-        crops, views = [], []
+        crops, transforms = [], []
         for person in batch.to_pylist():
             image, box = self._image(person["path"]), _box(person["box"])
-            crop, view = person_crop(image, box, height=settings.crop_height, width=settings.crop_width)
+            crop, transform = person_crop(image, box, height=settings.crop_height, width=settings.crop_width)
             crops.append(crop)
-            views.append(view)
-        found = self.estimator.estimate(crops, views).round(_DECIMALS)
+            transforms.append(transform)
+        found = self.estimator.estimate(crops, transforms).round(_DECIMALS)
         return list(found.reshape(len(found), -1))
 
     def _image(self, path: str) -> ImageArray:
@@ -239,8 +240,8 @@ def _sheet(people: list[tuple[Annotation, FloatArray, Path]]) -> ImageArray:
     pictures, captions = list[ImageArray](), list[str]()
     for index in np.linspace(0, len(people) - 1, min(_SHOWN, len(people))).round().astype(int):
         person, confidence, path = people[index]
-        crop, view = person_crop(read_image(path), person.box, height=_SHOWN_HEIGHT, width=_SHOWN_WIDTH)
+        crop, transform = person_crop(read_image(path), person.box, height=_SHOWN_HEIGHT, width=_SHOWN_WIDTH)
         sure = np.where(person.visibility > 0, confidence, -1.0)
-        pictures.append(draw_pose(crop, view.points(person.keypoints), sure, min_score=0.0))
+        pictures.append(draw_pose(crop, transform.points(person.keypoints), sure, min_score=0.0))
         captions.append(f"{person.id}: {person.box[3]:.0f} px tall")
     return contact_sheet(pictures, _SHOWN_COLUMNS, captions)

@@ -15,14 +15,14 @@ import pyarrow as pa
 
 from personlab import tables
 from personlab.data.example import decode_jpeg
-from personlab.data.view import ImageArray
+from personlab.data.transform import ImageArray
+from personlab.distributed import batch
 from personlab.errors import UserError
-from personlab.files import atomic_folder, write_atomic
 from personlab.inference import inputs
-from personlab.inference.batch import Job, Plan, make_plan, part_name
+from personlab.inference.job import Job, Plan, make_plan, part_name
 from personlab.params import Params
-from personlab.stages import batch
-from personlab.storage import Folder
+from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.storage import Folder
 
 _PART = 16  # images: few, so that all actors end at about the same time
 

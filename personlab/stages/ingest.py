@@ -18,15 +18,15 @@ from typing import Final
 from personlab import tables
 from personlab.data import coco
 from personlab.data.crops import read_image
-from personlab.data.view import ImageArray
+from personlab.data.transform import ImageArray
 from personlab.errors import UserError
-from personlab.files import atomic_folder, write_atomic
 from personlab.params import Params
 from personlab.people import Annotation
-from personlab.progress import progress
-from personlab.render import contact_sheet, draw_annotations, write_jpeg
 from personlab.stages.acquire import check_unchanged, image_root
 from personlab.tables import SPLITS, Split
+from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.progress import progress
+from personlab.viz import contact_sheet, draw_annotations, write_jpeg
 
 log = logging.getLogger("personlab")
 

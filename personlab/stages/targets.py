@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from personlab import tables
 from personlab.errors import UserError
-from personlab.files import atomic_folder, write_atomic
 from personlab.params import Params
-from personlab.progress import progress
 from personlab.skeleton import K
 from personlab.stages.acquire import image_root
+from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 

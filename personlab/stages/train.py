@@ -1,6 +1,6 @@
 """Train the network with Ray Train, and export its averaged weights.
 
-Started again after a kill, the stage goes on from the last checkpoint (personlab/stages/runs.py). What an
+Started again after a kill, the stage goes on from the last checkpoint (personlab/distributed/checkpoints.py). What an
 image looks like at a step depends on the seed, the epoch and the image alone, so going on is the same as
 never having stopped.
 """
@@ -22,34 +22,30 @@ from ray import train as ray_train
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
-from personlab import engine, memory
-from personlab.ahead import ahead
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
 from personlab.data.example import Example
-from personlab.data.feed import feed, plan, row_groups
-from personlab.engine import Average, Batch, Supervised
-from personlab.files import atomic_folder, write_atomic
+from personlab.data.loader import load_batches, plan, row_groups
+from personlab.distributed import checkpoints
+from personlab.distributed.board import fit, no_retry, watch
+from personlab.distributed.checkpoints import Run, is_rank_zero, run_of
+from personlab.distributed.cluster import connect, node_cpus, processors_each, require
 from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.params import Codec, Model, Params, Section, Train
-from personlab.stages import runs
-from personlab.stages.cluster import connect, node_cpus, processors_each, require
-from personlab.stages.runs import Run, leads, run_of
-from personlab.stages.trainer import final, fit, watch
-from personlab.validation import Validation
+from personlab.training import engine
+from personlab.training.engine import Average, Batch, Supervised
+from personlab.training.validation import Validation
+from personlab.utils import malloc
+from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.prefetch import prefetch
 
 log = logging.getLogger("personlab")
 
 _LOG_EVERY = 50  # steps
 # What decides how it learns, besides this file: dvc.yaml has the same list.
-_CODE: Final = (
-    *("engine.py", "model/atrous.py", "model/backbone.py", "model/checkpoint.py", "model/losses.py"),
-    *("model/mobilenet.py", "model/network.py", "model/resnet.py", "model/tfresnet.py"),
-    *("codec/encode.py", "codec/fields.py", "codec/refine.py"),
-    *("data/augment.py", "data/example.py", "data/feed.py", "data/view.py"),
-)
+_CODE: Final = ("codec/encode.py", "codec/fields.py", "codec/refine.py", "data", "model", "training")
 _CURVES: Final = {"loss": "loss", "ap": "AP on val images"}
 
 Points = list[tuple[int, dict[str, float]]]  # of curves that share their steps: step, values by name
@@ -72,7 +68,7 @@ def run(params: Params, root: Path) -> None:
     recipe = Recipe(codec=params.codec, model=params.model, train=params.train)
     next(plan(row_groups(root / "data/targets/train"), recipe.train))  # or say why not
     run = run_of(root, "train", _deciding(recipe), _inputs(recipe, root), params.ray.storage_path)
-    with run.opened():
+    with run.lock():
         with connect(params.ray.address), watch(recipe.train.steps, "train") as board:
             fit(_trainer(recipe, run, root, board), board)
         _export(recipe, run, root)
@@ -148,23 +144,25 @@ def _write_curves(folder: Path, points: Points) -> None:
         write_atomic(folder / f"{name}.tsv", "\n".join([f"step\t{name}", *rows, ""]))
 
 
-@final
+@no_retry
 def _work(config: dict[str, Any]) -> None:
     """What each training worker does."""
     recipe, run, board = Recipe.model_validate(config["recipe"]), config["run"], config["board"]
     train, device = recipe.train, get_device()
-    memory.keep_freed()
+    malloc.disable_trim()
     torch.manual_seed(train.seed)
     root = Path(config["root"])
     network = build(recipe.model, recipe.codec, stride=train.stride, root=root)
     supervised = Supervised(network.train(), Objective.of(recipe.model, recipe.codec, train)).to(device)
     progress = _Progress(network, engine.optimizer(network, train), _average(train))
-    if state := runs.resumed(run, device, lambda news: board.post.remote(0, news)):
+    if state := checkpoints.resumed(run, device, lambda news: board.post.remote(0, news)):
         progress.load(state, device)
         board.post.remote(progress.step, f"going on from step {progress.step}")
-    display = _Display(run.scratch / "live", board, progress) if leads() else None
+    display = _Display(run.scratch / "live", board, progress) if is_rank_zero() else None
     validation = (
-        Validation.of(network, root / "data/targets/val", train) if leads() and train.validate_every else None
+        Validation.of(network, root / "data/targets/val", train)
+        if is_rank_zero() and train.validate_every
+        else None
     )
 
     parallel = prepare_model(supervised, move_to_device=False)
@@ -181,8 +179,8 @@ def _work(config: dict[str, Any]) -> None:
         if display:
             display.show(step)
         if step % train.checkpoint_every == 0 or last:
-            runs.keep(run, step, progress.state)
-    if leads():
+            checkpoints.save(run, step, progress.state)
+    if is_rank_zero():
         ray.get(board.post.remote(progress.step, pace.summary()))
 
 
@@ -315,9 +313,11 @@ def _batches(recipe: Recipe, shards: Path, device: torch.device, *, done: int) -
     rank, workers = context.get_world_rank(), context.get_world_size()
     gpu = device.type != "cpu"
     threads = max(1, node_cpus() // context.get_local_world_size() - 1) if gpu else torch.get_num_threads()
-    examples = feed(shards, recipe.train, rank=rank, workers=workers, done=done, threads=threads, beside=gpu)
+    examples = load_batches(
+        shards, recipe.train, rank=rank, workers=workers, done=done, threads=threads, overlap=gpu
+    )
     batch = partial(_batch, recipe=recipe, device=device)
-    return ahead(batch, examples, threads=1, depth=2) if gpu else map(batch, examples)
+    return prefetch(batch, examples, threads=1, depth=2) if gpu else map(batch, examples)
 
 
 def _batch(examples: list[Example], recipe: Recipe, device: torch.device) -> Batch:

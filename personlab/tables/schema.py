@@ -1,0 +1,219 @@
+"""Schema of every table that crosses a stage boundary, and the one way to write and read them.
+
+Plain Arrow types; rows sorted by the caller; same rows in, same bytes out. A table is checked before it is
+written, to a temporary name that is then renamed, so nothing half-written or invalid is ever visible under
+its final name.
+
+Keypoints are 2 * 17 numbers x0, y0, x1, y1, ... in image pixels, visibility is COCO's 0/1/2, a mask is
+COCO's compressed run-length string over the whole image.
+"""
+
+from typing import Final, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from personlab.skeleton import K
+from personlab.tables.checks import (
+    ALL_FINITE,
+    FINITE,
+    HAS_SIZE,
+    JPEG,
+    NOT_EMPTY,
+    POSITIVE,
+    Contract,
+    contract,
+    in_order,
+    length,
+    one_of,
+    unique,
+    within,
+)
+
+Split = Literal["train", "val"]
+SPLITS: Final[tuple[Split, ...]] = ("train", "val")
+
+IMAGES = pa.schema(
+    [
+        ("split", pa.string()),  # train | val
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),  # relative to the dataset's root, e.g. val2017/000000000139.jpg
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ]
+)
+
+_PERSON = [
+    ("person_id", pa.int64()),  # COCO's annotation id
+    ("keypoints", pa.list_(pa.float32())),
+    ("visibility", pa.list_(pa.int8())),
+    ("confidence", pa.list_(pa.float32())),  # 1 annotated, the estimator's if imputed, 0 unlabelled
+    ("imputed", pa.bool_()),
+    ("box", pa.list_(pa.float32())),  # x, y, width, height
+    ("area", pa.float64()),
+    ("crowd", pa.bool_()),
+    ("mask", pa.binary()),
+]
+
+PEOPLE = pa.schema([("split", pa.string()), ("image_id", pa.int64()), *_PERSON])
+
+REJECTS = pa.schema(
+    [
+        ("file", pa.string()),  # where the bad record stands
+        ("record", pa.string()),  # e.g. "annotation 1234", "image 56"
+        ("reason", pa.string()),
+    ]
+)
+
+# One row is one image, complete: after `targets` nothing reads an image file again.
+SHARD = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("file_name", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("jpeg", pa.binary()),
+        ("people", pa.list_(pa.struct(_PERSON))),
+    ]
+)
+
+_DETECTION = [
+    ("score", pa.float32()),
+    ("keypoints", pa.list_(pa.float32())),
+    ("keypoint_scores", pa.list_(pa.float32())),
+    ("mask", pa.binary()),  # empty if the network finds poses only
+]
+
+PREDICTIONS = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("people", pa.list_(pa.struct(_DETECTION))),  # best first
+    ]
+)
+
+# Batch inference: what there is to read (personlab/inference/inputs.py), what was found, what could not be
+# read. An image's id is its place in INPUTS; predictions can be read as PREDICTIONS too.
+INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # row -1: the file is the picture
+
+NAMED_PREDICTIONS = PREDICTIONS.insert(1, pa.field("image", pa.string()))
+
+FAILURES = pa.schema([("image_id", pa.int64()), ("image", pa.string()), ("reason", pa.string())])
+
+# What `people_rows` makes of the people of shards and predictions.
+_SHARD_PEOPLE = pa.schema([("image_id", pa.int64()), *_PERSON])
+_PREDICTED_PEOPLE = pa.schema([("image_id", pa.int64()), *_DETECTION])
+
+_IMAGE_CHECKS = {"height": [POSITIVE], "width": [POSITIVE], "file_name": [NOT_EMPTY]}
+_PERSON_CHECKS = {
+    "keypoints": [length(2 * K), ALL_FINITE],
+    "visibility": [length(K), within(0, 2)],
+    "confidence": [length(K), within(0, 1)],
+    "box": [length(4), ALL_FINITE, HAS_SIZE],
+    "area": [FINITE, POSITIVE],
+    "mask": [NOT_EMPTY],
+}
+_DETECTION_CHECKS = {
+    "score": [FINITE],
+    "keypoints": [length(2 * K), ALL_FINITE],
+    "keypoint_scores": [length(K), ALL_FINITE],
+}
+
+_CONTRACTS: Final = (
+    contract(
+        IMAGES,
+        ("split", "image_id"),
+        {"split": [one_of(*SPLITS)], **_IMAGE_CHECKS},
+        unique("split", "image_id"),
+        in_order(split="ascending", image_id="ascending"),
+    ),
+    contract(
+        PEOPLE,
+        ("split", "image_id", "person_id"),
+        {"split": [one_of(*SPLITS)], **_PERSON_CHECKS},
+        unique("split", "person_id"),
+        in_order(split="ascending", image_id="ascending", person_id="ascending"),
+    ),
+    contract(
+        REJECTS,
+        ("file", "record"),
+        {name: [NOT_EMPTY] for name in REJECTS.names},
+        in_order(file="ascending", record="ascending", reason="ascending"),
+    ),
+    contract(
+        SHARD,
+        ("image_id",),
+        {**_IMAGE_CHECKS, "jpeg": [JPEG]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
+    ),
+    contract(
+        _SHARD_PEOPLE,
+        ("image_id", "person_id"),
+        _PERSON_CHECKS,
+        unique("person_id"),
+        in_order(image_id="ascending", person_id="ascending"),
+    ),
+    contract(
+        PREDICTIONS,
+        ("image_id",),
+        {"height": [POSITIVE], "width": [POSITIVE]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
+    ),
+    contract(
+        INPUTS,
+        ("file", "row"),
+        {"file": [NOT_EMPTY]},
+        unique("file", "row"),
+        in_order(file="ascending", row="ascending"),
+    ),
+    contract(
+        NAMED_PREDICTIONS,
+        ("image_id", "image"),
+        {"height": [POSITIVE], "width": [POSITIVE], "image": [NOT_EMPTY]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
+    ),
+    contract(
+        FAILURES,
+        ("image_id", "image"),
+        {"image": [NOT_EMPTY], "reason": [NOT_EMPTY]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
+    ),
+    contract(
+        _PREDICTED_PEOPLE,
+        ("image_id",),
+        _DETECTION_CHECKS,
+        in_order(image_id="ascending", score="descending"),
+    ),
+)
+
+
+def validate(table: pa.Table) -> None:
+    """Check a table, and the people nested in it, against the schema of this module that has its columns.
+
+    Raises:
+        UserError: rows break the schema; the message names the first of them and the reason.
+        ValueError: the columns are not those of any schema of this module.
+    """
+    _contract_of(table.schema).validate(table)
+    if "people" in table.column_names:
+        validate(people_rows(table))
+
+
+def _contract_of(schema: pa.Schema) -> Contract:
+    for candidate in _CONTRACTS:
+        if schema.equals(candidate.arrow):
+            return candidate
+    raise ValueError(f"no schema of personlab.tables.schema has these columns:\n{schema.to_string()}")
+
+
+def people_rows(table: pa.Table) -> pa.Table:
+    """The people of shards or predictions, one row each, after the `image_id` they belong to."""
+    people = table["people"].combine_chunks()
+    image_id = table["image_id"].take(pc.list_parent_indices(people))
+    persons = pc.list_flatten(people)
+    return pa.table([image_id, *persons.flatten()], names=["image_id", *persons.type.names])

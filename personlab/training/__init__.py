@@ -1,0 +1,1 @@
+"""Training in plain PyTorch: one step, weight averaging, and validation during training."""

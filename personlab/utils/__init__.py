@@ -1,0 +1,1 @@
+"""Files, logs, progress, processes and Git: what every room uses and no room owns."""

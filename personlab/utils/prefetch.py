@@ -1,0 +1,21 @@
+"""Work done ahead of whoever needs its results."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def prefetch(function: Callable[[S], T], items: Iterable[S], *, threads: int, depth: int) -> Iterator[T]:
+    """map(function, items), in order, computed up to `depth` items ahead in threads."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[T]] = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

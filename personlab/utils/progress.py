@@ -1,0 +1,91 @@
+"""How far along a long loop is: a bar for people, now and then a line for logs."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Final, Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from personlab.utils import logs
+
+log = logging.getLogger("personlab")
+
+T = TypeVar("T")
+
+
+class Tracker(Protocol):
+    """What `progress` is, for those who are handed one."""
+
+    def __call__(self, iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]: ...
+
+
+LOG_EVERY: Final = 30.0  # seconds
+
+
+def progress(iterable: Iterable[T], *, total: int | None = None, label: str, begun: int = 0) -> Iterator[T]:
+    """Pass the items on and show on stderr how many have been done, at what rate, and the time left.
+
+    On a terminal this is a bar; elsewhere an INFO line every 30 seconds ("label: 120/400, 3.1/s, 1.5 min
+    left"). `total` is the number of items, where it is known but `iterable` has no length; it includes the
+    `begun` ones that an earlier run has done.
+    """
+    if total is None and isinstance(iterable, Sized):
+        total = begun + len(iterable)
+    show = _bar if sys.stderr.isatty() else _lines
+    return show(iterable, total, label, begun)
+
+
+def _bar(iterable: Iterable[T], total: int | None, label: str, begun: int) -> Iterator[T]:
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate()),
+        *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        yield from bar.track(iterable, total=total, completed=begun, description=label)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task.speed) if task.speed else "")
+
+
+def _lines(iterable: Iterable[T], total: int | None, label: str, begun: int) -> Iterator[T]:
+    start = said = time.monotonic()
+    for done, item in enumerate(iterable, begun):
+        now = time.monotonic()
+        if now - said >= LOG_EVERY:
+            said = now
+            state = _state(done, total, (done - begun) / (now - start))
+            log.info("%s: %s", label, state, extra=logs.progress(label, done, total))
+        yield item
+
+
+def _state(done: int, total: int | None, rate: float) -> str:
+    """E.g. "120/400, 3.1/s, 1.5 min left"."""
+    if total is None or rate == 0:
+        return f"{done}{'' if total is None else f'/{total}'}, {_rate(rate)}"
+    return f"{done}/{total}, {_rate(rate)}, {duration((total - done) / rate)} left"
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
+
+
+def duration(seconds: float) -> str:
+    """E.g. "45 s", "3.1 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

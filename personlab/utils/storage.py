@@ -1,0 +1,185 @@
+"""Files on any file system that pyarrow knows: a local path, or a URI (s3://, gs://, abfs://, hdfs://, file://).
+
+A folder of a run is written so that a file appears complete or not at all, even if two processes write the
+same file at once: the last one stays, and nobody ever sees half of either.
+"""
+
+import fcntl
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+
+from personlab.errors import UserError
+from personlab.utils.files import write_atomic
+
+# What is written to these is there when it is closed, and not before.
+_WHOLE: Final = {"s3", "gcs", "abfs"}
+LOCK: Final = ".lock"
+
+
+def locate(place: str) -> tuple[FileSystem, str]:
+    """The file system of a path or URI, and its path there. In a URI, blanks and `#` are %20 and %23.
+
+    Raises:
+        UserError: no such kind of URI, or its host or bucket cannot be reached.
+    """
+    if "://" not in place:
+        return LocalFileSystem(), str(Path(place).absolute())
+    parts = urlsplit(place)
+    try:
+        system, root = _system(parts.scheme, parts.netloc, parts.query)
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        raise UserError(f"{place}: {error}") from None
+    path = posixpath.join(root, unquote(parts.path).strip("/"))
+    return system, path.rstrip("/") or "/"
+
+
+@cache  # asking an object store where a bucket is takes longer than reading a picture from it
+def _system(scheme: str, host: str, query: str) -> tuple[FileSystem, str]:
+    system, root = FileSystem.from_uri(f"{scheme}://{host}/{'?' if query else ''}{query}")
+    return system, root
+
+
+def open_file(place: str) -> Any:
+    """The file at a path or URI, for reading anywhere in it (pyarrow.NativeFile)."""
+    system, path = locate(place)
+    return system.open_input_file(path)
+
+
+def kind(place: str) -> FileType:
+    """Whether there is a file, a folder or nothing.
+
+    Raises:
+        UserError: nobody can say.
+    """
+    system, path = locate(place)
+    try:
+        return system.get_file_info(path).type
+    except OSError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder, there or not. place: path or URI."""
+
+    place: str
+
+    def open(self, name: str) -> Any:
+        """A file of the folder, for reading anywhere in it (pyarrow.NativeFile)."""
+        system, path = self._at(name)
+        return system.open_input_file(path)
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            content: bytes = file.read()
+        return content
+
+    def files(self, *, recursive: bool = False) -> list[str]:
+        """Names of the files, relative to the folder, in no particular order; none if there is no folder.
+
+        Raises:
+            UserError: the folder cannot be listed.
+        """
+        system, path = locate(self.place)
+        try:
+            found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=recursive))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.place}: cannot be listed ({error})") from None
+        start = len(path.rstrip("/")) + 1
+        return [info.path[start:] for info in found if info.type == FileType.File]
+
+    def create(self) -> None:
+        """Make the folder, and see that files can be written to it.
+
+        Raises:
+            UserError: they cannot.
+        """
+        system, path = locate(self.place)
+        with writing(self.place):
+            system.create_dir(path, recursive=True)
+            probe = f".{uuid.uuid4().hex}"
+            self.write(probe, b"")
+            self.delete(probe)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a whole file, atomically, over what may be there.
+
+        On HDFS and what fsspec brings, a reader may miss the file for a moment while it is replaced.
+        """
+        system, path = self._at(name)
+        passing = f".{name}.{uuid.uuid4().hex}"  # another process may be writing the same file
+        if isinstance(system, LocalFileSystem):
+            unique = Path(path).with_name(passing)
+            write_atomic(unique, content)
+            unique.replace(path)
+        elif system.type_name in _WHOLE:
+            _put(system, path, content)
+        else:
+            unique_path = self._at(passing)[1]
+            _put(system, unique_path, content)
+            self.delete(name)
+            system.move(unique_path, path)
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if there is one."""
+        system, path = self._at(name)
+        with suppress(FileNotFoundError):
+            system.delete_file(path)
+
+    def clear(self, name: str = "") -> None:
+        """Delete a folder in this one with all that it holds, or all of this one; if there is one."""
+        system, path = self._at(name) if name else locate(self.place)
+        with suppress(FileNotFoundError):
+            system.delete_dir(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other runs out of the folder for the time of the block, or until this process is dead.
+
+        Only local folders can be locked (and network folders whose server locks); others never are.
+
+        Raises:
+            UserError: another run is in it.
+        """
+        system, path = self._at(LOCK)
+        if not isinstance(system, LocalFileSystem):
+            yield
+            return
+        with Path(path).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.place}: another run is writing here; let it end, or choose another folder"
+                ) from None
+            yield
+
+    def _at(self, name: str) -> tuple[FileSystem, str]:
+        system, path = locate(self.place)
+        return system, posixpath.join(path, name)
+
+
+@contextmanager
+def writing(place: str) -> Iterator[None]:
+    """Say of what goes wrong in the block that `place` cannot be written to."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise UserError(f"{place}: cannot be written to ({reason})") from None
+
+
+def _put(system: FileSystem, path: str, content: bytes) -> None:
+    with system.open_output_stream(path) as stream:
+        stream.write(content)

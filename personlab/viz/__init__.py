@@ -1,0 +1,16 @@
+"""Pictures of people, masks, poses and fields, and sheets of many of them."""
+
+from personlab.viz.fields import draw_fields
+from personlab.viz.people import draw_annotations, draw_people, draw_pose, draw_scores
+from personlab.viz.sheet import contact_sheet, jpeg, write_jpeg
+
+__all__ = [
+    "contact_sheet",
+    "draw_annotations",
+    "draw_fields",
+    "draw_people",
+    "draw_pose",
+    "draw_scores",
+    "jpeg",
+    "write_jpeg",
+]

@@ -1,0 +1,230 @@
+"""Draw poses and masks of annotated and detected people.
+
+Images are H x W x 3, RGB, uint8, and never written into. The body's left is orange, its right blue, its
+middle sand; a person's mask has a colour of its own. Whatever is drawn grows with the person it is drawn on.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as rle_codec
+
+from personlab.data.transform import ImageArray
+from personlab.people import Annotation, BoolArray, Detection
+from personlab.skeleton import KEYPOINTS, TREE, K
+
+Colour = tuple[int, int, int]
+Floats = npt.NDArray[np.floating]
+
+LEFT: Final = (255, 140, 40)
+RIGHT: Final = (40, 150, 255)
+MIDDLE: Final = (255, 226, 170)
+RIM: Final = (18, 20, 26)  # around limbs and joints, so that they show on any ground
+
+# Mask colours of the people of one image, in order, then from the start again.
+PEOPLE: Final = (
+    *((0, 200, 170), (236, 72, 153), (250, 204, 21), (139, 92, 246), (132, 204, 22)),
+    *((244, 99, 80), (56, 189, 248), (217, 70, 239), (45, 212, 100), (234, 160, 90)),
+)
+
+_NECK = K  # an extra point halfway between the shoulders, so that heads sit on bodies
+_FACE = range(KEYPOINTS.index("right_ear") + 1)
+_SHOULDERS = [KEYPOINTS.index("left_shoulder"), KEYPOINTS.index("right_shoulder")]
+_HIPS = [KEYPOINTS.index("left_hip"), KEYPOINTS.index("right_hip")]
+_BONES: Final = (
+    *((a, b) for a, b in TREE if not (a == 0 and b in _SHOULDERS)),
+    *((0, _NECK), (_SHOULDERS[0], _NECK), (_SHOULDERS[1], _NECK), (_HIPS[0], _HIPS[1])),
+)
+
+
+def draw_people(
+    image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
+) -> ImageArray:
+    """Masks (where they have some) and poses of detected people, the first on top.
+
+    Keypoints below `min_keypoint_score` are left out; the darker a joint's core, the less sure it is.
+    """
+    masks = [_decode(person.rle, image) if person.rle else None for person in detections]
+    canvas = _paint_masks(image, masks)
+    for person in reversed(detections):
+        scores = person.keypoint_scores
+        _paint_pose(canvas, person.keypoints, scores >= min_keypoint_score, scores)
+    return canvas
+
+
+def draw_scores(
+    image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
+) -> ImageArray:
+    """A tag with the score above each person that `draw_people` draws, in the colour of the mask."""
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    for index, person in reversed(list(enumerate(detections))):
+        points = person.keypoints[person.keypoint_scores >= min_keypoint_score]
+        if len(points):
+            _paint_tag(pen, f"{person.score:.2f}", points, _colour(index), _magnification(image))
+    return np.asarray(canvas)
+
+
+def draw_annotations(image: ImageArray, annotations: Sequence[Annotation]) -> ImageArray:
+    """Masks and keypoints as annotated: hidden and imputed keypoints have dark cores, crowds are hatched."""
+    people = [annotation for annotation in annotations if not annotation.crowd]
+    canvas = _paint_masks(image, [_decode(person.rle, image) for person in people])
+    for annotation in annotations:
+        if annotation.crowd:
+            _hatch(canvas, _decode(annotation.rle, image))
+    for person in reversed(people):
+        seen = (person.visibility == 2) & (not person.imputed)
+        _paint_pose(canvas, person.keypoints, person.visibility > 0, seen.astype(np.float32))
+    return canvas
+
+
+def draw_pose(image: ImageArray, keypoints: Floats, scores: Floats, *, min_score: float = 0.2) -> ImageArray:
+    """One skeleton: keypoints K x 2 as (x, y) in image pixels, scores K in [0, 1]."""
+    canvas = image.copy()
+    _paint_pose(canvas, keypoints, scores >= min_score, scores)
+    return canvas
+
+
+def _decode(rle: bytes, image: ImageArray) -> BoolArray:
+    mask: BoolArray = rle_codec.decode({"size": list(image.shape[:2]), "counts": rle}).astype(bool)
+    return mask
+
+
+def _paint_masks(image: ImageArray, masks: Sequence[BoolArray | None]) -> ImageArray:
+    """The image with every mask tinted and outlined in its person's colour, the first on top."""
+    canvas = image.copy()
+    for index, mask in reversed(list(enumerate(masks))):
+        if mask is not None:
+            _tint(canvas, mask, _colour(index), 0.38)
+            _outline(canvas, mask, _colour(index))
+    return canvas
+
+
+def _colour(index: int) -> Colour:
+    return PEOPLE[index % len(PEOPLE)]
+
+
+def _tint(canvas: ImageArray, mask: BoolArray, colour: Colour, share: float) -> None:
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    part = canvas[y : y + height, x : x + width]
+    shades = _mix(np.arange(256, dtype=np.uint8)[:, None], colour, share)
+    if part.size:
+        np.copyto(part, cv2.LUT(part, shades[None]), where=mask[y : y + height, x : x + width, None])
+
+
+def _outline(canvas: ImageArray, mask: BoolArray, colour: Colour) -> None:
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    thickness = round(_magnification(canvas) * (2 if mask.sum() > 48**2 else 1))
+    cv2.polylines(canvas, contours, True, _lighter(colour), thickness, cv2.LINE_AA)
+
+
+def _magnification(image: ImageArray) -> float:
+    """How much thicker than on ordinary images lines are: large ones are looked at from farther away."""
+    return max(1.0, float(max(image.shape[:2])) / 1000)
+
+
+def _hatch(canvas: ImageArray, mask: BoolArray) -> None:
+    y, x = np.indices(mask.shape)
+    canvas[mask] = _mix(canvas[mask], (128, 128, 128), 0.5)
+    stripes = mask & ((x + y) % 14 < 3)
+    canvas[stripes] = _mix(canvas[stripes], (255, 255, 255), 0.6)
+
+
+def _mix(pixels: ImageArray, colour: Colour, share: float) -> ImageArray:
+    return to_pixels(pixels * (1 - share) + np.array(colour) * share)
+
+
+def to_pixels(values: Floats) -> ImageArray:
+    pixels: ImageArray = np.rint(values.clip(0, 255)).astype(np.uint8)
+    return pixels
+
+
+def _lighter(colour: Colour) -> Colour:
+    r, g, b = (value + (255 - value) // 4 for value in colour)
+    return r, g, b
+
+
+# --- poses ------------------------------------------------------------------------------------------------
+
+
+def side_colour(point: int) -> Colour:
+    name = KEYPOINTS[point] if point < K else "neck"
+    return LEFT if name.startswith("left") else RIGHT if name.startswith("right") else MIDDLE
+
+
+def _bone_colour(a: int, b: int) -> Colour:
+    """A limb has its own side's colour; what joins left and right, or the head and the body, the middle's."""
+    sides = {side_colour(a), side_colour(b)} - {MIDDLE}
+    return sides.pop() if len(sides) == 1 and _NECK not in (a, b) else MIDDLE
+
+
+def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, certainty: Floats) -> None:
+    """Draw the shown keypoints and the bones between them into the canvas."""
+    if not shown.any():
+        return
+    points = np.vstack((keypoints, keypoints[_SHOULDERS].mean(axis=0)))
+    drawn = np.append(shown, shown[_SHOULDERS].all())
+    width = _line_width(keypoints[shown], _magnification(canvas))
+    rim = max(0.7, 0.28 * width)
+    bones = [(a, b) for a, b in _BONES if drawn[a] and drawn[b]]
+    for extra, colour in ((rim, RIM), (0.0, None)):
+        for a, b in bones:
+            _capsule(canvas, points[a], points[b], width / 2 + extra, colour or _bone_colour(a, b))
+    for k in np.flatnonzero(shown):
+        radius = width * (0.6 if k in _FACE else 0.85)
+        grey = round(40 + 215 * float(np.clip(certainty[k], 0, 1)))
+        _disc(canvas, points[k], radius + rim, RIM)
+        _disc(canvas, points[k], radius, side_colour(int(k)))
+        if radius > 1.2:  # a smaller core is a speck
+            _disc(canvas, points[k], radius / 2, (grey, grey, grey))
+
+
+def _line_width(points: Floats, magnification: float) -> float:
+    diagonal = float(np.linalg.norm(np.ptp(points, axis=0)))
+    return float(np.clip(0.022 * diagonal, 1.2, 7.0 * magnification))
+
+
+_FRACTION = 4  # binary digits after the point in the coordinates given to OpenCV
+
+
+def _fixed(values: Floats) -> npt.NDArray[np.int32]:
+    return np.rint(np.asarray(values) * (1 << _FRACTION)).astype(np.int32)
+
+
+def _capsule(canvas: ImageArray, a: Floats, b: Floats, radius: float, colour: Colour) -> None:
+    """A line with round ends, of any width."""
+    dx, dy = b - a
+    angles = np.arctan2(dy, dx) + np.linspace(np.pi / 2, 3 * np.pi / 2, 12)
+    half = radius * np.stack((np.cos(angles), np.sin(angles)), axis=-1)
+    cv2.fillPoly(canvas, [_fixed(np.vstack((a + half, b - half)))], colour, cv2.LINE_AA, _FRACTION)
+
+
+def _disc(canvas: ImageArray, centre: Floats, radius: float, colour: Colour) -> None:
+    x, y = _fixed(centre)
+    size = round(radius * (1 << _FRACTION))
+    cv2.circle(canvas, (int(x), int(y)), size, colour, cv2.FILLED, cv2.LINE_AA, _FRACTION)
+
+
+# --- scores -----------------------------------------------------------------------------------------------
+
+
+def _paint_tag(
+    pen: ImageDraw.ImageDraw, text: str, points: Floats, colour: Colour, magnification: float
+) -> None:
+    """Dark text on a rounded label over the highest of the points, or as near as the image lets it."""
+    size = float(np.clip(0.07 * np.ptp(points[:, 1]), 10, 16 * magnification))
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = font.getbbox(text)
+    width, height = right - left + size * 0.8, bottom - top + size * 0.6
+    above = height + max(size, 0.09 * float(np.linalg.norm(np.ptp(points, axis=0))))
+    x, y = points[points[:, 1].argmin()] - (width / 2, above)
+    x, y = np.clip((x, y), 0, np.maximum(np.array(pen.im.size) - (width, height) - 1, 0)).round()
+    pen.rounded_rectangle((x, y, x + width, y + height), height * 0.3, fill=_lighter(colour), outline=RIM)
+    pen.text((x + width / 2, y + height / 2), text, fill=RIM, font=font, anchor="mm")
+
+
+# --- fields -----------------------------------------------------------------------------------------------
