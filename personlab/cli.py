@@ -32,6 +32,30 @@ models.group = tools
 app.command(models)
 app.command(ablate, group=tools)
 
+# Prediction has one set of defaults, which `Predictor.from_checkpoint` has too.
+DEFAULTS = params.Infer()
+Weights = Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")]
+Side = Annotated[
+    PositiveInt | None,
+    Parameter(
+        group=_scales, help=f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
+    ),
+]
+Pyramid = Annotated[
+    list[PositiveInt] | None,
+    Parameter(
+        group=_scales,
+        help="Several such sides instead: slower, finds more.",
+        consume_multiple=True,
+        negative="",
+    ),
+]
+OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
+MaxPeople = Annotated[
+    PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was judged with]")
+]
+Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")]
+
 ParamsFile = Annotated[Path, Parameter(name="--params", help="Parameter file.")]
 PARAMS = Path("params.yaml")
 
@@ -40,8 +64,12 @@ def _run_stage(stage: str, params_file: Path) -> None:
     settings = params.load(params_file)
     # Imported only now: --help must not wait for torch and Ray.
     module = import_module(f"personlab.stages.{stage}")
-    logs.set_context(stage, import_module("personlab.tables.schema").params_hash(settings))
+    logs.set_context(stage, import_module("personlab.tables").params_hash(settings))
     module.run(settings, Path.cwd())
+
+
+def _infer(side: int | None, pyramid: list[int] | None, stride: params.Stride) -> params.Infer:
+    return params.Infer(sides=tuple(pyramid or [side or DEFAULTS.sides[0]]), stride=stride)
 
 
 @app.command(group=stages, sort_key=0)
@@ -55,9 +83,9 @@ def acquire(*, params: ParamsFile = PARAMS) -> None:
 
 @app.command(group=stages, sort_key=1)
 def ingest(*, params: ParamsFile = PARAMS) -> None:
-    """Read COCO's JSON, check every record and every image, and write validated Parquet tables.
+    """Read COCO's JSON, check every record and image, write validated tables and pack the images into shards.
 
-    Writes data/ingest/images.parquet, people.parquet and rejects.parquet; what is rejected is explained.
+    Writes data/ingest: people.parquet, rejects.parquet with reasons, and the image shards of each split.
     """
     _run_stage("ingest", params)
 
@@ -82,7 +110,7 @@ def impute(*, params: ParamsFile = PARAMS) -> None:
 
 @app.command(group=stages, sort_key=4)
 def targets(*, params: ParamsFile = PARAMS) -> None:
-    """Pack images and people into Parquet shards, the only thing later stages read.
+    """Write the people to train and score on, row for row beside the image shards.
 
     Writes data/targets/train/part-*.parquet and data/targets/val/part-*.parquet.
     """
@@ -158,30 +186,19 @@ def predict(
     ],
     /,
     *,
-    weights: Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")],
+    weights: Weights,
     out: Annotated[Path, Parameter(help="Folder to write to; nothing is written anywhere else.")],
-    side: Annotated[
-        PositiveInt | None,
-        Parameter(group=_scales, help="Longest side of the network's input, in pixels. [default: 801]"),
-    ] = None,
-    pyramid: Annotated[
-        list[PositiveInt] | None,
-        Parameter(
-            group=_scales,
-            help="Several such sides instead: slower, finds more.",
-            consume_multiple=True,
-            negative="",
-        ),
-    ] = None,
-    stride: Annotated[Literal[8, 16], Parameter(help="Output stride: 8 is slower and finds more.")] = 16,
-    max_people: Annotated[PositiveInt, Parameter(help="Proposals per picture.")] = 20,
+    side: Side = None,
+    pyramid: Pyramid = None,
+    stride: OutputStride = DEFAULTS.stride,
+    max_people: MaxPeople = None,
     form: Annotated[
         Literal["json", "coco", "parquet"],
         Parameter(
             name="--format", help="A JSON file per picture, one of COCO results, or one Parquet table."
         ),
     ] = "json",
-    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Find people in pictures: poses, masks and scores, and overlays/*.jpg to look at.
 
@@ -191,16 +208,15 @@ def predict(
     from personlab import tables
     from personlab.inference.pictures import find
     from personlab.inference.predict import Output, predict
-    from personlab.params import Infer
-    from personlab.predictor import Predictor
+    from personlab.predictor import Predictor, decoding
     from personlab.utils import malloc
     from personlab.utils.progress import progress
 
-    sides = tuple(pyramid or [side or 801])
-    infer = Infer(sides=sides, stride=stride, max_people=max_people, gpu=device == "cuda")
+    infer = _infer(side, pyramid, stride)
     malloc.disable_trim()
-    predictor = Predictor.from_checkpoint(weights, infer)
-    output = Output(out, form, tables.params_hash(infer, predictor.network.codec))
+    predictor = Predictor.from_checkpoint(weights, infer, max_people=max_people, gpu=device == "cuda")
+    digest = tables.params_hash(infer, decoding(predictor.network, max_people))
+    output = Output(out, form, digest)
     found = find(pictures)
     unread = predict(predictor, found, output, progress=progress)
     if unread:
@@ -219,45 +235,33 @@ def infer_batch(
     ],
     /,
     *,
-    weights: Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")],
+    weights: Weights,
     out: Annotated[str, Parameter(help="Folder to write to, path or URI: empty, or with a run to go on.")],
-    side: Annotated[
-        PositiveInt | None,
-        Parameter(group=_scales, help="Longest side of the network's input, in pixels. [default: 801]"),
-    ] = None,
-    pyramid: Annotated[
-        list[PositiveInt] | None,
-        Parameter(
-            group=_scales,
-            help="Several such sides instead: slower, finds more.",
-            consume_multiple=True,
-            negative="",
-        ),
-    ] = None,
-    stride: Annotated[Literal[8, 16], Parameter(help="Output stride: 8 is slower and finds more.")] = 16,
-    max_people: Annotated[PositiveInt, Parameter(help="Proposals per picture.")] = 20,
+    side: Side = None,
+    pyramid: Pyramid = None,
+    stride: OutputStride = DEFAULTS.stride,
+    max_people: MaxPeople = None,
     part_size: Annotated[
         PositiveInt, Parameter(help="Pictures a part: what a kill can cost, and how many files there are.")
     ] = 64,
-    device: Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Find people in any number of pictures, on all processors or GPUs of this machine or of RAY_ADDRESS.
 
     Writes part-*.parquet, errors-*.parquet for pictures that cannot be read, and manifest.json when all are
     done. Killed at any point, the same command goes on and makes the same files.
     """
-    from personlab.data import images as picture
+    from personlab.data import images
     from personlab.distributed import batch
     from personlab.inference import inputs
     from personlab.inference.job import Job, make_plan
-    from personlab.params import Infer
     from personlab.utils.storage import Folder
 
-    sides = tuple(pyramid or [side or 801])
-    infer = Infer(sides=sides, stride=stride, max_people=max_people, gpu=device == "cuda")
+    infer = _infer(side, pyramid, stride)
     listing = inputs.find(pictures)
-    plan = make_plan(listing, weights, infer, part_size=part_size)
-    batch.run(Job(plan, listing.root, Folder(out), weights.absolute(), picture.decode), listing)
+    plan = make_plan(listing, weights, infer, max_people=max_people, part_size=part_size)
+    job = Job(plan, listing.root, Folder(out), weights.absolute(), images.decode, gpu=device == "cuda")
+    batch.run(job, listing)
 
 
 @app.command(group=tools)

@@ -1,15 +1,21 @@
-"""params.yaml as frozen models: one section per stage, plus `codec` and `model`, which several stages share.
+"""The parameters of the pipeline: params.yaml as frozen pydantic models.
 
-A key that is unknown or misspelt is an error, never a silently ignored wish. Only the stages and the
-command line read parameters from disk; the science is handed plain values.
+There are three kinds. A *stage section* decides the result of its stage and is a DVC dependency of exactly the
+stages that use it. `decode` says how fields become people; it is used by `infer` and travels with the model
+that `infer` judged. `compute` says where and how stages run; no stage depends on it.
+
+An unknown or misspelt key in params.yaml is an error. Parameters that older versions saved beside models stay
+readable: `from_saved` renames what has been renamed, fills in what was added later and ignores what has gone.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -23,9 +29,22 @@ from personlab.errors import UserError
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Stride = Literal[8, 16, 32]
 ResNetKind = Literal["resnet18", "resnet50", "resnet101", "resnet152"]
-# Those of Google's published weights: MobileNetV1 (16: native output stride 16), and TensorFlow's ResNet-50.
-BackboneKind = ResNetKind | Literal["mobilenet", "mobilenet16", "tf-resnet50"]
-Precision = Literal["float32", "bfloat16"]
+# mobilenet16 ends at output stride 16: the published networks of 0.50 and 0.75 times the standard width.
+# slim-resnet50 is TF-Slim's ResNet-50.
+BackboneKind = ResNetKind | Literal["mobilenet", "mobilenet16", "slim-resnet50"]
+# auto: bfloat16 where the processor or GPU computes it fast, else float32
+Precision = Literal["auto", "float32", "bfloat16"]
+
+# `model.init` and `estimator.init` for random weights. A committed file of this name stands for them, because
+# dvc.yaml lists the path as a dependency and DVC cannot template a null.
+RANDOM: Final = "models/random"
+
+
+def _none_if_random(value: Any) -> Any:
+    return None if value == RANDOM else value
+
+
+Init = Annotated[str | None, BeforeValidator(_none_if_random)]
 
 
 class Section(BaseModel):
@@ -33,7 +52,7 @@ class Section(BaseModel):
 
 
 class Sample(Section):
-    """The rendered dataset."""
+    """The rendered sample dataset."""
 
     train_images: PositiveInt = 400
     val_images: PositiveInt = 100
@@ -46,9 +65,7 @@ class Acquire(Section):
     """Where images and annotations come from."""
 
     source: Literal["sample", "directory", "coco2017"] = "sample"
-    # an existing COCO layout (source: directory), or where COCO 2017 is kept (source: coco2017)
     directory: str | None = None
-    # where COCO 2017 is downloaded from
     url: str = "http://images.cocodataset.org"
     sample: Sample = Sample()
 
@@ -60,52 +77,32 @@ class Acquire(Section):
 
 
 class Ingest(Section):
-    """COCO JSON to validated tables."""
+    """COCO JSON to validated tables, images to shards."""
 
-    # the stage fails if a larger share of the rows is rejected
     max_reject_fraction: Fraction = 0.01
-    # the paper trains on the images that show people (64115 of COCO train 2017)
     train_images_with_people_only: bool = True
-
-
-class Codec(Section):
-    """How people become fields and back (paper, section 3)."""
-
-    radius: PositiveFloat = 32.0  # R, input pixels
-    nms_radius: PositiveFloat = 10.0  # r, input pixels
-    bin: PositiveFloat = 2.0  # width of a Hough accumulator bin, input pixels
-    seed_threshold: PositiveFloat = 0.01
-    mid_refinements: int = Field(default=2, ge=0)  # in training; the paper's 2
-    long_refinements: int = Field(default=2, ge=0)
-    # decoding corrects every keypoint by its short-range offset this often: a network's offsets go only part
-    # of the way, and going on is nearly free
-    trace_refinements: int = Field(default=4, ge=0)
-    mask_distance: PositiveFloat = 0.25  # t of section 3.2
+    shard_mb: PositiveInt = 128
+    row_group: PositiveInt = 64
 
 
 class Estimator(Section):
-    """The single-person estimator used for imputation (G-RMI)."""
+    """The single-person keypoint estimator used for imputation (G-RMI)."""
 
     backbone: BackboneKind = "resnet18"
-    # channels of the first stage, as with `model`
     width: PositiveInt = 24
-    # what its backbone starts from: as with `model`, but that heads are left out
-    init: str | None = None
+    init: Init = None
     crop_height: PositiveInt = 97
     crop_width: PositiveInt = 73
     stride: Stride = 8
     radius: PositiveFloat = 10.0
     batch: PositiveInt = 16
     steps: PositiveInt = 1200
-    learning_rate: PositiveFloat = 2e-3  # at its peak: it rises, then falls to nothing
+    learning_rate: PositiveFloat = 2e-3
     precision: Precision = "float32"
-    checkpoint_every: PositiveInt = 200
-    gpu: bool = False
-    max_failures: int = Field(default=2, ge=-1)
     seed: int = 0
 
     @model_validator(mode="after")
-    def _on_the_lattice(self) -> Self:
+    def _on_the_grid(self) -> Self:
         for name, side in (("crop_height", self.crop_height), ("crop_width", self.crop_width)):
             if (side - 1) % self.stride:
                 raise ValueError(f"estimator.{name}: {side} is not a multiple of stride {self.stride} plus 1")
@@ -113,132 +110,148 @@ class Estimator(Section):
 
 
 class Impute(Section):
-    """Keypoints for small people that have none."""
+    """Keypoints for small people that have a mask but no keypoints."""
 
-    # imputed keypoints the estimator is less sure of stay unlabelled
+    max_area: PositiveFloat | None = 32.0**2  # pixels; COCO's small
     min_score: Fraction = 0.5
-    batch: PositiveInt = 64
-    gpu: bool = False
 
 
 class Targets(Section):
-    """Parquet shards: all that training, inference and evaluation read."""
+    """The people that training learns from."""
 
-    imputed: bool = True  # include imputed keypoints
-    shard_mb: PositiveInt = 128
-    row_group: PositiveInt = 64
+    imputed: bool = True
 
 
 class Model(Section):
-    """The network; a checkpoint records it."""
+    """The network; recorded in the card of its checkpoints."""
 
     backbone: BackboneKind = "resnet18"
-    # channels of the first stage; 64 is the standard ResNet, 32 the standard MobileNet
     width: PositiveInt = 32
-    refine: bool = True  # recurrent offset refinement in training and decoding (Tables 6 and 7)
-    # checkpoint (imported weights too), or torchvision ResNet state dict in safetensors, to start from
-    init: str | None = None
-    # take a checkpoint's heads too; if not they start fresh, as the paper's do on a classifier's backbone
+    radius: PositiveFloat = 32.0  # R of the paper, input pixels
+    refine: bool = True
+    init: Init = None
     init_heads: bool = True
 
 
+class LossWeights(Section):
+    """Weight of each field's loss; the defaults are the paper's."""
+
+    heatmap: float = 4.0
+    seg: float = 2.0
+    short: float = 1.0
+    mid: float = 0.25
+    long: float = 0.125
+
+
 class Train(Section):
-    """Paper section 4.1."""
+    """Training (paper, section 4.1)."""
 
     crop: PositiveInt = 801
     stride: Stride = 16
-    batch: PositiveInt = 8  # over all workers
+    batch: PositiveInt = 8
     steps: PositiveInt = 1_000_000
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: PositiveFloat = 1e-3
-    # from this share of the steps on, the rate falls to 0 in a straight line; 1: it stays, as in the paper
     decay_from: Fraction = 1.0
     momentum: Fraction = 0.9
     weight_decay: float = Field(default=0.0, ge=0.0)
-    average_from: Fraction = 0.5  # Polyak-Ruppert: average the weights after this share of the steps
-    # crops of the whole image: 1 is the square that tightly contains it
+    average_from: Fraction = 0.5
     min_scale: PositiveFloat = 0.5
     max_scale: PositiveFloat = 1.5
-    # crops around people instead (all but a tenth): the least and greatest size, in input pixels, at which
-    # the longer side of a person's box is shown. Where images are few and steps cheap this teaches faster.
     person_sizes: tuple[PositiveFloat, PositiveFloat] | None = None
-    loss_weights: tuple[float, float, float, float, float] = (4, 2, 1, 1 / 4, 1 / 8)
+    loss_weights: LossWeights = LossWeights()
     precision: Precision = "float32"
-    checkpoint_every: PositiveInt = 1000
-    # A curve to watch, which decides nothing: so often, in steps, the AP of the averaged weights on the first
-    # so many val images, seen at one size (their longest side, in input pixels) and at `stride`. 0: never.
     validate_every: int = Field(default=0, ge=0)
     validate_images: PositiveInt = 100
     validate_side: PositiveInt = 801
-    workers: PositiveInt = 1
-    gpu: bool = False
-    # how many times a run may lose workers or nodes and go on by itself; -1: always
-    max_failures: int = Field(default=2, ge=-1)
     seed: int = 0
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _on_the_grid(self) -> Self:
         if (self.crop - 1) % self.stride:
             raise ValueError(f"train.crop: {self.crop} is not a multiple of stride {self.stride} plus 1")
-        if self.batch % self.workers:
-            raise ValueError(f"train.batch: {self.batch} cannot be shared by {self.workers} workers")
         return self
 
 
 class Infer(Section):
-    """Multi-scale inference over the validation shards."""
+    """Which sizes the network looks at."""
 
-    sides: tuple[PositiveInt, ...] = (1401,)
-    stride: Stride = 8
+    sides: tuple[PositiveInt, ...] = Field(default=(801,), min_length=1)
+    stride: Stride = 16
+
+
+class Decode(Section):
+    """How fields become people (paper, sections 3.1 and 3.2). Lengths are in input pixels."""
+
+    nms_radius: PositiveFloat = 10.0
+    bin: PositiveFloat = 2.0
+    seed_threshold: PositiveFloat = 0.01
+    trace_refinements: int = Field(default=4, ge=0)
+    mask_distance: PositiveFloat = 0.25
     scoring: Literal["expected-oks", "hough"] = "expected-oks"
     nms: Literal["soft", "hard"] = "soft"
     max_people: PositiveInt = 20
-    gpu: bool = False
+
+    @classmethod
+    def scaled(cls, radius: float) -> Self:
+        """The defaults, which go with disks of R = 32 pixels, with lengths scaled to disks of `radius`."""
+        ratio = radius / 32.0
+        return cls(nms_radius=10.0 * ratio, bin=2.0 * ratio)
 
 
 class Evaluate(Section):
-    """Pictures of the report; the metrics themselves have no parameters but the proposals of `infer`."""
+    """Scores and pictures."""
 
     gallery: PositiveInt = 24
 
 
-class Ray(Section):
-    """Where stages compute, and where training keeps what it goes on from. Decides no result: no stage
-    depends on it, and nothing is made again if it changes.
-    """
+class Compute(Section):
+    """Where and how stages run. No stage depends on it: changing it reruns nothing and loses no run."""
 
-    # an existing cluster ("auto", or host:port), where RAY_ADDRESS is not set; none: a private one, here
-    address: str | None = None
-    # of checkpoints: a folder that all nodes share (relative to the project), or a URI (s3://, gs://, abfs://,
-    # hdfs://); none: runs/
+    gpu: bool = False
+    workers: PositiveInt = 1
+    checkpoint_every: PositiveInt = 500
+    max_failures: int = Field(default=2, ge=-1)
+    ray_address: str | None = None
     storage_path: str | None = None
 
 
 class Params(Section):
     acquire: Acquire = Acquire()
     ingest: Ingest = Ingest()
-    codec: Codec = Codec()
     estimator: Estimator = Estimator()
     impute: Impute = Impute()
     targets: Targets = Targets()
     model: Model = Model()
     train: Train = Train()
     infer: Infer = Infer()
+    decode: Decode = Decode()
     evaluate: Evaluate = Evaluate()
-    ray: Ray = Ray()
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _batch_is_shared(self) -> Self:
+        if self.train.batch % self.compute.workers:
+            raise ValueError(
+                f"train.batch: {self.train.batch} cannot be shared by {self.compute.workers} workers "
+                "(compute.workers)"
+            )
+        return self
 
 
 def load(path: Path) -> Params:
     """Read and check a params.yaml.
 
     Raises:
-        UserError: the file is missing, is not YAML, or holds an unknown key or a bad value; the message
-            names each offending key.
+        UserError: the file is missing, is not UTF-8 or not YAML, or holds an unknown key or a bad value; the
+            message names each offending key.
     """
     try:
-        raw: Any = yaml.safe_load(path.read_text()) or {}
+        raw: Any = yaml.safe_load(path.read_bytes().decode("utf-8-sig")) or {}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder or pass --params") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save it with that encoding") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     try:
@@ -250,5 +263,79 @@ def load(path: Path) -> Params:
 def _explain(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
     if detail["type"] == "extra_forbidden":
-        return f"unknown key '{key}' (misspelt?)"
+        return f"unknown key '{key}'{_hint(key)}"
     return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _hint(key: str) -> str:
+    if key in _MOVED or key.partition(".")[0] in _MOVED_SECTIONS:
+        return f"; it is now '{_MOVED[key]}'" if key in _MOVED else "; its keys have moved, see params.yaml"
+    return " (misspelt?)"
+
+
+# --- parameters that older versions saved -------------------------------------------------------------------
+
+# What versions up to 0.1 called these.
+_MOVED: Final = {
+    "codec.radius": "model.radius",
+    "codec.nms_radius": "decode.nms_radius",
+    "codec.bin": "decode.bin",
+    "codec.seed_threshold": "decode.seed_threshold",
+    "codec.trace_refinements": "decode.trace_refinements",
+    "codec.mask_distance": "decode.mask_distance",
+    "infer.scoring": "decode.scoring",
+    "infer.nms": "decode.nms",
+    "infer.max_people": "decode.max_people",
+    "targets.shard_mb": "ingest.shard_mb",
+    "targets.row_group": "ingest.row_group",
+    "train.gpu": "compute.gpu",
+    "train.workers": "compute.workers",
+    "train.checkpoint_every": "compute.checkpoint_every",
+    "train.max_failures": "compute.max_failures",
+    "ray.address": "compute.ray_address",
+    "ray.storage_path": "compute.storage_path",
+}
+_MOVED_SECTIONS: Final = {"codec", "ray"}
+_RENAMED_BACKBONES: Final = {"tf-resnet50": "slim-resnet50"}
+# Defaults of keys that versions up to 0.1 could leave out and that have another default now.
+_OLD_DEFAULTS: Final = {"infer": {"sides": [1401], "stride": 8}, "impute": {"max_area": None}}
+
+
+def from_saved(raw: Mapping[str, Any]) -> Params:
+    """Parameters that any version saved, in today's terms.
+
+    Keys that have moved are found under their old names, keys that are missing get the meaning they had when
+    they were missing, and keys that no longer exist are left out.
+
+    Raises:
+        ValidationError: a value is not of its key's type.
+    """
+    tree: dict[str, Any] = {
+        name: dict(section) for name, section in raw.items() if isinstance(section, Mapping)
+    }
+    if "decode" not in tree:  # a version up to 0.1
+        for section, defaults in _OLD_DEFAULTS.items():
+            tree[section] = defaults | tree.get(section, {})
+        for old, new in _MOVED.items():
+            (section, key), (new_section, new_key) = old.split("."), new.split(".")
+            if key in tree.get(section, {}):
+                tree.setdefault(new_section, {})[new_key] = tree[section].pop(key)
+        weights = tree.get("train", {}).get("loss_weights")
+        if isinstance(weights, list | tuple):
+            tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))
+    for section in ("model", "estimator"):
+        backbone = tree.get(section, {}).get("backbone")
+        if backbone in _RENAMED_BACKBONES:
+            tree[section]["backbone"] = _RENAMED_BACKBONES[backbone]
+    return Params.model_validate(_known(Params, tree))
+
+
+def _known(model: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a tree of values whose names are fields of the model."""
+    known: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name in tree:
+            kind, value = field.annotation, tree[name]
+            nested = isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping)
+            known[name] = _known(kind, value) if nested else value  # type: ignore[arg-type]
+    return known

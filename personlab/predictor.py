@@ -37,23 +37,33 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path, infer: params.Infer | None = None, codec: params.Codec | None = None
+        cls,
+        path: Path,
+        infer: params.Infer | None = None,
+        decode: params.Decode | None = None,
+        *,
+        max_people: int | None = None,
+        gpu: bool = False,
     ) -> Self:
-        """A predictor of the weights at `path`.
+        """Load the weights at `path`.
 
-        infer: at which sizes and on what device; by default one side of 1401 pixels, stride 8, CPU.
-        codec: how to decode; by default, as the checkpoint was trained. What the network was trained for
-        (its radius, and whether it refines) always comes from the checkpoint.
+        Args:
+            path: a checkpoint, *.safetensors, with its card beside it.
+            infer: input sizes and stride; by default one side of 801 pixels and stride 16.
+            decode: decoding parameters; by default those that the model was judged with (its card's), or the
+                paper's, scaled to the model's radius, where it has not been judged.
+            max_people: proposals per image, if other than `decode` says.
+            gpu: compute the network on CUDA.
 
         Raises:
-            UserError: the checkpoint cannot be read, or a GPU is asked for where there is none.
+            UserError: the checkpoint cannot be read, or there is no CUDA device.
         """
         infer = infer or params.Infer()
-        if infer.gpu and not torch.cuda.is_available():
+        if gpu and not torch.cuda.is_available():
             raise UserError("no CUDA device here; use the CPU, or a PyTorch built for CUDA and its driver")
-        device = torch.device("cuda" if infer.gpu else "cpu")
+        device = torch.device("cuda" if gpu else "cpu")
         network = from_checkpoint(path, stride=infer.stride).to(device)
-        return cls(network, decoder(network, infer, codec or network.codec), infer.sides, device)
+        return cls(network, decoder(network, decode or decoding(network, max_people)), infer.sides, device)
 
     def __call__(self, image: ImageArray) -> list[Detection]:
         """The people of an RGB image (height x width x 3, uint8), best first, in the image's own pixels.
@@ -83,21 +93,18 @@ class Predictor:
         return Level(self.network(seen).probabilities(), scale)
 
 
-def decoder(network: PersonLab, infer: params.Infer, codec: params.Codec) -> Decoder:
-    """How to decode this network's fields. Without refinement in training there is none in decoding."""
-    refine = network.model.refine
-    return Decoder(
-        radius=network.codec.radius,
-        nms_radius=codec.nms_radius,
-        bin=codec.bin,
-        seed_threshold=codec.seed_threshold,
-        trace_refinements=codec.trace_refinements if refine else 0,
-        long_refinements=codec.long_refinements if refine else 0,
-        mask_distance=codec.mask_distance,
-        scoring=infer.scoring,
-        nms=infer.nms,
-        max_people=infer.max_people,
-    )
+def decoding(network: PersonLab, max_people: int | None = None) -> params.Decode:
+    """The decoding parameters that a model is served with unless others are given."""
+    decode = network.decode or params.Decode.scaled(network.model.radius)
+    return decode.model_copy(update={"max_people": max_people}) if max_people else decode
+
+
+def decoder(network: PersonLab, decode: params.Decode | None = None) -> Decoder:
+    """The decoder of a network's fields. A network trained without refinement is decoded without it."""
+    settings = (decode or decoding(network)).model_dump()
+    if not network.model.refine:
+        settings |= {"trace_refinements": 0, "long_refinements": 0}
+    return Decoder(radius=network.model.radius, **settings)
 
 
 def detections(poses: Poses, masks: Iterable[Tensor | None]) -> Iterator[Detection]:

@@ -1,5 +1,7 @@
 """Recurrent offset refinement (paper, equations 2 and 5), at the resolution of the network's output."""
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +10,9 @@ from personlab.codec.fields import Fields, cell_positions
 from personlab.skeleton import EDGES
 
 _TARGETS = [target for _, target in EDGES]
+
+# Refinement steps of the paper, for mid-range (eq. 2) and long-range offsets (eq. 5) alike.
+STEPS: Final = 2
 
 
 def sample(field: Tensor, xy: Tensor, stride: int) -> Tensor:
@@ -22,7 +27,7 @@ def sample(field: Tensor, xy: Tensor, stride: int) -> Tensor:
     return F.grid_sample(field, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def refine(fields: Fields, *, mid_steps: int = 2, long_steps: int = 2) -> Fields:
+def refine(fields: Fields, *, mid_steps: int = STEPS, long_steps: int = STEPS) -> Fields:
     """Fields whose mid- and long-range offsets have been refined; the other three are unchanged.
 
     mid, eq. 2: M_kl(x) <- x' + S_l(x') with x' = M_kl(x); the short-range field is the *target*

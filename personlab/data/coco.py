@@ -1,7 +1,7 @@
-"""Read a COCO layout: annotation JSON and JPEGs in, checked images and people out, every reject explained.
+"""Read a COCO layout: annotation JSON and image files in, checked images and people out, every reject explained.
 
     root/annotations/person_keypoints_{train,val}2017.json
-    root/{train,val}2017/*.jpg
+    root/{train,val}2017/
 
 People of every kind are kept: with keypoints, without (a mask only) and crowds. Every record comes out
 again, as an `Image` or `Person` or as a `Reject` that says why, in the order of the file; only a file that
@@ -25,15 +25,15 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import PIL.Image
 import pyarrow as pa
 
+from personlab.data import images
 from personlab.data.json_fields import BadRecordError, integer, numbers, record_id, repeated
 from personlab.data.segmentation import rle_and_area
 from personlab.errors import UserError
 from personlab.people import Annotation, FloatArray
 from personlab.skeleton import KEYPOINTS, K
-from personlab.tables import IMAGES, PEOPLE, REJECTS, Split
+from personlab.tables import PEOPLE, REJECTS, Split
 
 MARGIN: Final = 1.0
 
@@ -155,7 +155,7 @@ def _image(layout: Layout, folder: Path, record: Any) -> Image:
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
         raise BadRecordError("has no file_name")
-    _check_jpeg(_inside(folder, name), name, (width, height))
+    _check_pixels(_inside(folder, name), name, (height, width))
     return Image(image_id, f"{layout.images.name}/{PurePosixPath(name)}", height, width)
 
 
@@ -170,21 +170,15 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _check_jpeg(path: Path, name: str, size: tuple[int, int]) -> None:
+def _check_pixels(path: Path, name: str, size: tuple[int, int]) -> None:
+    """Decode an image file and compare its size (height, width) with the annotations'."""
     try:
-        with PIL.Image.open(path) as image:
-            if image.format not in ("JPEG", "MPO"):  # MPO: a JPEG that holds further pictures
-                raise BadRecordError(f"{name} is a {image.format}, not a JPEG")
-            if image.size != size:  # before decoding: sizes that nobody expects cost nothing
-                found, stated = (f"{width} x {height}" for width, height in (image.size, size))
-                raise BadRecordError(f"{name} is {found} pixels, the annotations say {stated}")
-            image.load()
-    except FileNotFoundError:
-        raise BadRecordError(f"{name}: no such file") from None
-    except PIL.UnidentifiedImageError:
-        raise BadRecordError(f"{name} is not an image") from None
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise BadRecordError(f"{name} cannot be decoded ({error})") from None
+        found = images.read(path, apply_exif=False).shape[:2]
+    except UserError as error:
+        raise BadRecordError(f"{name}: {error}") from None
+    if found != size:
+        pixels, stated = (f"{width} x {height}" for height, width in (found, size))
+        raise BadRecordError(f"{name} is {pixels} pixels, the annotations say {stated}")
 
 
 def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> dict[int, Image | Reject]:
@@ -300,21 +294,6 @@ def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRec
 
 
 # --- tables -------------------------------------------------------------------------------------------------
-
-
-def images_table(images: Mapping[Split, Iterable[Image]]) -> pa.Table:
-    rows = [
-        {
-            "split": split,
-            "image_id": image.id,
-            "file_name": image.file_name,
-            "height": image.height,
-            "width": image.width,
-        }
-        for split in images
-        for image in images[split]
-    ]
-    return _sorted(pa.Table.from_pylist(rows, IMAGES), "split", "image_id")
 
 
 def people_table(people: Mapping[Split, Iterable[Person]]) -> pa.Table:

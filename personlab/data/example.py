@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from pycocotools import mask as rle_tools
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances
 from personlab.codec.fields import cells
+from personlab.data import images
 from personlab.data.transform import ImageArray, Transform
 from personlab.errors import UserError
 from personlab.people import Annotation, BoolArray
@@ -26,9 +26,13 @@ class Example:
 
 
 def example(row: Mapping[str, Any], transform: Transform, *, stride: int) -> Example:
-    """A shard row (tables.SHARD) seen through `transform`, its people sampled at output stride `stride`."""
+    """A row of tables.IMAGES and its `people` through a transform, sampled at output stride `stride`.
+
+    Raises:
+        UserError: the image cannot be decoded.
+    """
     people = [Annotation.from_row(record) for record in row["people"]]
-    image = transform.image(decode_jpeg(row["jpeg"], name=row["file_name"]))
+    image = transform.image(pixels(row))
     return Example(
         image_id=row["image_id"],
         image=torch.from_numpy(image).permute(2, 0, 1),
@@ -36,18 +40,16 @@ def example(row: Mapping[str, Any], transform: Transform, *, stride: int) -> Exa
     )
 
 
-def decode_jpeg(jpeg: bytes, *, name: str) -> ImageArray:
-    """RGB pixels, height x width x 3, as they are stored: annotations know nothing of EXIF orientation.
+def pixels(row: Mapping[str, Any]) -> ImageArray:
+    """The pixels of a row of tables.IMAGES as they are stored, height x width x 3, RGB.
 
     Raises:
-        UserError: the bytes are not an image.
+        UserError: the image cannot be decoded.
     """
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if jpeg else None
-    if pixels is None:
-        raise UserError(f"{name}: its bytes in the shard are not a JPEG; run dvc repro --force targets")
-    image: ImageArray = pixels
-    return image
+    try:
+        return images.decode(row["image"], apply_exif=False)
+    except UserError as error:
+        raise UserError(f"{row['file_name']}: {error}; run dvc repro --force ingest") from None
 
 
 def project_people(

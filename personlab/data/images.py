@@ -1,4 +1,4 @@
-"""Read a picture that anyone may have made, in any format, as the RGB pixels that a viewer would show."""
+"""The one image reader: files of any format that Pillow reads, as RGB pixels."""
 
 import warnings
 from collections.abc import Iterator
@@ -15,76 +15,90 @@ from PIL import ImageOps
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 
-# Coordinates of pixels have 16 bits in much of what handles them later, JPEG among it.
+# Pixel coordinates have 16 bits in much of what handles them later, JPEG among it.
 LONGEST: Final = 32_767
+MOST_PIXELS: Final = 89_000_000
+_TOO_LARGE: Final = "has more than 89 million pixels, which would fill the memory; shrink it"
 
-# Pillow reads these by starting another program (EPS), or knows them without being able to read them.
+# Pillow starts another program to read these (EPS), or knows them without being able to read them.
 _FOREIGN: Final = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}
+
+# Pillow warns of files that it reads all the same, and of large ones, which are refused below.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def formats() -> list[str]:
-    """What can be read, by Pillow's names."""
+    """Pillow's names of the formats that are read."""
     PIL.Image.init()
     return [name for name in PIL.Image.ID if name not in _FOREIGN]
 
 
 def suffixes() -> set[str]:
-    """What names of pictures end in, in lower case and with the dot."""
+    """Suffixes of image files, in lower case and with the dot."""
     readable = set(formats())
     return {suffix for suffix, name in PIL.Image.registered_extensions().items() if name in readable}
 
 
-def read(path: Path) -> ImageArray:
-    """Height x width x 3, RGB, uint8: turned as its EXIF says, on white where it is transparent.
-
-    16 bits become 8; floating-point grey is stretched from its darkest to its brightest value. Of several
-    frames or pages the first is read.
+def read(path: Path, *, apply_exif: bool = True) -> ImageArray:
+    """Read an image file; see `decode`.
 
     Raises:
-        UserError: the message is the reason alone, without the path: it is no file, no picture, incomplete,
-            or larger than anyone's photos (89 million pixels, or 32767 a side).
+        UserError: as `decode`; or there is no such file.
     """
     with _explained():
         if not path.is_file():
             raise UserError(_no_file(path))
-        return _read(path)
+        return _read(path, apply_exif)
 
 
-def decode(content: bytes) -> ImageArray:
-    """As `read`, of what a picture file holds."""
+def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
+    """Decode an image file to height x width x 3 RGB, uint8.
+
+    16 bits become 8; floating-point grey is stretched from its darkest to its brightest value; what is
+    transparent becomes white. Of several frames or pages the first is read.
+
+    Args:
+        content: the bytes of the file.
+        apply_exif: rotate and mirror as the EXIF orientation says, as viewers do. Annotations in COCO's format
+            refer to the pixels as they are stored, so annotated images are read without.
+
+    Raises:
+        UserError: the message is the reason alone, without the file's name: not an image, incomplete, or too
+            large (89 million pixels, or 32767 a side).
+    """
     with _explained():
-        return _read(BytesIO(content))
+        return _read(BytesIO(content), apply_exif)
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Whatever goes wrong is a UserError that says why."""
+    """Turn any exception into a UserError that gives the reason."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow can put up with
-            warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-            yield
+        yield
     except UserError:
         raise
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        raise UserError("has more than 89 million pixels, which would fill the memory; shrink it") from None
+    except PIL.Image.DecompressionBombError:
+        raise UserError(_TOO_LARGE) from None
     except PIL.UnidentifiedImageError:
-        raise UserError("is not a picture of any format that can be read here") from None
-    except Exception as error:  # broken files make Pillow's readers stumble in any way there is
+        raise UserError("is not an image of any format that can be read here") from None
+    except Exception as error:  # Pillow's readers raise any kind of exception on broken files
         raise UserError(f"cannot be read: {error or type(error).__name__}") from None
 
 
 def _no_file(path: Path) -> str:
     if path.is_dir():
-        return "is a folder without pictures"
+        return "is a folder without images"
     return "is no plain file" if path.exists() else "no such file"
 
 
-def _read(source: Path | BytesIO) -> ImageArray:
+def _read(source: Path | BytesIO, apply_exif: bool) -> ImageArray:
     with PIL.Image.open(source, formats=formats()) as image:
         if max(image.size) > LONGEST:
             raise UserError(f"is {image.width} x {image.height} pixels; a side may have {LONGEST}, cut it up")
-        ImageOps.exif_transpose(image, in_place=True)
+        if image.width * image.height > MOST_PIXELS:
+            raise UserError(_TOO_LARGE)
+        if apply_exif:
+            ImageOps.exif_transpose(image, in_place=True)
         return np.array(_rgb(image))
 
 

@@ -1,12 +1,12 @@
-"""Training examples from the shards: which worker sees what in which order, read, decoded and augmented.
+"""Load training batches from image and target shards: read, decode and augment, in a reproducible order.
 
-All workers together see one sequence of images, which depends on the seed alone: epoch after epoch, every
-image once in each. Step t takes the t-th `batch` images of it, and every worker its share of each step. So
-the number of workers changes nothing, and neither does being interrupted.
+All workers together see one sequence of images that depends on the seed alone: epoch after epoch, every image
+once per epoch. Step t takes the t-th `batch` images of the sequence, and every worker its share of them. The
+number of workers and interruptions therefore change nothing.
 
-Threads decode and augment: beside a training step on another device, in turn with one on the same processors
-(docs/scaling.md has the figures). Ray Data could do it in other processes, at twice the processor time and
-without what is promised here (docs/reliability.md).
+Threads decode and augment: while the network computes on a GPU, or between its steps on a CPU, where both
+would compete for the same cores (docs/notes/scaling.md). Ray Data could do it in other processes, at twice the
+processor time and without this order (docs/notes/reliability.md).
 """
 
 import itertools
@@ -19,82 +19,69 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from personlab.data.augment import augmented
 from personlab.data.example import Example
 from personlab.errors import UserError
 from personlab.params import Train
+from personlab.tables.shards import RowGroup, row_groups, with_people
 from personlab.utils.prefetch import prefetch
 
-# Images and batches that are shuffled among each other, at least. They are held in memory as JPEGs.
-_SHUFFLED: Final = 1024
+# Least number of rows and of batches that are shuffled among each other. Their image files are held in memory.
+_SHUFFLED_ROWS: Final = 1024
 _SHUFFLED_BATCHES: Final = 32
 
 _Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Group:
-    """A row group of a shard."""
-
-    part: Path
-    index: int
-    rows: int
-
-
-@dataclass(frozen=True)
 class ReadChunk:
-    """Row groups that are read together, and which of their rows are wanted, in this order."""
+    """Row groups to read together, and the rows wanted of them, in order."""
 
     epoch: int
-    groups: tuple[Group, ...]
-    rows: tuple[int, ...]  # counted through all of the groups
-
-
-def row_groups(shards: Path) -> list[Group]:
-    """The row groups of all parts, in order."""
-    return [
-        Group(part, index, meta.row_group(index).num_rows)
-        for part in sorted(shards.glob("part-*.parquet"))
-        for meta in [pq.read_metadata(part)]
-        for index in range(meta.num_row_groups)
-    ]
+    groups: tuple[RowGroup, ...]
+    rows: tuple[int, ...]  # indices into the concatenation of the groups
 
 
 def plan(
-    shards: Sequence[Group], train: Train, *, rank: int = 0, workers: int = 1, done: int = 0
+    groups: Sequence[RowGroup],
+    *,
+    batch: int,
+    steps: int,
+    seed: int,
+    rank: int = 0,
+    workers: int = 1,
+    done: int = 0,
 ) -> Iterator[ReadChunk]:
-    """What one of `workers` reads from step `done` on to the last.
+    """What the worker `rank` of `workers` reads for the steps after `done`, in order.
 
-    Raises:
-        UserError: there are no images.
+    Args:
+        groups: all row groups; at least one row.
+        batch: rows per step, over all workers.
     """
-    images = sum(group.rows for group in shards)
-    if not images:
-        raise UserError("there are no images to train on; see data/ingest/rejects.parquet, or use other data")
-    share = train.batch // workers
-    first, last = done * train.batch, train.steps * train.batch
-    for epoch in itertools.count(first // images):
-        start = epoch * images  # in the sequence of all images that are seen
-        for number, window in enumerate(_windows(shards, train, epoch)):
-            at = start + np.arange(sum(group.rows for group in window))
-            place = at % train.batch  # in its batch
-            wanted = (place // share == rank) & (first <= at) & (at < last)
+    rows = sum(group.rows for group in groups)
+    share = batch // workers
+    first, last = done * batch, steps * batch
+    for epoch in itertools.count(first // rows):
+        start = epoch * rows  # position in the sequence of all rows
+        for number, window in enumerate(_windows(groups, batch, seed, epoch)):
+            position = start + np.arange(sum(group.rows for group in window))
+            slot = position % batch
+            wanted = (slot // share == rank) & (first <= position) & (position < last)
             if wanted.any():
-                rng = np.random.default_rng((train.seed, epoch, number))
-                yield _read_chunk(epoch, window, shuffle_by_slot(place, rng)[wanted])
-            start += len(at)
+                rng = np.random.default_rng((seed, epoch, number))
+                yield _read_chunk(epoch, window, shuffle_by_slot(slot, rng)[wanted])
+            start += len(position)
         if start >= last:
             return
 
 
-def _windows(shards: Sequence[Group], train: Train, epoch: int) -> Iterator[list[Group]]:
-    """An epoch's row groups in their order, cut where enough of them are together."""
-    enough = max(_SHUFFLED, _SHUFFLED_BATCHES * train.batch)
-    window = list[Group]()
-    for index in np.random.default_rng((train.seed, epoch)).permutation(len(shards)):
-        window.append(shards[index])
+def _windows(groups: Sequence[RowGroup], batch: int, seed: int, epoch: int) -> Iterator[list[RowGroup]]:
+    """The row groups in random order, cut into runs of enough rows to shuffle."""
+    enough = max(_SHUFFLED_ROWS, _SHUFFLED_BATCHES * batch)
+    window = list[RowGroup]()
+    for index in np.random.default_rng((seed, epoch)).permutation(len(groups)):
+        window.append(groups[index])
         if sum(group.rows for group in window) >= enough:
             yield window
             window = []
@@ -102,19 +89,19 @@ def _windows(shards: Sequence[Group], train: Train, epoch: int) -> Iterator[list
         yield window
 
 
-def shuffle_by_slot(place: _Ints, rng: np.random.Generator) -> _Ints:
-    """Which of a window's rows comes when.
+def shuffle_by_slot(slot: _Ints, rng: np.random.Generator) -> _Ints:
+    """A random order of a window's rows: N positions -> N rows.
 
-    place: of what comes when, in its batch. The same place always takes from the same run of neighbouring
-    rows, in random order: so a worker, who has some of the places, needs only some of the row groups.
+    A slot (place in the batch) takes its rows from one run of neighbouring rows. A worker has only some of the
+    slots, so it needs only some of the row groups.
     """
-    rows = np.empty_like(place)
-    rows[np.lexsort((rng.random(len(place)), place))] = np.arange(len(place))
+    rows = np.empty_like(slot)
+    rows[np.lexsort((rng.random(len(slot)), slot))] = np.arange(len(slot))
     return rows
 
 
-def _read_chunk(epoch: int, window: Sequence[Group], rows: _Ints) -> ReadChunk:
-    """Without the row groups that none of the rows is in."""
+def _read_chunk(epoch: int, window: Sequence[RowGroup], rows: _Ints) -> ReadChunk:
+    """Drop the row groups that hold none of the rows."""
     ends = np.cumsum([group.rows for group in window])
     groups = np.searchsorted(ends, rows, side="right")
     needed = np.unique(groups)
@@ -124,26 +111,63 @@ def _read_chunk(epoch: int, window: Sequence[Group], rows: _Ints) -> ReadChunk:
     return ReadChunk(epoch, tuple(window[i] for i in needed), tuple((rows - moved[groups]).tolist()))
 
 
-def load_batches(
-    shards: Path, train: Train, *, rank: int, workers: int, done: int, threads: int, overlap: bool
-) -> Iterator[list[Example]]:
-    """One worker's share of every batch, from step `done` to the last, prepared by `threads`.
-
-    overlap: prepare examples ahead, beside the step, as is right where that computes on another device. Else
-    each batch is prepared when it is asked for: a step's threads wait for the slowest of them, and one that
-    has to share its processor with an augmentation holds up all others for longer than that takes.
+def image_groups(images: Path) -> list[RowGroup]:
+    """The row groups of the image shards to train on.
 
     Raises:
-        UserError: as `plan`.
+        UserError: there are no images.
+    """
+    groups = row_groups(images)
+    if not sum(group.rows for group in groups):
+        raise UserError(
+            f"{images}: there are no images to train on; see data/ingest/rejects.parquet, or use other data"
+        )
+    return groups
+
+
+def load_batches(
+    images: Path,
+    targets: Path,
+    train: Train,
+    *,
+    rank: int,
+    workers: int,
+    done: int,
+    threads: int,
+    overlap: bool,
+) -> Iterator[list[Example]]:
+    """One worker's share of every batch after step `done`.
+
+    Args:
+        images, targets: folders of the shards.
+        threads: how many decode and augment.
+        overlap: prepare examples ahead, while the network computes on another device. Otherwise a batch is
+            prepared when it is asked for: the threads of a step on the CPU wait for the slowest of them, and
+            one that shares its core with an augmentation delays all.
+
+    Raises:
+        UserError: as `image_groups`; an image cannot be decoded.
     """
     share = train.batch // workers
-    chunks = plan(row_groups(shards), train, rank=rank, workers=workers, done=done)
-    read = prefetch(_read, chunks, threads=1, depth=1)  # the next one while this one is augmented
-    rows = ((row, window, chunk.epoch) for chunk, window in read for row in chunk.rows)
+    chunks = plan(
+        image_groups(images),
+        batch=train.batch,
+        steps=train.steps,
+        seed=train.seed,
+        rank=rank,
+        workers=workers,
+        done=done,
+    )
+
+    def read(chunk: ReadChunk) -> tuple[ReadChunk, pa.Table]:
+        return chunk, pa.concat_tables([with_people(group, targets) for group in chunk.groups])
+
+    tables = prefetch(read, chunks, threads=1, depth=1)
+    rows = ((row, table, chunk.epoch) for chunk, table in tables for row in chunk.rows)
 
     def example(item: tuple[int, pa.Table, int]) -> Example:
-        row, window, epoch = item
-        return augmented(window.slice(row, 1).to_pylist()[0], train, epoch=epoch)
+        row, table, epoch = item
+        return augmented(table.slice(row, 1).to_pylist()[0], train, epoch=epoch)
 
     if overlap:
         examples = prefetch(example, rows, threads=threads, depth=2 * share + threads)
@@ -151,10 +175,5 @@ def load_batches(
             yield batch
         return
     with ThreadPoolExecutor(threads) as pool:
-        while asked := list(itertools.islice(rows, share)):
-            yield list(pool.map(example, asked))
-
-
-def _read(chunk: ReadChunk) -> tuple[ReadChunk, pa.Table]:
-    groups = (pq.ParquetFile(group.part).read_row_group(group.index) for group in chunk.groups)
-    return chunk, pa.concat_tables(groups)
+        while items := list(itertools.islice(rows, share)):
+            yield list(pool.map(example, items))

@@ -25,6 +25,7 @@ from personlab.inference import job as batch
 from personlab.inference.inputs import Listing
 from personlab.inference.job import Job, Manifest, Part, Worker
 from personlab.inference.poison_images import RECORD
+from personlab.tables.shards import part_name
 from personlab.utils import malloc
 from personlab.utils.progress import progress
 
@@ -49,7 +50,7 @@ def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str 
     with out.locked():
         batch.settle(job, listing)
         files = batch.sweep(out, RECORD)
-        begun = [number for number in plan.parts if batch.part_name(number) in files]
+        begun = [number for number in plan.parts if part_name(number) in files]
         manifest = batch.manifest_of(job)
         if manifest and len(begun) == len(plan.parts):
             log.info("%s: %s is complete", label, out.place)
@@ -98,7 +99,7 @@ def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
     """The parts, made anew, as they are finished."""
     if not numbers:
         return
-    gpu = job.plan.infer.gpu
+    gpu = job.gpu
     require(1, cpus=1, gpus=int(gpu), mend="compute without GPU")
     devices = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
     actors = max(1, min(devices, len(numbers)))

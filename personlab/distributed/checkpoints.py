@@ -35,8 +35,6 @@ _DIGEST: Final = "state.sha256"
 _PREFIX: Final = "step-"
 _RAYS_LIST: Final = "checkpoint_manager_snapshot.json"
 _KEPT: Final = 2  # checkpoints: a good one, should the newest be damaged
-# Parameters of how a run is computed: but for rounding, what comes of it is the same.
-_HOW: Final = {"gpu", "max_failures", "checkpoint_every"}
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def run_of(
     """
     digest = hashlib.sha256()
     for section in params:
-        digest.update(section.model_dump_json(exclude=_HOW).encode())
+        digest.update(section.model_dump_json().encode())
     for path in inputs:
         files = sorted(f for f in path.rglob("*") if f.suffix != ".pyc") if path.is_dir() else [path]
         for file in files:

@@ -25,13 +25,14 @@ from personlab.inference import inputs
 from personlab.inference.inputs import Fetch, Listing
 from personlab.inference.poison_images import Attempt, attempt
 from personlab.model.network import from_checkpoint
-from personlab.params import Codec, Infer, Section
-from personlab.predictor import Predictor
+from personlab.params import Decode, Infer, Section
+from personlab.predictor import Predictor, decoding
+from personlab.tables.shards import part_name
 from personlab.utils.prefetch import prefetch
 from personlab.utils.storage import LOCK, Folder, writing
 
 Row = dict[str, Any]
-Decode = Callable[[bytes], ImageArray]
+DecodeImage = Callable[[bytes], ImageArray]
 Seen = tuple[str, ImageArray | UserError]  # name and pixels of an image, or why there are none
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class Plan(Section):
     inputs: str  # SHA-256 of inputs.parquet
     weights: str  # SHA-256 of the checkpoint and its card
     infer: Infer
-    codec: Codec
+    decode: Decode
 
     @property
     def digest(self) -> str:
@@ -100,11 +101,8 @@ class Job:
     listing_root: str | None
     out: Folder
     weights: Path
-    decode: Decode
-
-
-def part_name(number: int) -> str:
-    return f"part-{number:05}.parquet"
+    decode: DecodeImage
+    gpu: bool = False
 
 
 def errors_name(number: int) -> str:
@@ -112,9 +110,15 @@ def errors_name(number: int) -> str:
 
 
 def make_plan(
-    listing: Listing, weights: Path, infer: Infer, *, part_size: int, codec: Codec | None = None
+    listing: Listing,
+    weights: Path,
+    infer: Infer,
+    decode: Decode | None = None,
+    *,
+    max_people: int | None = None,
+    part_size: int,
 ) -> Plan:
-    """The plan of a run. codec: how to decode; by default, as the checkpoint was trained.
+    """The plan of a run; parameters as for `Predictor.from_checkpoint`.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -127,7 +131,7 @@ def make_plan(
         inputs=hashlib.sha256(_inputs(listing, part_size)).hexdigest(),
         weights=_digest_of(weights),
         infer=infer,
-        codec=codec or network.codec,
+        decode=decode or decoding(network, max_people),
     )
 
 
@@ -256,7 +260,7 @@ class Worker:
         if _digest_of(job.weights) != job.plan.weights:
             raise UserError(f"{job.weights}: is not what the run began with")
         self.job = job
-        self.predictor = Predictor.from_checkpoint(job.weights, job.plan.infer, job.plan.codec)
+        self.predictor = Predictor.from_checkpoint(job.weights, job.plan.infer, job.plan.decode, gpu=job.gpu)
 
     def make(self, number: int) -> Part:
         """Find the people in the images of a part, and write its files.
@@ -289,7 +293,6 @@ class Worker:
             threads=_FETCHERS,
             depth=_FETCHED_AHEAD,
         )
-        # One thread: how Pillow's warnings are taken is a setting of the whole process.
         return prefetch(
             lambda entry: (entry[0], _then(self.job.decode, entry[1])),
             fetched,

@@ -135,8 +135,10 @@ def from_checkpoint(path: Path) -> Estimator:
     state, card = checkpoint.load(path)
     if card.get("format") != _FORMAT or card.get("skeleton") != list(KEYPOINTS):
         raise UserError(f"{path}: not an estimator of this version; run the estimator stage again")
+    if not isinstance(card.get("estimator"), dict):
+        raise UserError(f"{path}: its card describes no estimator (no 'estimator')")
     try:
-        settings = params.Estimator.model_validate(card.get("estimator"))
+        settings = params.from_saved(card).estimator
     except ValidationError as error:
         raise UserError(f"{path}: its card describes no estimator of this version: {error}") from None
     estimator = Estimator(settings)

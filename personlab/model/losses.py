@@ -14,7 +14,7 @@ from torch import Tensor
 
 from personlab import params
 from personlab.codec.fields import Fields, Targets
-from personlab.codec.refine import refine
+from personlab.codec.refine import STEPS, refine
 from personlab.skeleton import K
 
 
@@ -28,9 +28,9 @@ class Losses:
     mid: Tensor
     long: Tensor
 
-    def total(self, weights: tuple[float, float, float, float, float]) -> Tensor:
-        """The weighted sum; the paper's weights are (4, 2, 1, 1/4, 1/8)."""
-        return torch.stack([w * loss for w, loss in zip(weights, self.scalars(), strict=True)]).sum()
+    def total(self, weights: params.LossWeights) -> Tensor:
+        """The weighted sum."""
+        return torch.stack([getattr(weights, name) * loss for name, loss in vars(self).items()]).sum()
 
     def scalars(self) -> list[Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
@@ -41,24 +41,18 @@ class Objective:
     """The losses as training takes them: on refined offsets, and with their weights."""
 
     radius: float  # R, input pixels
-    weights: tuple[float, float, float, float, float]
-    mid_steps: int
-    long_steps: int
+    weights: params.LossWeights
+    steps: int  # of offset refinement; 0 without refinement
 
     @classmethod
-    def of(cls, model: params.Model, codec: params.Codec, train: params.Train) -> Self:
-        """The objective that the parameters ask for; without refinement it takes no refinement steps."""
-        return cls(
-            radius=codec.radius,
-            weights=train.loss_weights,
-            mid_steps=codec.mid_refinements if model.refine else 0,
-            long_steps=codec.long_refinements if model.refine else 0,
-        )
+    def of(cls, model: params.Model, train: params.Train) -> Self:
+        """The objective of a training run."""
+        return cls(model.radius, train.loss_weights, steps=STEPS if model.refine else 0)
 
     def __call__(self, predicted: Fields, targets: Targets, counts: Tensor | None = None) -> Losses:
         """The losses of the network's raw output; float32 under autocast too."""
         with torch.autocast(predicted.heatmap.device.type, enabled=False):
-            refined = refine(predicted.float(), mid_steps=self.mid_steps, long_steps=self.long_steps)
+            refined = refine(predicted.float(), mid_steps=self.steps, long_steps=self.steps)
             return losses(refined, targets, radius=self.radius, counts=counts)
 
 

@@ -81,16 +81,21 @@ class PersonLab(nn.Module):
     """
 
     def __init__(
-        self, model: params.Model, codec: params.Codec, *, stride: params.Stride, masks: bool = True
+        self,
+        model: params.Model,
+        *,
+        stride: params.Stride,
+        masks: bool = True,
+        decode: params.Decode | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.codec, self.stride, self.masks = model, codec, stride, masks
+        self.model, self.stride, self.masks, self.decode = model, stride, masks, decode
         self.backbone = backbone.make(
             model.backbone, width=model.width, stride=stride, freeze_bn=model.init is not None
         )
         middle, final = self.backbone.channels
-        self.heads = Heads(final, codec.radius, masks=masks)
-        self.intermediate = Heads(middle, codec.radius, masks=masks)
+        self.heads = Heads(final, model.radius, masks=masks)
+        self.intermediate = Heads(middle, model.radius, masks=masks)
         self.normalise = Normalise(*self.backbone.pixels)
         # The faster layout for convolutions, on CPUs too.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -124,16 +129,13 @@ class PersonLab(nn.Module):
         return {
             "format": _FORMAT,
             "model": self.model.model_dump(),
-            "codec": self.codec.model_dump(),
             "skeleton": _skeleton(),
             "fields": list(self.heads),
             "training": dict(training),
         }
 
 
-def build(
-    model: params.Model, codec: params.Codec, *, stride: params.Stride, root: Path = Path()
-) -> PersonLab:
+def build(model: params.Model, *, stride: params.Stride, root: Path = Path()) -> PersonLab:
     """A network to train: random weights, or those of `model.init` (a path, relative to `root`).
 
     `model.init` is a checkpoint of this program (heads included, unless `model.init_heads` is false; imported
@@ -143,14 +145,14 @@ def build(
     Raises:
         UserError: `model.init` cannot be read or does not fit the network.
     """
-    network = PersonLab(model, codec, stride=stride)
+    network = PersonLab(model, stride=stride)
     if model.init is None:
         return network
     path = root / model.init
     state = checkpoint.load_weights(path)
     if model.init_heads and any(name.startswith(backbone.PREFIX) for name in state):
         saved = _read(path)
-        _check_trainable(saved, model, codec, path)
+        _check_trainable(saved, model, path)
         _fit(network, saved.state, path)
     else:
         backbone.load(network.backbone, path)
@@ -164,7 +166,7 @@ def from_checkpoint(path: Path, *, stride: params.Stride) -> PersonLab:
         UserError: the files cannot be read, are not a PersonLab network's, or know another skeleton.
     """
     saved = _read(path)
-    network = PersonLab(saved.model, saved.codec, stride=stride, masks=saved.masks)
+    network = PersonLab(saved.model, stride=stride, masks=saved.masks, decode=saved.decode)
     _fit(network, saved.state, path)
     return network.eval()
 
@@ -185,20 +187,20 @@ class _Saved:
 
     state: dict[str, Tensor]
     model: params.Model
-    codec: params.Codec
+    decode: params.Decode | None  # None before `infer` has judged the model
     masks: bool
 
 
-def _check_trainable(saved: _Saved, model: params.Model, codec: params.Codec, path: Path) -> None:
+def _check_trainable(saved: _Saved, model: params.Model, path: Path) -> None:
     given, wanted = ((m.backbone, m.width) for m in (saved.model, model))
     if given != wanted:
         raise UserError(
             f"{path}: a {given[0]} of width {given[1]}, not a {wanted[0]} of width {wanted[1]}: "
             "set model.backbone and model.width to what it is"
         )
-    if saved.codec.radius != codec.radius:
+    if saved.model.radius != model.radius:
         raise UserError(
-            f"{path}: trained with codec.radius {saved.codec.radius:g}, not {codec.radius:g}, and its "
+            f"{path}: trained with model.radius {saved.model.radius:g}, not {model.radius:g}, and its "
             "offsets are in that unit: use the same radius, or set model.init_heads to false"
         )
     if not saved.masks:
@@ -216,14 +218,16 @@ def _read(path: Path) -> _Saved:
     if card.get("skeleton") != _skeleton():
         raise UserError(f"{sidecar}: trained for other keypoints or edges than this version has; train again")
     try:
-        model = params.Model.model_validate(card.get("model"))
-        codec = params.Codec.model_validate(card.get("codec"))
+        settings = params.from_saved(card)
     except ValidationError as error:
         raise UserError(f"{sidecar}: does not describe a network: {error}") from None
+    if not isinstance(card.get("model"), dict):
+        raise UserError(f"{sidecar}: does not describe a network (no 'model')")
     fields = card.get("fields", list(CHANNELS))  # older cards do not say: all of them
     if fields not in (list(CHANNELS), list(_POSES)):
         raise UserError(f"{sidecar}: fields {fields!r}, neither {list(CHANNELS)} nor {list(_POSES)}")
-    return _Saved(state, model, codec, masks="seg" in fields)
+    decode = settings.decode if {"decode", "codec"} & card.keys() else None
+    return _Saved(state, settings.model, decode, masks="seg" in fields)
 
 
 def _skeleton() -> dict[str, Any]:

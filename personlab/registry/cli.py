@@ -99,14 +99,14 @@ def _line(version: "Version") -> str:
 
 
 @contextmanager
-def _predict_again(version: "Version", val: Path) -> Iterator[Path]:
-    """A folder with what a version finds in other validation shards than those it was judged by."""
+def _predict_again(version: "Version", images: Path) -> Iterator[Path]:
+    """A version's predictions of other validation images than those it was judged by."""
     from personlab.stages import infer
 
     with TemporaryDirectory() as name:
         project = Path(name)
-        for source, place in ((val, "data/targets/val"), (version.folder, "data/train")):
+        for source, place in ((images, "data/ingest/val"), (version.folder, "data/train")):
             (project / place).parent.mkdir(parents=True, exist_ok=True)
             (project / place).symlink_to(source.resolve())
-        infer.run(version.lineage.params, project)
+        infer.run(version.lineage.settings, project)
         yield project / "data/infer"

@@ -22,12 +22,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personlab import params as parameters
 from personlab.errors import UserError
 from personlab.metrics.coco import ground_truth
-from personlab.params import Params, Section
+from personlab.params import Params
 from personlab.registry import promotion, provenance
 from personlab.registry.promotion import Predictions, Rule, Verdict
 from personlab.tables import shards
@@ -37,16 +37,18 @@ WEIGHTS = "model.safetensors"
 CARD = "model.json"
 # a candidate's files by the names that they get in a version
 _FILES = {
-    WEIGHTS: "data/train/model.safetensors",
-    CARD: "data/train/model.json",
-    "metrics.json": "data/evaluate/metrics.json",
+    WEIGHTS: "data/infer/model.safetensors",
+    CARD: "data/infer/model.json",
+    "metrics.json": "data/metrics/evaluate.json",
     "params.yaml": "params.yaml",
 }
-_VAL = "data/targets/val"
+_IMAGES, _TARGETS = "data/ingest/val", "data/targets/val"
 
 
-class Lineage(Section):
-    """lineage.json: all that is known of where a version came from."""
+class Lineage(BaseModel):
+    """lineage.json: where a version came from. Keys that this version does not know are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     version: int
     weights: str  # SHA-256
@@ -56,8 +58,13 @@ class Lineage(Section):
     commit: str
     experiment: str | None  # DVC's
     data: provenance.Data
-    params: Params
+    params: dict[str, Any]  # as the version of the program that promoted it wrote them
     metrics: dict[str, dict[str, float | None]]
+
+    @property
+    def settings(self) -> Params:
+        """The parameters in today's terms."""
+        return parameters.from_saved(self.params)
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,12 @@ class Candidate:
         return self.folder / "data/infer"
 
     @property
-    def val(self) -> Path:
-        return self.folder / _VAL
+    def images(self) -> Path:
+        return self.folder / _IMAGES
+
+    @property
+    def targets(self) -> Path:
+        return self.folder / _TARGETS
 
 
 # what a version finds in other validation shards than it was judged by: a folder of predictions, for a while
@@ -154,13 +165,15 @@ class Registry:
             number = retired.lineage.version
             why = f"these are version {number}'s weights, replaced or rolled back already; "
             return Verdict(False, f"{why}'personlab models rollback {number}' brings them back")
-        images = shards.annotated(candidate.val)
+        images = shards.annotated(candidate.images, candidate.targets)
 
         def found(predictions: Path, params: Params) -> Predictions:
-            return Predictions(shards.detections(predictions, images, candidate.val), params.infer.max_people)
+            return Predictions(
+                shards.detections(predictions, images, candidate.images), params.decode.max_people
+            )
 
-        with _predictions(champion, data, candidate.val, predict_again) as predictions:
-            old = found(predictions, champion.lineage.params)
+        with _predictions(champion, data, candidate.images, predict_again) as predictions:
+            old = found(predictions, champion.lineage.settings)
         new = found(candidate.predictions, candidate.params)
         return promotion.decide(promotion.compare(ground_truth(images.values()), old, new), rule)
 
@@ -239,7 +252,7 @@ class Registry:
             commit=state.commit,
             experiment=state.experiment,
             data=candidate.data,
-            params=candidate.params,
+            params=candidate.params.model_dump(mode="json"),
             metrics=_json(candidate.folder / _FILES["metrics.json"]),
         )
         final = self._folder / "versions" / f"{number}-{digest[:8]}"
@@ -247,7 +260,7 @@ class Registry:
             for name, source in _FILES.items():
                 shutil.copyfile(candidate.folder / source, folder / name)
             shutil.copytree(candidate.predictions, folder / "predictions")
-            shutil.copytree(candidate.folder / "data/evaluate/plots", folder / "plots")
+            shutil.copytree(candidate.folder / "data/plots/evaluate", folder / "plots")
             write_atomic(folder / "lineage.json", lineage.model_dump_json(indent=2) + "\n")
         return Version(final)
 

@@ -24,7 +24,7 @@ _FALLBACK = ("-c", "user.name=personlab", "-c", "user.email=personlab@localhost"
 
 
 class Data(Section):
-    """DVC's hashes of the shards."""
+    """DVC's hashes of the image and target shards of each split."""
 
     train: str
     val: str
@@ -81,16 +81,23 @@ def data_of(folder: Path) -> Data:
     """
     lock = _lock(folder)
     try:
-        train = _entries(lock, "train", "deps")["data/targets/train"]
-        inferred, evaluated = _entries(lock, "infer", "deps"), _entries(lock, "evaluate", "deps")
-        predicted = _entries(lock, "infer", "outs")["data/infer"]
-        val, weights = inferred["data/targets/val"], inferred["data/train/model.safetensors"]
-        together = evaluated["data/infer"] == predicted and evaluated["data/targets/val"] == val
+        trained, evaluated = _entries(lock, "train", "deps"), _entries(lock, "evaluate", "deps")
+        inferred, predicted = _entries(lock, "infer", "deps"), _entries(lock, "infer", "outs")["data/infer"]
+        weights = inferred["data/train/model.safetensors"]
+        together = evaluated["data/infer"] == predicted and all(
+            deps["data/ingest/val"] == evaluated["data/ingest/val"] for deps in (trained, inferred)
+        )
+        data = Data(train=_shards(trained, "train"), val=_shards(evaluated, "val"))
     except (KeyError, TypeError):
         raise UserError(f"{folder / LOCK}: not this pipeline's; run 'dvc repro'") from None
     if not (together and _md5(folder / "data/train/model.safetensors") == weights):
         raise UserError(f"{folder}: weights, predictions and scores are not of one run; run 'dvc repro'")
-    return Data(train=train, val=val)
+    return data
+
+
+def _shards(deps: dict[str, str], split: str) -> str:
+    """Hashes of a split's images and of their people."""
+    return f"{deps[f'data/ingest/{split}']} {deps[f'data/targets/{split}']}"
 
 
 def record(folder: Path, commit: str, message: str) -> str:

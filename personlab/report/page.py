@@ -48,7 +48,7 @@ class Results:
             return []
         now = parameters.load(self.folder / "params.yaml")
         return changed(
-            *(flatten(each.model_dump(mode="json")) for each in (self.champion.lineage.params, now))
+            *(flatten(each.model_dump(mode="json")) for each in (self.champion.lineage.settings, now))
         )
 
     @cached_property

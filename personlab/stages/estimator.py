@@ -1,9 +1,8 @@
-"""Train the single-person estimator on ground-truth boxes, by Ray Train, and measure it on the val split."""
+"""Train the single-person keypoint estimator on ground-truth boxes with Ray Train, and measure it on val."""
 
-import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +16,9 @@ from ray.train.torch import TorchTrainer, get_device
 from torch import Tensor
 
 from personlab import params, tables
-from personlab.data.crops import Person, TrainingCrops, person_crop, read_image
+from personlab.data.crops import Person, person_crop, training_crop, with_images
+from personlab.data.example import pixels
+from personlab.data.loader import ReadChunk, plan
 from personlab.distributed import checkpoints, cluster
 from personlab.distributed.board import fit, no_retry, watch
 from personlab.distributed.checkpoints import Run
@@ -25,106 +26,107 @@ from personlab.errors import UserError
 from personlab.metrics.oks import similarity
 from personlab.model import checkpoint
 from personlab.model.estimator import Estimator, build
+from personlab.model.precision import autocast
 from personlab.params import Params
 from personlab.people import Annotation
 from personlab.skeleton import KEYPOINTS, K
-from personlab.stages.acquire import image_root
+from personlab.tables import shards
+from personlab.tables.shards import RowGroup
 from personlab.utils import malloc
-from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.files import atomic_folder, write_json
 from personlab.utils.prefetch import prefetch
 from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
 # A keypoint is found (PCK) if it is within this share of the longer side of the person's box.
-_PCK_REACH = 0.1
-# The estimator imputes small people, so it is also measured on people shown this many pixels tall.
-_SMALL = 28.0
-_CURVE_POINTS = 100
-# What decides how it learns, besides this file: dvc.yaml lists it too, and what measures.
-_CODE: Final = ("codec/fields.py", "codec/hough.py", "data", "metrics/oks.py", "model")
+_PCK_REACH: Final = 0.1
+# The estimator is for small people, so it is also measured on people shown this many pixels tall.
+_SMALL: Final = 28.0
+_VALIDATION_BATCH: Final = 64
+_CURVE_POINTS: Final = 100
+# The code that decides how it learns, besides this file: a run is resumed only with the same code.
+_CODE: Final = ("codec/fields.py", "codec/hough.py", "data", "model")
+
+People = dict[int, list[Person]]  # by image id
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/estimator: estimator.safetensors and its card, metrics.json, plots/.
+    """Write data/estimator/estimator.safetensors with its card, metrics and plots.
 
     Raises:
-        UserError: nobody to learn from, or an image that ingest accepted can no longer be read.
+        UserError: the training split has no people with keypoints, or an image cannot be decoded.
     """
     settings = params.estimator
     train, val = people_with_keypoints(root, "train"), people_with_keypoints(root, "val")
     if not train:
         raise UserError(
-            "nobody in the train split has labelled keypoints, so the estimator has nothing to learn from; "
+            "the train split has no people with labelled keypoints for the estimator to learn from; "
             "see data/ingest/rejects.parquet, or use other data (acquire.source)"
         )
-    log.info("estimator: learning from %d people, measured on %d", len(train), len(val))
-    run = checkpoints.run_of(root, "estimator", [settings], _inputs(settings, root), params.ray.storage_path)
+    counts = [sum(map(len, people.values())) for people in (train, val)]
+    log.info("estimator: %d people to train on, %d to validate on", *counts)
+    run = checkpoints.run_of(
+        root, "estimator", [settings], _inputs(settings, root), params.compute.storage_path
+    )
     with run.lock():
-        with cluster.connect(params.ray.address):
-            state, losses = _train(settings, root, run)
-        # the GPU may be a worker's on another node, where this process has none
-        device = "cuda" if settings.gpu and torch.cuda.is_available() else "cpu"
+        with cluster.connect(params.compute.ray_address):
+            state, losses = _train(settings, params.compute, root, run)
+        # The GPU may belong to a worker on another node.
+        device = "cuda" if params.compute.gpu and torch.cuda.is_available() else "cpu"
         estimator = Estimator(settings).to(device).eval()
         estimator.load_state_dict(state)
+        sizes = {"full": math.inf, "small": _SMALL}
+        scores = {name: _validate(estimator, val, root, height, name) for name, height in sizes.items()}
         with atomic_folder(root / "data/estimator") as output:
-            card = estimator.card({"people": len(train), "steps": len(losses), "data": run.name})
+            card = estimator.card({"people": counts[0], "steps": len(losses), "data": run.name})
             checkpoint.save(output / "estimator.safetensors", state, card)
-            _write_json(output / "plots/loss.json", _curve(losses))
-            sizes = {"full": math.inf, "small": _SMALL}
-            scores = {name: _validate(estimator, val, height, name) for name, height in sizes.items()}
-            _write_json(output / "plots/pck.json", _pck_points(scores))
-            metrics = {name: score.summary() for name, score in scores.items()}
-            _write_json(output / "metrics.json", {"people": len(val), **metrics})
+        write_json(root / "data/plots/estimator/loss.json", _curve(losses))
+        write_json(root / "data/plots/estimator/pck.json", _pck_points(scores))
+        metrics = {name: score.summary() for name, score in scores.items()}
+        write_json(root / "data/metrics/estimator.json", {"people": counts[1], **metrics})
 
 
-def people_with_keypoints(root: Path, split: tables.Split) -> list[Person]:
-    """The people of a split that have labelled keypoints, as the ingest stage left them."""
-    folder = image_root(root)
-    images = tables.read_table(root / "data/ingest/images.parquet", tables.IMAGES).to_pylist()
-    path = {(row["split"], row["image_id"]): folder / row["file_name"] for row in images}
-    people = tables.read_table(root / "data/ingest/people.parquet", tables.PEOPLE)
-    rows = people.filter(pc.equal(people["split"], split)).to_pylist()
-    annotated = [(Annotation.from_row(row), path[split, row["image_id"]]) for row in rows]
-    return [
-        Person(file, person.keypoints, person.visibility > 0, person.box, person.area)
-        for person, file in annotated
-        if person.visibility.any() and not person.crowd
-    ]
+def people_with_keypoints(root: Path, split: tables.Split) -> People:
+    """The people of a split that have labelled keypoints, crowds left out."""
+    table = tables.read_table(root / "data/ingest/people.parquet", tables.PEOPLE)
+    people: People = {}
+    for row in table.filter(pc.equal(table["split"], split)).to_pylist():
+        if any(row["visibility"]) and not row["crowd"]:
+            people.setdefault(row["image_id"], []).append(Person.of(Annotation.from_row(row)))
+    return people
 
 
 def _inputs(settings: params.Estimator, root: Path) -> list[Path]:
-    """What a training run depends on besides its parameters: the tables, weights to begin with, and the code
-    that learns.
-    """
+    """What a training run depends on besides its parameters: data, initial weights and code."""
     package = Path(__file__).parents[1]
-    code = [*(package / name for name in _CODE), Path(__file__)]
-    ingested = [root / f"data/ingest/{name}.parquet" for name in ("images", "people")]
-    return [*ingested, *([root / settings.init] if settings.init else []), *code]
+    data = [root / "data/ingest/people.parquet", root / "data/ingest/train"]
+    init = [root / settings.init] if settings.init else []
+    return [*data, *init, *(package / name for name in _CODE), Path(__file__)]
 
 
 # --- training ---------------------------------------------------------------------------------------------
 
 
-def _train(settings: params.Estimator, root: Path, run: Run) -> tuple[dict[str, Tensor], list[float]]:
+def _train(
+    settings: params.Estimator, compute: params.Compute, root: Path, run: Run
+) -> tuple[dict[str, Tensor], list[float]]:
     """The trained weights and the loss of every step."""
-    needs = {"CPU": cluster.node_cpus(), "GPU": int(settings.gpu)}
-    cluster.require(1, cpus=needs["CPU"], gpus=needs["GPU"], mend="set estimator.gpu to false")
+    needs = {"CPU": cluster.node_cpus(), "GPU": int(compute.gpu)}
+    cluster.require(1, cpus=needs["CPU"], gpus=needs["GPU"], mend="set compute.gpu to false")
     with watch(settings.steps, "estimator") as board:
+        config = {
+            "params": settings.model_dump(),
+            "checkpoint_every": compute.checkpoint_every,
+            "root": str(root.resolve()),
+            "run": run,
+            "board": board,
+        }
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={
-                "params": settings.model_dump(),
-                "root": str(root.resolve()),
-                "run": run,
-                "board": board,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=1,
-                use_gpu=settings.gpu,
-                resources_per_worker=needs,
-            ),
-            run_config=run.config(settings.max_failures),
+            train_loop_config=config,
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=compute.gpu, resources_per_worker=needs),
+            run_config=run.config(compute.max_failures),
         )
         fit(trainer, board)
     saved = run.finished(settings.steps)
@@ -136,7 +138,6 @@ def _train_worker(config: dict[str, Any]) -> None:
     settings, run = params.Estimator.model_validate(config["params"]), config["run"]
     root = Path(config["root"])
     malloc.disable_trim()
-    people = people_with_keypoints(root, "train")
     torch.manual_seed(settings.seed)
     device = get_device()
     estimator = build(settings, root).to(device).train()
@@ -146,11 +147,11 @@ def _train_worker(config: dict[str, Any]) -> None:
     )
     learners: dict[str, Any] = {"model": estimator, "optimizer": optimizer, "schedule": schedule}
     losses: list[float] = []
-    if saved := checkpoints.resumed(run, device, lambda news: config["board"].post.remote(0, news)):
+    if saved := checkpoints.resumed(run, device, lambda line: config["board"].post.remote(0, line)):
         losses = saved["losses"]
         for name, learner in learners.items():
             learner.load_state_dict(saved[name])
-        config["board"].post.remote(len(losses), f"going on after step {len(losses)}")
+        config["board"].post.remote(len(losses), f"resuming after step {len(losses)}")
 
     def state() -> dict[str, Any]:
         return {name: learner.state_dict() for name, learner in learners.items()} | {
@@ -158,42 +159,77 @@ def _train_worker(config: dict[str, Any]) -> None:
             "losses": losses,
         }
 
-    crops = TrainingCrops(people, height=settings.crop_height, width=settings.crop_width, seed=settings.seed)
-    for step, batch in enumerate(_batches(settings, crops, first=len(losses)), start=len(losses) + 1):
-        images, keypoints, labelled = (tensor.to(device) for tensor in batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+    for step, batch in enumerate(_batches(settings, root, done=len(losses)), start=len(losses) + 1):
+        images, keypoints, labelled = (tensor.to(device) for tensor in batch.tensors)
+        with autocast(device, settings.precision):
             fields = estimator(images)
         loss = estimator.loss(fields, keypoints, labelled)
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
-            names = {crops.person(n).path.name for n in range(step * settings.batch)[-settings.batch :]}
             raise UserError(
-                f"estimator: the loss of step {step} is not finite on images {', '.join(sorted(names))}; "
-                "look at these images, or lower estimator.learning_rate"
+                f"estimator: the loss of step {step} is not finite on people "
+                f"{', '.join(map(str, sorted(batch.person_ids)))}; look at their images, or lower "
+                "estimator.learning_rate"
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         last = step == settings.steps
-        news = f"step {step}, loss {np.mean(losses[-50:]):.3f}" if step % 50 == 0 or last else None
-        config["board"].post.remote(step, news)
-        if step % settings.checkpoint_every == 0 or last:
+        line = f"step {step}, loss {np.mean(losses[-50:]):.3f}" if step % 50 == 0 or last else None
+        config["board"].post.remote(step, line)
+        if step % config["checkpoint_every"] == 0 or last:
             checkpoints.save(run, step, state)
 
 
-def _batches(
-    settings: params.Estimator, crops: TrainingCrops, *, first: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of crops from step `first` on, prepared ahead: a resumed run sees what it would have seen."""
+@dataclass(frozen=True)
+class _Batch:
+    """Crops (B x 3 x H x W uint8), keypoints (B x K x 2, crop pixels), which are labelled (B x K); of whom."""
 
-    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
-        items = [crops[n] for n in range(step * settings.batch, (step + 1) * settings.batch)]
-        images, keypoints, labelled = (torch.stack(each) for each in zip(*items, strict=True))
-        return images, keypoints, labelled
+    tensors: tuple[Tensor, Tensor, Tensor]
+    person_ids: list[int]
+
+
+def _batches(settings: params.Estimator, root: Path, *, done: int) -> Iterator[_Batch]:
+    """Batches of random crops after step `done`, prepared ahead; every person once per epoch."""
+    images = root / "data/ingest/train"
+    people = people_with_keypoints(root, "train")
+    groups, rows = _groups_of_people(images, people)
+    chunks = plan(groups, batch=settings.batch, steps=settings.steps, seed=settings.seed, done=done)
+
+    def read(chunk: ReadChunk) -> list[tuple[int, Person, Mapping[str, Any]]]:
+        """The people of a chunk with their images' rows, in order."""
+        files = {row["image_id"]: row for group in chunk.groups for row in group.read().to_pylist()}
+        held = [(image, person) for group in chunk.groups for image, person in rows[group]]
+        return [(chunk.epoch, person, files[image]) for image, person in (held[r] for r in chunk.rows)]
+
+    def crop(item: tuple[int, Person, Mapping[str, Any]]) -> tuple[int, tuple[Tensor, Tensor, Tensor]]:
+        epoch, person, row = item
+        random = np.random.default_rng((settings.seed, epoch, person.id))
+        size = {"height": settings.crop_height, "width": settings.crop_width}
+        return person.id, training_crop(pixels(row), person, random, **size)
 
     threads = max(1, cluster.node_cpus() - 1)
-    return prefetch(batch, range(first, settings.steps), threads=threads, depth=2 * threads)
+    items = (item for chunk in prefetch(read, chunks, threads=1, depth=1) for item in chunk)
+    crops = prefetch(crop, items, threads=threads, depth=2 * settings.batch)
+    while batch := [crop for _, crop in zip(range(settings.batch), crops, strict=False)]:
+        ids, tensors = zip(*batch, strict=True)
+        stacked = (torch.stack(each) for each in zip(*tensors, strict=True))
+        yield _Batch(tuple(stacked), list(ids))  # type: ignore[arg-type]
+
+
+def _groups_of_people(
+    images: Path, people: People
+) -> tuple[list[RowGroup], dict[RowGroup, list[tuple[int, Person]]]]:
+    """The row groups whose images show people, each with the number and list of its people."""
+    groups, rows = list[RowGroup](), dict[RowGroup, list[tuple[int, Person]]]()
+    for group in shards.row_groups(images):
+        ids = group.read(["image_id"])["image_id"].to_pylist()
+        mine = [(image_id, person) for image_id in ids for person in people.get(image_id, [])]
+        if mine:
+            groups.append(RowGroup(group.part, group.index, len(mine)))
+            rows[groups[-1]] = mine
+    return groups, rows
 
 
 def _curve(losses: list[float]) -> list[dict[str, float]]:
@@ -228,38 +264,33 @@ class _Scores:
         }
 
 
-def _validate(estimator: Estimator, people: Sequence[Person], height: float, name: str) -> _Scores:
+def _validate(estimator: Estimator, val: People, root: Path, height: float, name: str) -> _Scores:
     """Estimate annotated people shown with the detail of at most `height` pixels each."""
-    settings, estimates = estimator.settings, list[npt.NDArray[np.float64]]()
-    starts = range(0, len(people), settings.batch)
-    for start in progress(starts, label=f"estimator val, {name} size"):
-        crops, transforms = zip(
-            *(
-                person_crop(
-                    read_image(person.path),
-                    person.box,
-                    height=settings.crop_height,
-                    width=settings.crop_width,
-                    person_height=height,
-                )
-                for person in people[start : start + settings.batch]
-            ),
-            strict=True,
-        )
-        estimates.append(estimator.estimate(crops, transforms)[..., :2].astype(np.float64))
-    found = np.concatenate(estimates) if people else np.zeros((0, K, 2))
+    people, estimates = list[Person](), list[npt.NDArray[np.float64]]()
+    size = {"height": estimator.settings.crop_height, "width": estimator.settings.crop_width}
+    groups = shards.row_groups(root / "data/ingest/val")
+    for group in progress(groups, label=f"estimator: validate at {name} size"):
+        held = list(with_images(group.read().to_pylist(), val)) if val else []
+        crops = [person_crop(image, person.box, **size, person_height=height) for person, image in held]
+        people += [person for person, _ in held]
+        for start in range(0, len(crops), _VALIDATION_BATCH):
+            images, transforms = zip(*crops[start : start + _VALIDATION_BATCH], strict=True)
+            estimates.append(estimator.estimate(images, transforms)[..., :2].astype(np.float64))
+    return _score(people, np.concatenate(estimates) if people else np.zeros((0, K, 2)))
+
+
+def _score(people: Sequence[Person], found: npt.NDArray[np.float64]) -> _Scores:
     annotated = np.array([person.keypoints for person in people]).reshape(-1, K, 2)
-    labelled = np.array([person.labelled for person in people]).reshape(-1, K)
     reach = _PCK_REACH * np.array([max(person.box[2:]) for person in people]).reshape(-1, 1)
     return _Scores(
         similarity=similarity(found, annotated, np.array([person.area for person in people])),
         found=np.linalg.norm(found - annotated, axis=-1) <= reach,
-        labelled=labelled,
+        labelled=np.array([person.labelled for person in people]).reshape(-1, K),
     )
 
 
 def _pck_points(scores: dict[str, _Scores]) -> list[dict[str, Any]]:
-    """One point per keypoint and size; keypoints that nobody has labelled are left out."""
+    """One point per keypoint and size; keypoints that are never labelled are left out."""
     return [
         {
             "keypoint": f"{keypoint}, {name}",  # bars of the same name would be one
@@ -269,7 +300,3 @@ def _pck_points(scores: dict[str, _Scores]) -> list[dict[str, Any]]:
         for k, keypoint in enumerate(KEYPOINTS)
         if score.labelled[:, k].any()
     ]
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

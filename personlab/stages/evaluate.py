@@ -1,19 +1,16 @@
 """Score the predictions of the validation shards, and show them: metrics, plots, a gallery, a report."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from personlab import tables, viz
-from personlab.data.example import decode_jpeg
+from personlab import viz
+from personlab.data.example import pixels
 from personlab.data.transform import ImageArray
 from personlab.metrics import report
 from personlab.metrics.coco import Matches, ground_truth, match
@@ -21,7 +18,7 @@ from personlab.params import Params
 from personlab.people import Annotation, Detection
 from personlab.tables import shards
 from personlab.tables.shards import Row
-from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.files import atomic_folder, write_atomic, write_json
 from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
@@ -43,35 +40,35 @@ class Exhibit:
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/evaluate: metrics.json, plots/*.json, report.md, gallery/NN-<image id>.jpg and gallery.jpg.
+    """Write data/evaluate: report.md, gallery.jpg and gallery/NN-<image id>.jpg; metrics and plots.
 
     Raises:
         UserError: there are no images to evaluate, or the predictions are not those of these images.
     """
-    val = root / "data/targets/val"
-    images = shards.annotated(val)
+    val = root / "data/ingest/val"
+    images = shards.annotated(val, root / "data/targets/val")
     detections = shards.detections(root / "data/infer", images, val)
 
     truth = ground_truth(images.values())
     keypoints = match(truth, detections, "keypoints")
-    segm = match(truth, detections, "segm", params.infer.max_people)
+    segm = match(truth, detections, "segm", params.decode.max_people)
     for matches in (keypoints, segm):
         log.info("evaluate: %d images, %s\n%s", len(images), matches.task, report.text(matches))
 
     certain = _certain(keypoints)
     chosen = _spread(_quality(keypoints, segm), params.evaluate.gallery)
-    exhibits = _exhibits(chosen, _with_jpegs(val, chosen), detections, certain, (keypoints, segm))
+    exhibits = _exhibits(chosen, _with_pixels(val, images, chosen), detections, certain, (keypoints, segm))
     with atomic_folder(root / "data/evaluate") as output:
-        _write_json(output / "metrics.json", {m.task: report.metrics(m) for m in (keypoints, segm)})
-        curves = report.precision_recall(keypoints) + report.precision_recall(segm)
-        _write_json(output / "plots/precision_recall.json", curves)
-        _write_json(output / "plots/oks_per_keypoint.json", report.oks_per_keypoint(keypoints))
         _write_gallery(output, exhibits)
         facts = _facts(images, detections, certain)
         write_atomic(
             output / "report.md",
             report.markdown((keypoints, segm), facts=facts, picture="gallery.jpg" if exhibits else None),
         )
+    write_json(root / "data/metrics/evaluate.json", {m.task: report.metrics(m) for m in (keypoints, segm)})
+    curves = report.precision_recall(keypoints) + report.precision_recall(segm)
+    write_json(root / "data/plots/evaluate/precision_recall.json", curves)
+    write_json(root / "data/plots/evaluate/oks_per_keypoint.json", report.oks_per_keypoint(keypoints))
     log.info("evaluate: %d pictures in data/evaluate/gallery, worst to best", len(exhibits))
 
 
@@ -98,14 +95,10 @@ def _spread(quality: Mapping[int, float], count: int) -> list[int]:
     return [ranked[rank] for rank in ranks]
 
 
-def _with_jpegs(val: Path, image_ids: Sequence[int]) -> dict[int, Row]:
-    """The complete shard rows of some images. Only now are images read: 5000 of them fill a gigabyte."""
-    rows: dict[int, Row] = {}
-    for shard in shards.parts(val, "targets"):
-        table = tables.read_table(shard, tables.SHARD)
-        wanted = pc.is_in(table["image_id"], pa.array(image_ids, pa.int64()))
-        rows |= {row["image_id"]: row for row in table.filter(wanted).to_pylist()}
-    return rows
+def _with_pixels(val: Path, images: Mapping[int, Row], image_ids: Sequence[int]) -> dict[int, Row]:
+    """The complete rows of some images. Only now are pixels read: 5000 images fill a gigabyte."""
+    rows = shards.read_images(val, image_ids)
+    return {image_id: images[image_id] | row for image_id, row in rows.items()}
 
 
 def _exhibits(
@@ -153,7 +146,7 @@ def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
 
 
 def _pictures(exhibit: Exhibit) -> tuple[ImageArray, ImageArray]:
-    image = decode_jpeg(exhibit.row["jpeg"], name=exhibit.row["file_name"])
+    image = pixels(exhibit.row)
     people = sorted(map(Annotation.from_row, exhibit.row["people"]), key=lambda person: person.area)
     return viz.draw_annotations(image, people), viz.draw_people(image, exhibit.detections)
 
@@ -171,7 +164,3 @@ def _facts(images: Mapping[int, Row], detections: Detections, certain: float) ->
         f"{len(people)} people, {posed} of them with keypoints, and the crowds, which are not counted",
         f"{len(found)} detections, {sure} of them, shown in the pictures, with scores from {certain:.3f} on",
     ]
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,15 +1,14 @@
-"""Give people who have a mask but no keypoints the estimator's, by Ray Data; in the train split only.
+"""Impute keypoints of small people that have a mask but no keypoints, with Ray Data; train split only.
 
-COCO's annotators left small people without keypoints; the paper's training is given them back (section 4.1).
-The val split is what everything is measured on and stays as annotated.
+COCO's annotators left small people without keypoints; the paper trains on imputed ones (section 4.1). The val
+split is what everything is measured on and stays as annotated.
 """
 
-import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +17,8 @@ import ray.data
 from PIL import Image
 from ray.data import ActorPoolStrategy
 
-from personlab import params, tables
-from personlab.data.crops import Box, person_crop, read_image
+from personlab import tables
+from personlab.data.crops import Box, person_crop, with_images
 from personlab.data.transform import ImageArray
 from personlab.distributed import cluster
 from personlab.errors import UserError
@@ -27,84 +26,91 @@ from personlab.model.estimator import Estimator, from_checkpoint
 from personlab.params import Params
 from personlab.people import Annotation, FloatArray
 from personlab.skeleton import K
-from personlab.stages.acquire import image_root
+from personlab.tables import shards
+from personlab.tables.shards import RowGroup
 from personlab.utils import malloc
-from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.files import atomic_folder, write_json
 from personlab.utils.progress import progress
 from personlab.viz import contact_sheet, draw_pose
 
 log = logging.getLogger("personlab")
 
-# Estimates are kept to this precision: enough for a pixel, too little for a processor's last bits to show.
-_DECIMALS = 2
-# COCO's "labelled and visible": the estimator cannot tell hidden from seen, it is only more or less sure.
-_VISIBLE = 2
+Row = dict[str, Any]
 
-_SHOWN = 24  # people in the picture
+# Estimates are kept to this precision: enough for a pixel, and independent of a processor's last bits.
+_DECIMALS: Final = 2
+# COCO's "labelled and visible": the estimator does not tell hidden from visible.
+_VISIBLE: Final = 2
+
+_SHOWN: Final = 24  # people on the sheet
 _SHOWN_HEIGHT, _SHOWN_WIDTH, _SHOWN_COLUMNS = 257, 193, 6
 
 
-@dataclass(frozen=True)
-class _Source:
-    path: Path
-    height: int
-    width: int
-
-
 def run(params: Params, root: Path) -> None:
-    """Write data/impute: people.parquet (everybody, in ingest's order), metrics.json, imputed.png.
+    """Write data/impute/people.parquet (all people, in ingest's order), a sheet imputed.png, and metrics.
 
     Raises:
-        UserError: an input is missing or unreadable, or somebody was lost on the way.
+        UserError: an input is missing or unreadable, or an estimate is missing.
     """
-    images = _images(root)
     rows = tables.read_table(root / "data/ingest/people.parquet", tables.PEOPLE).to_pylist()
-    wanted = [index for index, row in enumerate(rows) if _needs_keypoints(row)]
-    found: dict[int, FloatArray] = {}
+    wanted = {index: row for index, row in enumerate(rows) if _is_wanted(row, params.impute.max_area)}
+    estimates: dict[int, Row] = {}
     if wanted:
-        with cluster.connect(params.ray.address):
-            found = _estimate(params.impute, root, rows, wanted, images)
-    if len(found) != len(wanted):
-        raise UserError(f"impute: {len(wanted)} people in, {len(found)} out; run the stage again")
+        with cluster.connect(params.compute.ray_address):
+            estimates = _estimate(root, wanted, gpu=params.compute.gpu)
+    if estimates.keys() != wanted.keys():
+        raise UserError(f"impute: {len(wanted)} people in, {len(estimates)} out; run the stage again")
 
-    imputed = list[tuple[Annotation, FloatArray, Path]]()
-    for index, estimate in found.items():
-        image = images[_image_of(rows[index])]
+    imputed = list[tuple[int, Annotation, FloatArray]]()
+    for index, found in sorted(estimates.items()):
+        estimate = np.array(found["estimate"], np.float32).reshape(K, 3)
         person = with_keypoints(
             Annotation.from_row(rows[index]),
             estimate,
-            height=image.height,
-            width=image.width,
+            height=found["height"],
+            width=found["width"],
             min_score=params.impute.min_score,
         )
         if person.imputed:
             confidence = np.where(person.visibility > 0, estimate[:, 2], 0).astype(np.float32)
             rows[index] |= person.to_row(confidence)
-            imputed.append((person, confidence, image.path))
-    table = pa.Table.from_pylist(rows, schema=tables.PEOPLE)
+            imputed.append((rows[index]["image_id"], person, confidence))
     counts = {
-        "people": table.num_rows,
+        "people": len(rows),
         "considered": len(wanted),
         "imputed": len(imputed),
         "left_without": len(wanted) - len(imputed),
     }
     with atomic_folder(root / "data/impute") as output:
         digest = tables.params_hash(params.impute, params.estimator)
-        tables.write_table(table, output / "people.parquet", params_hash=digest)
-        write_atomic(output / "metrics.json", json.dumps(counts, indent=2) + "\n")
-        Image.fromarray(_sheet(imputed)).save(output / "imputed.png")
+        people = pa.Table.from_pylist(rows, schema=tables.PEOPLE)
+        tables.write_table(people, output / "people.parquet", params_hash=digest)
+        Image.fromarray(_sheet(imputed, root / "data/ingest/train")).save(output / "imputed.png")
+    write_json(root / "data/metrics/impute.json", counts)
     log.info(
-        "impute: %d people in = %d people out; %d without keypoints = %d imputed + %d left without",
-        *(len(rows), *counts.values()),
+        "impute: %d people, %d of them small and without keypoints: %d imputed, %d left without",
+        *counts.values(),
+    )
+
+
+def _is_wanted(row: Row, max_area: float | None) -> bool:
+    """Whether a person of the train split has a mask, no keypoints and less than the greatest area."""
+    is_small = max_area is None or row["area"] < max_area
+    return (
+        row["split"] == "train"
+        and not row["crowd"]
+        and bool(row["mask"])
+        and not any(row["visibility"])
+        and is_small
     )
 
 
 def with_keypoints(
     person: Annotation, estimate: FloatArray, *, height: int, width: int, min_score: float
 ) -> Annotation:
-    """The person with every estimated keypoint (K x 3) that is sure enough and inside the image.
+    """The person with every estimated keypoint of at least `min_score` inside the height x width image.
 
-    If there is none, the person as it was.
+    estimate: K x 3 of x, y, confidence. Without any such keypoint the person is returned as it was.
     """
     xy = estimate[:, :2]
     kept = (estimate[:, 2] >= min_score) & ((xy >= 0) & (xy <= (width - 1, height - 1))).all(1)
@@ -118,130 +124,94 @@ def with_keypoints(
     )
 
 
-def _images(root: Path) -> dict[tuple[str, int], _Source]:
-    folder = image_root(root).resolve()
-    rows = tables.read_table(root / "data/ingest/images.parquet", tables.IMAGES).to_pylist()
-    return {_image_of(row): _Source(folder / row["file_name"], row["height"], row["width"]) for row in rows}
+# --- estimating with Ray Data -----------------------------------------------------------------------------
 
 
-def _image_of(row: dict[str, Any]) -> tuple[str, int]:
-    return row["split"], row["image_id"]
+def _estimate(root: Path, wanted: dict[int, Row], *, gpu: bool) -> dict[int, Row]:
+    """By index of `wanted`: `estimate` (3 K numbers) and the image's `height` and `width`.
 
-
-def _needs_keypoints(row: dict[str, Any]) -> bool:
-    return row["split"] == "train" and not row["crowd"] and bool(row["mask"]) and not any(row["visibility"])
-
-
-# --- estimating by Ray Data -------------------------------------------------------------------------------
-
-
-def _estimate(
-    settings: params.Impute,
-    root: Path,
-    rows: list[dict[str, Any]],
-    wanted: list[int],
-    images: dict[tuple[str, int], _Source],
-) -> dict[int, FloatArray]:
-    """Estimates (K x 3) of the wanted rows, by row, in the order of `wanted`."""
-    needs = {"num_cpus": int(not settings.gpu), "num_gpus": int(settings.gpu)}
-    cluster.require(1, cpus=needs["num_cpus"], gpus=needs["num_gpus"], mend="set impute.gpu to false")
-    people = [
-        {"row": index, "path": str(images[_image_of(rows[index])].path), "box": rows[index]["box"]}
-        for index in wanted
+    A row group of the image shards is a unit of work, so every batch holds the same people in every run.
+    """
+    needs = {"num_cpus": int(not gpu), "num_gpus": int(gpu)}
+    cluster.require(1, cpus=needs["num_cpus"], gpus=needs["num_gpus"], mend="set compute.gpu to false")
+    people: dict[int, list[Row]] = {}
+    for index, row in wanted.items():
+        people.setdefault(row["image_id"], []).append({"index": index, "box": row["box"]})
+    units = [
+        {"part": str(group.part), "group": group.index, "rows": group.rows, "image_ids": mine}
+        for group in shards.row_groups(root.resolve() / "data/ingest/train")
+        if (mine := [i for i in group.read(["image_id"])["image_id"].to_pylist() if i in people])
     ]
-    # Rows are dealt out in fixed blocks, so that every batch holds the same people in every run.
-    blocks = -(-len(people) // settings.batch)
-    estimated = (
-        ray.data.from_arrow(pa.Table.from_pylist(people))
-        .repartition(blocks)
-        .map_batches(
-            _Actor,
-            fn_constructor_args=(root.resolve() / "data/estimator/estimator.safetensors", settings.gpu),
-            batch_format="pyarrow",
-            batch_size=None,  # a block
-            compute=ActorPoolStrategy(min_size=1, max_size=_actors(settings)),
-            **needs,
-        )
+    estimated = ray.data.from_items(units, override_num_blocks=len(units)).flat_map(
+        _Actor,
+        fn_constructor_args=(root.resolve() / "data/estimator/estimator.safetensors", people, gpu),
+        compute=ActorPoolStrategy(min_size=1, max_size=_actors(gpu=gpu)),
+        **needs,
     )
-    found = dict(map(_found, progress(estimated.iter_rows(), total=len(people), label="impute")))
-    return {index: found[index] for index in wanted if index in found}
+    found: dict[int, Row] = {}
+    for row in progress(estimated.iter_rows(), total=len(wanted), label="impute"):
+        if row["failure"]:
+            raise UserError(row["failure"])
+        found[row["index"]] = row
+    return found
 
 
-def _found(row: dict[str, Any]) -> tuple[int, FloatArray]:
-    """Of a row that an actor made: which person, and the estimate."""
-    if row["failure"]:
-        raise UserError(row["failure"])
-    return row["row"], np.array(row["estimate"], np.float32).reshape(K, 3)
-
-
-def _actors(settings: params.Impute) -> int:
-    """As many as there are devices for; on processors, all but one, which feeds them."""
+def _actors(*, gpu: bool) -> int:
+    """One per GPU; or one per processor, less the one that feeds them."""
     resources = ray.cluster_resources()
-    return max(1, int(resources.get("GPU", 0)) if settings.gpu else int(resources["CPU"]) - 1)
+    return max(1, int(resources.get("GPU", 0)) if gpu else int(resources["CPU"]) - 1)
 
 
 class _Actor:
-    """An estimator, loaded once per worker process. UserErrors reach the driver as values, without Ray's
-    wrapping.
-    """
+    """An estimator, loaded once per process. A UserError is returned as a value, since Ray would wrap it."""
 
-    def __init__(self, weights: Path, gpu: bool) -> None:
+    def __init__(self, weights: Path, people: dict[int, list[Row]], gpu: bool) -> None:
         malloc.disable_trim()
-        self.weights, self.device = weights, "cuda" if gpu else "cpu"
-        self.image: tuple[str, ImageArray] = ("", np.zeros((1, 1, 3), np.uint8))
+        self.weights, self.people, self.device = weights, people, "cuda" if gpu else "cpu"
 
     @cached_property
     def estimator(self) -> Estimator:
         return from_checkpoint(self.weights).to(self.device)
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, unit: Row) -> list[Row]:
+        """The estimates of the people of one row group."""
         try:
-            estimates, failure = self._estimates(batch), ""
+            return self._estimates(RowGroup(Path(unit["part"]), unit["group"], unit["rows"]))
         except UserError as error:
-            estimates, failure = [None] * len(batch), str(error)
-        return pa.table(
-            {
-                "row": batch["row"],
-                "estimate": pa.array(estimates, pa.list_(pa.float32())),
-                "failure": [failure] * len(batch),
-            }
-        )
+            nothing = {"index": -1, "estimate": [0.0], "height": 0, "width": 0}
+            return [nothing | {"failure": str(error)}]
 
-    def _estimates(self, batch: pa.Table) -> list[FloatArray] | list[None]:
+    def _estimates(self, group: RowGroup) -> list[Row]:
         settings = self.estimator.settings
-        crops, transforms = [], []
-        for person in batch.to_pylist():
-            image, box = self._image(person["path"]), _box(person["box"])
+        rows, crops, transforms = list[Row](), list[ImageArray](), []
+        for person, image in with_images(group.read().to_pylist(), self.people):
+            box: Box = tuple(person["box"])
             crop, transform = person_crop(image, box, height=settings.crop_height, width=settings.crop_width)
             crops.append(crop)
             transforms.append(transform)
+            height, width = image.shape[:2]
+            rows.append({"index": person["index"], "height": height, "width": width, "failure": ""})
         found = self.estimator.estimate(crops, transforms).round(_DECIMALS)
-        return list(found.reshape(len(found), -1))
-
-    def _image(self, path: str) -> ImageArray:
-        """Rows come image by image: the last one is kept."""
-        if self.image[0] != path:
-            self.image = path, read_image(Path(path))
-        return self.image[1]
+        estimates = found.reshape(len(found), -1).tolist()
+        return [row | {"estimate": each} for row, each in zip(rows, estimates, strict=True)]
 
 
-def _box(values: list[float]) -> Box:
-    x, y, width, height = values
-    return x, y, width, height
+# --- sheet ------------------------------------------------------------------------------------------------
 
 
-# --- picture ----------------------------------------------------------------------------------------------
-
-
-def _sheet(people: list[tuple[Annotation, FloatArray, Path]]) -> ImageArray:
-    """Up to 24 imputed people with their confidences (K), spread over all of them and enlarged."""
+def _sheet(people: list[tuple[int, Annotation, FloatArray]], images: Path) -> ImageArray:
+    """Up to 24 imputed people (image id, person, K confidences), evenly spaced and enlarged."""
     if not people:
-        return contact_sheet([np.full((64, 256, 3), 255, np.uint8)], 1, ["nobody was imputed"])
-    pictures, captions = list[ImageArray](), list[str]()
-    for index in np.linspace(0, len(people) - 1, min(_SHOWN, len(people))).round().astype(int):
-        person, confidence, path = people[index]
-        crop, transform = person_crop(read_image(path), person.box, height=_SHOWN_HEIGHT, width=_SHOWN_WIDTH)
-        sure = np.where(person.visibility > 0, confidence, -1.0)
-        pictures.append(draw_pose(crop, transform.points(person.keypoints), sure, min_score=0.0))
+        return contact_sheet([np.full((64, 256, 3), 255, np.uint8)], 1, ["no one was imputed"])
+    spaced = np.linspace(0, len(people) - 1, min(_SHOWN, len(people))).round().astype(int)
+    shown: dict[int, list[tuple[Annotation, FloatArray]]] = {}
+    for image_id, person, confidence in (people[index] for index in spaced):
+        shown.setdefault(image_id, []).append((person, confidence))
+    crops, captions = list[ImageArray](), list[str]()
+    rows = shards.read_images(images, shown.keys())
+    for (person, confidence), image in with_images(list(rows.values()), shown):
+        crop, transform = person_crop(image, person.box, height=_SHOWN_HEIGHT, width=_SHOWN_WIDTH)
+        scores = np.where(person.visibility > 0, confidence, -1.0)
+        crops.append(draw_pose(crop, transform.points(person.keypoints), scores, min_score=0.0))
         captions.append(f"{person.id}: {person.box[3]:.0f} px tall")
-    return contact_sheet(pictures, _SHOWN_COLUMNS, captions)
+    return contact_sheet(crops, _SHOWN_COLUMNS, captions)

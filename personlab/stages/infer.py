@@ -1,61 +1,64 @@
-"""Find people in the validation shards: a batch run over their rows, put into one part for each shard.
+"""Predict the people of the validation images, and export the model as it is served.
 
-The same shards and weights give the same files however many actors there were. The batch run is kept in
-runs/, outside DVC's outputs, under a name derived from all that decides it: started again after a kill, the
-stage goes on.
+Prediction is a batch run (distributed/batch.py) over the image shards, regrouped into one part per shard: the
+same shards and weights give the same files, however many actors there were. The run is kept in runs/, outside
+DVC's outputs, under a name derived from all that decides it; after a kill, the stage resumes it.
+
+The exported model is the trained one with the decoding parameters in its card. Prediction, promotion and
+export use this one: a model is served with the decoding that it was judged by.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 
 from personlab import tables
-from personlab.data.example import decode_jpeg
-from personlab.data.transform import ImageArray
+from personlab.data import images
 from personlab.distributed import batch
 from personlab.errors import UserError
 from personlab.inference import inputs
-from personlab.inference.job import Job, Plan, make_plan, part_name
+from personlab.inference.job import Job, Plan, make_plan
+from personlab.model import checkpoint
 from personlab.params import Params
-from personlab.utils.files import atomic_folder, write_atomic
+from personlab.tables.shards import part_name
+from personlab.utils.files import atomic_folder, write_json
 from personlab.utils.storage import Folder
 
-_PART = 16  # images: few, so that all actors end at about the same time
+_PART: Final = 16  # images: few, so that all actors end at about the same time
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/infer/part-*.parquet (tables.PREDICTIONS) and metrics.json.
+    """Write data/infer: predictions part-*.parquet (tables.PREDICTIONS) and model.safetensors; and metrics.
 
     Raises:
         UserError: the checkpoint, a shard or an image in it cannot be read.
     """
-    folder, weights = root.resolve() / "data/targets/val", root.resolve() / "data/train/model.safetensors"
+    folder, weights = root.resolve() / "data/ingest/val", root.resolve() / "data/train/model.safetensors"
     shards = sorted(folder.glob("part-*.parquet"))
     listing = inputs.find(str(folder))
-    plan = make_plan(listing, weights, params.infer, part_size=_PART, codec=params.codec)
+    plan = make_plan(listing, weights, params.infer, params.decode, part_size=_PART)
     work = root.resolve() / "runs" / f"infer-{_digest(plan, shards)}"
-    job = Job(plan, listing.root, Folder(str(work)), weights, _decode)
-    found = batch.run(job, listing, label="infer", address=params.ray.address)
+    decode = partial(images.decode, apply_exif=False)
+    job = Job(plan, listing.root, Folder(str(work)), weights, decode, gpu=params.compute.gpu)
+    found = batch.run(job, listing, label="infer", address=params.compute.ray_address)
     if found.errors:
         reason = _first_error(work)
         shutil.rmtree(work)
         raise UserError(f"{folder}: {reason}")
 
-    digest = tables.params_hash(params.infer, params.codec)
+    digest = tables.params_hash(params.infer, params.decode)
     with atomic_folder(root / "data/infer") as output:
         for number, part in enumerate(_by_shard(shards, [work / part_name(part) for part in plan.parts])):
             tables.write_table(part, output / part_name(number), params_hash=digest)
-        counts = {"images": found.images, "people": found.people}
-        write_atomic(output / "metrics.json", json.dumps(counts, indent=2) + "\n")
+        state, card = checkpoint.load(weights)
+        checkpoint.save(output / "model.safetensors", state, card | {"decode": params.decode.model_dump()})
+    write_json(root / "data/metrics/infer.json", {"images": found.images, "people": found.people})
     shutil.rmtree(work)
-
-
-def _decode(jpeg: bytes) -> ImageArray:
-    return decode_jpeg(jpeg, name="image")
 
 
 def _first_error(work: Path) -> str:
@@ -68,16 +71,16 @@ def _by_shard(shards: Iterable[Path], parts: Iterable[Path]) -> Iterator[pa.Tabl
     source = (tables.read_table(part, tables.PREDICTIONS) for part in parts)
     held = tables.PREDICTIONS.empty_table()
     for shard in shards:
-        ids = tables.read_table(shard, tables.SHARD, ["image_id"])["image_id"]
+        ids = tables.read_table(shard, tables.IMAGES, ["image_id"])["image_id"]
         while len(held) < len(ids):
             held = pa.concat_tables([held, next(source)])
         part = held[: len(ids)].set_column(0, tables.PREDICTIONS.field("image_id"), ids)
-        yield part.combine_chunks()  # or the bytes of the file would show where its pieces met
+        yield part.combine_chunks()  # chunks would show in the bytes of the file
         held = held[len(ids) :]
 
 
 def _digest(plan: Plan, shards: Sequence[Path]) -> str:
-    """Names a run; unlike the plan it knows the shards' contents."""
+    """Hash of the plan and of the shards' contents."""
     digest = hashlib.sha256(plan.digest.encode())
     for shard in shards:
         with shard.open("rb") as file:

@@ -1,32 +1,31 @@
-"""COCO JSON and JPEGs to validated tables; every record that is not taken over is explained.
+"""COCO JSON and image files to validated tables and image shards; every record that is rejected is explained.
 
-Writes images.parquet, people.parquet, rejects.parquet, metrics.json and sheet.jpg (a look at the data) to
-data/ingest. Rows in are rows out and rejects (and images that are left out on purpose), counted for images
-and people of each split.
+Writes to data/ingest people.parquet, rejects.parquet, the images packed into {train,val}/part-*.parquet, and
+sheet.jpg, a look at the data. After this stage nothing reads an image file. Rows in = rows out + rejects (+
+images left out because they show no people), counted per split in data/metrics/ingest.json.
 """
 
 import csv
 import io
-import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from personlab import tables
+from personlab import params as parameters
+from personlab import tables, viz
 from personlab.data import coco
-from personlab.data.crops import read_image
+from personlab.data.example import pixels
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.params import Params
 from personlab.people import Annotation
 from personlab.stages.acquire import check_unchanged, image_root
-from personlab.tables import SPLITS, Split
-from personlab.utils.files import atomic_folder, write_atomic
+from personlab.tables import SPLITS, Split, shards
+from personlab.utils.files import atomic_folder, write_atomic, write_json
 from personlab.utils.progress import progress
-from personlab.viz import contact_sheet, draw_annotations, write_jpeg
 
 log = logging.getLogger("personlab")
 
@@ -58,10 +57,10 @@ class Ingested:
 
 
 def run(params: Params, root: Path) -> None:
-    """Check every record and image, and write the tables.
+    """Check every record and image, pack the images, and write the tables.
 
     Raises:
-        UserError: the data changed since acquire, a file is not COCO's, nothing is left of a split, or more
+        UserError: the data changed since acquire, a file is not COCO's, no image of a split is left, or more
             is rejected than params.ingest.max_reject_fraction; the message gives the first reasons.
     """
     check_unchanged(root)
@@ -72,20 +71,43 @@ def run(params: Params, root: Path) -> None:
         for split in SPLITS
     }
     _check_rejects(splits, params.ingest.max_reject_fraction, root)
-    metrics = {split: _metrics(found) for split, found in splits.items()}
-    outputs = {
-        "images": coco.images_table({split: found.images for split, found in splits.items()}),
-        "people": coco.people_table({split: found.people for split, found in splits.items()}),
-        "rejects": coco.rejects_table(_rejects(splits)),
-    }
+    digest = tables.params_hash(params.ingest)
+    people = coco.people_table({split: found.people for split, found in splits.items()})
     with atomic_folder(root / "data/ingest") as output:
-        for name, table in outputs.items():
-            path = output / f"{name}.parquet"
-            tables.write_table(table, path, params_hash=tables.params_hash(params.ingest))
-        write_atomic(output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        write_jpeg(output / "sheet.jpg", _sheet(splits["train"], folder))
+        for split, found in splits.items():
+            _pack(found.images, folder, output / split, params.ingest, digest)
+        tables.write_table(people, output / "people.parquet", params_hash=digest)
+        rejects = coco.rejects_table(_rejects(splits))
+        tables.write_table(rejects, output / "rejects.parquet", params_hash=digest)
+        viz.write_jpeg(output / "sheet.jpg", _sheet(splits["train"], output / "train"))
+    metrics = {split: _metrics(found) for split, found in splits.items()}
+    write_json(root / "data/metrics/ingest.json", metrics)
     for split, counts in metrics.items():
         _log(split, counts)
+
+
+def _pack(
+    images: Sequence[coco.Image], folder: Path, output: Path, settings: parameters.Ingest, digest: str
+) -> None:
+    """Write the files of some images to shards, in the order of their ids."""
+    ordered = sorted(images, key=lambda image: image.id)
+    rows = (
+        {
+            "image_id": image.id,
+            "file_name": image.file_name,
+            "height": image.height,
+            "width": image.width,
+            "image": (folder / image.file_name).read_bytes(),
+        }
+        for image in progress(ordered, label=f"ingest: pack {output.name}")
+    )
+    shards.write_images(
+        rows,
+        output,
+        shard_bytes=settings.shard_mb * 2**20,
+        row_group=settings.row_group,
+        params_hash=digest,
+    )
 
 
 def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
@@ -109,16 +131,15 @@ def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
     )
 
 
-def _sheet(train: Ingested, folder: Path) -> ImageArray:
-    """The first training images with what is annotated on them: look at it before you believe it."""
+def _sheet(train: Ingested, images: Path) -> ImageArray:
+    """The first training images with their annotations."""
     people = defaultdict(list)
     for person in train.people:
         people[person.image_id].append(person.annotation)
-    shown = [
-        draw_annotations(read_image(folder / image.file_name), people[image.id])
-        for image in train.images[:SHEET]
-    ]
-    return contact_sheet(shown, columns=6, cell=(320, 240))
+    first = [image.id for image in train.images[:SHEET]]
+    rows = shards.read_images(images, first)
+    shown = [viz.draw_annotations(pixels(rows[image_id]), people[image_id]) for image_id in first]
+    return viz.contact_sheet(shown, columns=6, cell=(320, 240))
 
 
 def _rejects(splits: Mapping[Split, Ingested]) -> list[coco.Reject]:

@@ -1,14 +1,11 @@
-"""Pack images and their people into Parquet shards: after this, nothing reads an image file again.
+"""The people that training, inference and evaluation use, row for row beside the image shards.
 
-A shard row is one image: its JPEG bytes as they are, and everything needed to rasterise the five target
-fields. The fields themselves are made from it on the fly, after augmentation: 150 dense channels of COCO
-train would be about 390 GB.
+A row holds what is needed to rasterise the five target fields of an image. The fields themselves are computed
+after augmentation: 150 dense channels of COCO train would take about 390 GB.
 """
 
-import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,8 @@ from personlab import tables
 from personlab.errors import UserError
 from personlab.params import Params
 from personlab.skeleton import K
-from personlab.stages.acquire import image_root
-from personlab.utils.files import atomic_folder, write_atomic
-from personlab.utils.progress import progress
+from personlab.tables import SPLITS, shards
+from personlab.utils.files import atomic_folder, write_json
 
 log = logging.getLogger("personlab")
 
@@ -28,45 +24,49 @@ Row = dict[str, Any]
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/targets/{train,val}/part-*.parquet and metrics.json.
+    """Write data/targets/{train,val}/part-*.parquet, in the parts, row groups and order of the image shards.
 
     Raises:
-        UserError: an image that ingest accepted can no longer be read.
+        UserError: an input is missing; or people of images that are in no shard.
     """
-    images = tables.read_table(root / "data/ingest/images.parquet", tables.IMAGES)
     people = tables.read_table(root / "data/impute/people.parquet", tables.PEOPLE)
-    folder = image_root(root)
-    digest = tables.params_hash(params.targets)
     people_of = _people_by_image(people, imputed=params.targets.imputed)
-
+    digest = tables.params_hash(params.targets)
     counts: dict[str, dict[str, int]] = {}
     with atomic_folder(root / "data/targets") as output:
-        for split in ("train", "val"):
-            rows = [row for row in images.to_pylist() if row["split"] == split]
-            full = progress(_fill(rows, people_of, folder), total=len(rows), label=f"targets {split}")
-            tally = {"images": 0, "people": 0, "imputed": 0, "shards": 0}
-            for number, shard in enumerate(_shards(full, params.targets.shard_mb * 2**20)):
+        for split in SPLITS:
+            counts[split] = {"images": 0, "people": 0, "imputed": 0, "shards": 0}
+            for part in shards.parts(root / "data/ingest" / split, "ingest"):
+                ids = tables.read_table(part, tables.IMAGES, ["image_id"])["image_id"].to_pylist()
+                rows = [{"image_id": i, "people": people_of.pop((split, i), [])} for i in ids]
                 tables.write_table(
-                    pa.Table.from_pylist(shard, schema=tables.SHARD),
-                    output / split / f"part-{number:05}.parquet",
+                    pa.Table.from_pylist(rows, schema=tables.TARGETS),
+                    output / split / part.name,
                     params_hash=digest,
-                    row_group_size=params.targets.row_group,
+                    row_group_size=shards.row_group_size(part),
                 )
-                tally["shards"] += 1
-                tally["images"] += len(shard)
-                tally["people"] += sum(len(row["people"]) for row in shard)
-                tally["imputed"] += sum(person["imputed"] for row in shard for person in row["people"])
-            counts[split] = tally
-            log.info(
-                "targets %s: %d images, %d people in = %d images, %d people out (%d imputed), %d shards",
-                *(split, len(rows), sum(len(people_of[split, row["image_id"]]) for row in rows)),
-                *(tally["images"], tally["people"], tally["imputed"], tally["shards"]),
+                _add(counts[split], rows)
+        if people_of:
+            first, *others = people_of
+            raise UserError(
+                f"data/impute/people.parquet: people of {len(others) + 1} images that are in no shard, image "
+                f"{first[1]} of {first[0]} first; run 'dvc repro targets'"
             )
-        write_atomic(output / "metrics.json", json.dumps(counts, indent=2) + "\n")
+    write_json(root / "data/metrics/targets.json", counts)
+    for name, count in counts.items():
+        log.info("targets %s: %s", name, ", ".join(f"{value} {name}" for name, value in count.items()))
+
+
+def _add(count: dict[str, int], rows: list[Row]) -> None:
+    people = [person for row in rows for person in row["people"]]
+    count["images"] += len(rows)
+    count["people"] += len(people)
+    count["imputed"] += sum(person["imputed"] for person in people)
+    count["shards"] += 1
 
 
 def _people_by_image(people: pa.Table, *, imputed: bool) -> dict[tuple[str, int], list[Row]]:
-    """People of each (split, image id), in the table's order; without imputed keypoints if so asked."""
+    """People of each (split, image id), in the table's order; `imputed` keeps imputed keypoints."""
     grouped: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for person in people.to_pylist():
         key = person.pop("split"), person.pop("image_id")
@@ -77,32 +77,3 @@ def _people_by_image(people: pa.Table, *, imputed: bool) -> dict[tuple[str, int]
 def _without_keypoints(person: Row) -> Row:
     nothing = {"keypoints": [0.0] * 2 * K, "visibility": [0] * K, "confidence": [0.0] * K, "imputed": False}
     return person | nothing
-
-
-def _fill(images: Iterable[Row], people_of: dict[tuple[str, int], list[Row]], folder: Path) -> Iterator[Row]:
-    """Shard rows of table rows: with the image's bytes and people, without the split."""
-    for image in images:
-        path = folder / image["file_name"]
-        try:
-            jpeg = path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"{path}: {error.strerror}, though ingest has read it; put it back, or ingest again"
-            ) from None
-        key = image["split"], image["image_id"]
-        kept = {name: value for name, value in image.items() if name != "split"}
-        yield kept | {"jpeg": jpeg, "people": people_of[key]}
-
-
-def _shards(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    """Cut a stream of rows into shards of about `size` bytes of JPEG; at least one shard, even if empty."""
-    shard: list[Row] = []
-    held = cut = 0
-    for row in rows:
-        if shard and held + len(row["jpeg"]) > size:
-            yield shard
-            shard, held, cut = [], 0, cut + 1
-        shard.append(row)
-        held += len(row["jpeg"])
-    if shard or not cut:
-        yield shard

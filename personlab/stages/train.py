@@ -1,11 +1,10 @@
 """Train the network with Ray Train, and export its averaged weights.
 
-Started again after a kill, the stage goes on from the last checkpoint (personlab/distributed/checkpoints.py). What an
-image looks like at a step depends on the seed, the epoch and the image alone, so going on is the same as
-never having stopped.
+After a kill, the same command resumes from the last checkpoint (distributed/checkpoints.py). The view of an
+image at a step depends only on the seed, the epoch and the image, so a resumed run and an uninterrupted one
+end with the same weights.
 """
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from typing import Any, Final
 
 import ray
 import torch
-from dvclive import Live  # type: ignore[attr-defined]
 from ray import train as ray_train
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
@@ -25,7 +23,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
 from personlab.data.example import Example
-from personlab.data.loader import load_batches, plan, row_groups
+from personlab.data.loader import image_groups, load_batches
 from personlab.distributed import checkpoints
 from personlab.distributed.board import fit, no_retry, watch
 from personlab.distributed.checkpoints import Run, is_rank_zero, run_of
@@ -33,141 +31,137 @@ from personlab.distributed.cluster import connect, node_cpus, processors_each, r
 from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
-from personlab.params import Codec, Model, Params, Section, Train
+from personlab.params import Compute, Model, Params, Section, Train
 from personlab.training import engine
 from personlab.training.engine import Average, Batch, Supervised
 from personlab.training.validation import Validation
 from personlab.utils import malloc
-from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.files import atomic_folder, write_atomic, write_json
 from personlab.utils.prefetch import prefetch
 
 log = logging.getLogger("personlab")
 
-_LOG_EVERY = 50  # steps
-# What decides how it learns, besides this file: dvc.yaml has the same list.
+_LOG_EVERY: Final = 50  # steps
+# The code that decides how it learns, besides this file: a run is resumed only with the same code.
 _CODE: Final = ("codec/encode.py", "codec/fields.py", "codec/refine.py", "data", "model", "training")
 _CURVES: Final = {"loss": "loss", "ap": "AP on val images"}
 
-Points = list[tuple[int, dict[str, float]]]  # of curves that share their steps: step, values by name
+Points = list[tuple[int, dict[str, float]]]  # curves that share their steps: step, values by name
 
 
 class Recipe(Section):
-    """All that decides what a training run does, but its data."""
+    """Everything that decides the result of a training run, except its data and code."""
 
-    codec: Codec
     model: Model
     train: Train
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/train/model.safetensors (+ .json), metrics.json and plots/.
+    """Write data/train/model.safetensors with its card, metrics and plots.
 
     Raises:
-        UserError: there are no images to train on, the loss stopped being finite, or a disk is full.
+        UserError: there are no images to train on, the loss is not finite, or a disk is full.
     """
-    recipe = Recipe(codec=params.codec, model=params.model, train=params.train)
-    next(plan(row_groups(root / "data/targets/train"), recipe.train))  # or say why not
-    run = run_of(root, "train", _deciding(recipe), _inputs(recipe, root), params.ray.storage_path)
+    recipe = Recipe(model=params.model, train=params.train)
+    image_groups(root / "data/ingest/train")
+    run = training_run(recipe, params.compute, root)
     with run.lock():
-        with connect(params.ray.address), watch(recipe.train.steps, "train") as board:
-            fit(_trainer(recipe, run, root, board), board)
+        with connect(params.compute.ray_address), watch(recipe.train.steps, "train") as board:
+            fit(_trainer(recipe, params.compute, run, root, board), board)
         _export(recipe, run, root)
 
 
-def _deciding(recipe: Recipe) -> list[Section]:
-    """What may not change while a run goes on. How many workers there are may, so that it goes on with those
-    that are left, unless each normalises by its own share of a batch. How it is validated may not: AP at
-    other sizes or on other images would be another curve.
+def training_run(recipe: Recipe, compute: Compute, root: Path) -> Run:
+    """The run of a recipe on the data in `root`.
+
+    With frozen normalisation statistics the number of workers changes nothing but rounding, and a run is
+    resumed with any number. Otherwise each worker normalises by its own share of a batch, and runs with
+    different numbers of workers are different runs.
     """
-    frozen = recipe.model.init is not None
-    train = recipe.train.model_copy(update={"workers": 1}) if frozen else recipe.train
-    return [recipe.codec, recipe.model, train]
+    sections: list[Section] = [recipe.model, recipe.train]
+    if recipe.model.init is None and compute.workers > 1:
+        sections.append(Compute(workers=compute.workers))
+    return run_of(root, "train", sections, _inputs(recipe, root), compute.storage_path)
 
 
 def _inputs(recipe: Recipe, root: Path) -> list[Path]:
-    """What a run depends on besides its parameters: shards, weights to begin with, the code that learns."""
-    here = Path(__file__)
+    """What a run depends on besides its parameters: data, initial weights and code."""
+    package = Path(__file__).parents[1]
+    data = [root / "data" / stage / split for stage in ("ingest", "targets") for split in ("train", "val")]
     init = [root / recipe.model.init] if recipe.model.init else []
     cards = [path.with_suffix(".json") for path in init]
-    return [
-        *(root / "data/targets" / split for split in ("train", "val")),
-        *(*init, *cards),
-        *(here.parents[1] / name for name in _CODE),
-        here,
-    ]
+    return [*data, *init, *cards, *(package / name for name in _CODE), Path(__file__)]
 
 
-def _trainer(recipe: Recipe, run: Run, root: Path, board: Any) -> TorchTrainer:
-    train = recipe.train
-    needs = {"CPU": 0.5, "GPU": int(train.gpu)}
-    mend = "lower train.workers" + (" or set train.gpu to false" if train.gpu else "")
-    require(train.workers, cpus=needs["CPU"], gpus=needs["GPU"], mend=mend)
+def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any) -> TorchTrainer:
+    needs = {"CPU": 0.5, "GPU": int(compute.gpu)}
+    mend = "lower compute.workers" + (" or set compute.gpu to false" if compute.gpu else "")
+    require(compute.workers, cpus=needs["CPU"], gpus=needs["GPU"], mend=mend)
     # Ray would give a worker the threads of its half of a processor. This has to be set before the worker
-    # imports torch; later changes are not followed.
-    threads = {"OMP_NUM_THREADS": str(processors_each(train.workers, gpu=train.gpu))}
+    # imports torch, which does not follow later changes.
+    threads = {"OMP_NUM_THREADS": str(processors_each(compute.workers, gpu=compute.gpu))}
     return TorchTrainer(
         _work,
         train_loop_config={
             "recipe": recipe.model_dump(),
+            "checkpoint_every": compute.checkpoint_every,
             "run": run,
             "root": str(root.resolve()),
             "board": board,
         },
         scaling_config=ScalingConfig(
-            num_workers=train.workers,
-            use_gpu=train.gpu,
+            num_workers=compute.workers,
+            use_gpu=compute.gpu,
             resources_per_worker=needs,
-            # GPUs of one node exchange gradients faster; processors of one node only share what it has
-            placement_strategy="PACK" if train.gpu else "SPREAD",
+            # GPUs of one node exchange gradients faster; workers on processors of one node share its cores.
+            placement_strategy="PACK" if compute.gpu else "SPREAD",
         ),
-        run_config=replace(run.config(train.max_failures), worker_runtime_env={"env_vars": threads}),
+        run_config=replace(run.config(compute.max_failures), worker_runtime_env={"env_vars": threads}),
     )
 
 
 def _export(recipe: Recipe, run: Run, root: Path) -> None:
-    """Turn a run's last checkpoint into the stage's output."""
+    """Write the stage's outputs from the last checkpoint of a run."""
     state = run.finished(recipe.train.steps)
-    network = build(recipe.model, recipe.codec, stride=recipe.train.stride, root=root)
+    network = build(recipe.model, stride=recipe.train.stride, root=root)
     with atomic_folder(root / "data/train") as output:
-        checkpoint.save(
-            output / "model.safetensors", state["averaged"], network.card(recipe.train.model_dump())
-        )
-        write_atomic(output / "metrics.json", json.dumps(state["losses"], indent=2) + "\n")
-        _write_curves(output / "plots/loss", state["curve"]["points"])
-        _write_curves(output / "plots/ap", state["ap"])
-    log.info("train: %d steps done, data/train/model.safetensors written", state["step"])
+        card = network.card(recipe.train.model_dump())
+        checkpoint.save(output / "model.safetensors", state["averaged"], card)
+    with atomic_folder(root / "data/plots/train") as output:
+        _write_curves(output / "loss", state["curve"]["points"])
+        _write_curves(output / "ap", state["ap"])
+    write_json(root / "data/metrics/train.json", state["losses"])
+    log.info("train: %d steps, data/train/model.safetensors written", state["step"])
 
 
 def _write_curves(folder: Path, points: Points) -> None:
+    """One TSV file per curve."""
     for name in {name: None for _, values in points for name in values}:
-        rows = [f"{step}\t{values[name]}" for step, values in points]
+        rows = [f"{step}\t{values[name]}" for step, values in points if name in values]
         write_atomic(folder / f"{name}.tsv", "\n".join([f"step\t{name}", *rows, ""]))
 
 
 @no_retry
 def _work(config: dict[str, Any]) -> None:
-    """What each training worker does."""
+    """The training loop of one worker."""
     recipe, run, board = Recipe.model_validate(config["recipe"]), config["run"], config["board"]
     train, device = recipe.train, get_device()
     malloc.disable_trim()
     torch.manual_seed(train.seed)
     root = Path(config["root"])
-    network = build(recipe.model, recipe.codec, stride=train.stride, root=root)
-    supervised = Supervised(network.train(), Objective.of(recipe.model, recipe.codec, train)).to(device)
+    network = build(recipe.model, stride=train.stride, root=root)
+    supervised = Supervised(network.train(), Objective.of(recipe.model, train)).to(device)
     progress = _Progress(network, engine.optimizer(network, train), _average(train))
-    if state := checkpoints.resumed(run, device, lambda news: board.post.remote(0, news)):
+    if state := checkpoints.resumed(run, device, lambda line: board.post.remote(0, line)):
         progress.load(state, device)
-        board.post.remote(progress.step, f"going on from step {progress.step}")
-    display = _Display(run.scratch / "live", board, progress) if is_rank_zero() else None
+        board.post.remote(progress.step, f"resuming from step {progress.step}")
     validation = (
-        Validation.of(network, root / "data/targets/val", train)
-        if is_rank_zero() and train.validate_every
-        else None
+        Validation.of(network, root / "data", train) if is_rank_zero() and train.validate_every else None
     )
 
     parallel = prepare_model(supervised, move_to_device=False)
     pace = _Pace()
-    batches = _batches(recipe, root / "data/targets/train", device, done=progress.step)
+    batches = _batches(recipe, root / "data", device, done=progress.step)
     for step, batch in zip(range(progress.step + 1, train.steps + 1), pace.timed(batches), strict=False):
         engine.set_learning_rate(progress.optimizer, train, step)
         losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
@@ -176,9 +170,9 @@ def _work(config: dict[str, Any]) -> None:
         if validation and step % train.validate_every == 0:
             with pace.interrupted():  # the other workers wait for this one before the next step
                 progress.ap.append((step, validation(progress.average.of(network))))
-        if display:
-            display.show(step)
-        if step % train.checkpoint_every == 0 or last:
+        if is_rank_zero():
+            _report(board, step, progress)
+        if step % config["checkpoint_every"] == 0 or last:
             checkpoints.save(run, step, progress.state)
     if is_rank_zero():
         ray.get(board.post.remote(progress.step, pace.summary()))
@@ -205,7 +199,7 @@ class _Curve:
 
 @dataclass
 class _Progress:
-    """All that a checkpoint has to hold for a run to go on as if it had never stopped."""
+    """What a checkpoint holds: everything that a resumed run needs to end with the same weights."""
 
     network: PersonLab
     optimizer: torch.optim.Optimizer
@@ -216,7 +210,7 @@ class _Progress:
     step: int = 0
 
     def advance(self, step: int, losses: dict[str, float], *, last: bool) -> None:
-        """The network is now what `step` made of it."""
+        """Record that `step` has updated the network."""
         self.average.update(self.network, step)
         self.curve.add(step, losses, last=last)
         self.step, self.losses = step, losses
@@ -242,13 +236,13 @@ class _Progress:
 
 
 class _Pace:
-    """How fast a worker trains from its second batch on, and how much of that time it waits for data."""
+    """Images per second of a worker from its second batch on, and the share of time it waits for data."""
 
     def __init__(self) -> None:
         self.images, self.waited, self.validated, self.began = 0, 0.0, 0.0, time.monotonic()
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        yield next(batches)  # the first one waits for Ray to start reading
+        yield next(batches)  # the first one waits for the first shards
         self.began = time.monotonic()
         while True:
             asked = time.monotonic()
@@ -259,7 +253,7 @@ class _Pace:
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
-        """The time of the block, in which the worker validates, is not training's."""
+        """Leave the time of the block, in which the worker validates, out of the training time."""
         began = time.monotonic()
         yield
         seconds = time.monotonic() - began
@@ -276,55 +270,42 @@ class _Pace:
         )
 
 
-class _Display:
-    """Shows how training goes: on the board, and by DVCLive, whose curves are drawn anew when it goes on."""
-
-    def __init__(self, folder: Path, board: Any, progress: _Progress) -> None:
-        self.live = Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None)
-        self.board, self.progress = board, progress
-        self._draw("loss", progress.curve.points)
-        self._draw("ap", progress.ap)
-
-    def show(self, step: int) -> None:
-        """To be called after every step."""
-        self._tell(step, "loss", self.progress.curve.points)
-        self._tell(step, "ap", self.progress.ap)
-        self.board.post.remote(step)
-
-    def _tell(self, step: int, curves: str, points: Points) -> None:
-        """What is new, if anything is."""
+def _report(board: Any, step: int, progress: _Progress) -> None:
+    """Post the step, and the values of a curve that has a new point."""
+    for curve, points in (("loss", progress.curve.points), ("ap", progress.ap)):
         if points and points[-1][0] == step:
-            self._draw(curves, points[-1:])
             values = ", ".join(f"{name} {value:.4f}" for name, value in points[-1][1].items())
-            self.board.post.remote(step, f"{_CURVES[curves]}: {values or 'there is nobody to find'}")
-
-    def _draw(self, curves: str, points: Points) -> None:
-        for step, values in points:
-            self.live.step = step
-            for name, value in values.items():
-                self.live.log_metric(f"{curves}/{name}", value)
-        self.live.make_summary()
+            board.post.remote(step, f"{_CURVES[curve]}: {values or 'no people to find'}")
+    board.post.remote(step)
 
 
-def _batches(recipe: Recipe, shards: Path, device: torch.device, *, done: int) -> Iterator[Batch]:
-    """This worker's share of every training batch from step `done` on, on `device`: prepared ahead if that is
-    a GPU, in turn with the steps if they compute on these very processors."""
+def _batches(recipe: Recipe, data: Path, device: torch.device, *, done: int) -> Iterator[Batch]:
+    """This worker's share of every training batch after step `done`, on `device`.
+
+    They are prepared ahead if that is a GPU, and between the steps if both compute on the same processors.
+    """
     context = ray_train.get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
     gpu = device.type != "cpu"
     threads = max(1, node_cpus() // context.get_local_world_size() - 1) if gpu else torch.get_num_threads()
     examples = load_batches(
-        shards, recipe.train, rank=rank, workers=workers, done=done, threads=threads, overlap=gpu
+        data / "ingest/train",
+        data / "targets/train",
+        recipe.train,
+        rank=context.get_world_rank(),
+        workers=context.get_world_size(),
+        done=done,
+        threads=threads,
+        overlap=gpu,
     )
     batch = partial(_batch, recipe=recipe, device=device)
     return prefetch(batch, examples, threads=1, depth=2) if gpu else map(batch, examples)
 
 
 def _batch(examples: list[Example], recipe: Recipe, device: torch.device) -> Batch:
-    """Examples as one batch; their targets are rasterised where the network is."""
+    """Examples as one batch; their targets are rasterised on the network's device."""
     people = [each.people.to(device) for each in examples]
     return Batch(
         images=torch.stack([each.image for each in examples]).to(device),
-        targets=stack([encode(p, stride=recipe.train.stride, radius=recipe.codec.radius) for p in people]),
+        targets=stack([encode(p, stride=recipe.train.stride, radius=recipe.model.radius) for p in people]),
         image_ids=[each.image_id for each in examples],
     )

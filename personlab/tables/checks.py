@@ -90,7 +90,6 @@ HAS_SIZE = each(
         pc.min_element_wise(_element(boxes, 2), _element(boxes, 3), skip_nulls=False), 0
     ),
 )
-JPEG = each("must start as a JPEG does", lambda values: pc.equal(pc.binary_slice(values, 0, 2), b"\xff\xd8"))
 
 
 def _element(lists: pa.ChunkedArray, index: int) -> pa.Array:

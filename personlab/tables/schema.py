@@ -18,7 +18,6 @@ from personlab.tables.checks import (
     ALL_FINITE,
     FINITE,
     HAS_SIZE,
-    JPEG,
     NOT_EMPTY,
     POSITIVE,
     Contract,
@@ -32,16 +31,6 @@ from personlab.tables.checks import (
 
 Split = Literal["train", "val"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "val")
-
-IMAGES = pa.schema(
-    [
-        ("split", pa.string()),  # train | val
-        ("image_id", pa.int64()),
-        ("file_name", pa.string()),  # relative to the dataset's root, e.g. val2017/000000000139.jpg
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-    ]
-)
 
 _PERSON = [
     ("person_id", pa.int64()),  # COCO's annotation id
@@ -65,17 +54,19 @@ REJECTS = pa.schema(
     ]
 )
 
-# One row is one image, complete: after `targets` nothing reads an image file again.
-SHARD = pa.schema(
+# Image shards, written by `ingest`: no later stage reads an image file.
+IMAGES = pa.schema(
     [
         ("image_id", pa.int64()),
-        ("file_name", pa.string()),
+        ("file_name", pa.string()),  # relative to the dataset's root, e.g. val2017/000000000139.jpg
         ("height", pa.int32()),
         ("width", pa.int32()),
-        ("jpeg", pa.binary()),
-        ("people", pa.list_(pa.struct(_PERSON))),
+        ("image", pa.binary()),  # the file's own bytes
     ]
 )
+
+# The people of the image shards, row for row: same parts, row groups and order.
+TARGETS = pa.schema([("image_id", pa.int64()), ("people", pa.list_(pa.struct(_PERSON)))])
 
 _DETECTION = [
     ("score", pa.float32()),
@@ -101,11 +92,10 @@ NAMED_PREDICTIONS = PREDICTIONS.insert(1, pa.field("image", pa.string()))
 
 FAILURES = pa.schema([("image_id", pa.int64()), ("image", pa.string()), ("reason", pa.string())])
 
-# What `people_rows` makes of the people of shards and predictions.
-_SHARD_PEOPLE = pa.schema([("image_id", pa.int64()), *_PERSON])
+# What `people_rows` makes of the people of targets and predictions.
+_TARGET_PEOPLE = pa.schema([("image_id", pa.int64()), *_PERSON])
 _PREDICTED_PEOPLE = pa.schema([("image_id", pa.int64()), *_DETECTION])
 
-_IMAGE_CHECKS = {"height": [POSITIVE], "width": [POSITIVE], "file_name": [NOT_EMPTY]}
 _PERSON_CHECKS = {
     "keypoints": [length(2 * K), ALL_FINITE],
     "visibility": [length(K), within(0, 2)],
@@ -123,10 +113,10 @@ _DETECTION_CHECKS = {
 _CONTRACTS: Final = (
     contract(
         IMAGES,
-        ("split", "image_id"),
-        {"split": [one_of(*SPLITS)], **_IMAGE_CHECKS},
-        unique("split", "image_id"),
-        in_order(split="ascending", image_id="ascending"),
+        ("image_id",),
+        {"height": [POSITIVE], "width": [POSITIVE], "file_name": [NOT_EMPTY], "image": [NOT_EMPTY]},
+        unique("image_id"),
+        in_order(image_id="ascending"),
     ),
     contract(
         PEOPLE,
@@ -141,15 +131,9 @@ _CONTRACTS: Final = (
         {name: [NOT_EMPTY] for name in REJECTS.names},
         in_order(file="ascending", record="ascending", reason="ascending"),
     ),
+    contract(TARGETS, ("image_id",), {}, unique("image_id"), in_order(image_id="ascending")),
     contract(
-        SHARD,
-        ("image_id",),
-        {**_IMAGE_CHECKS, "jpeg": [JPEG]},
-        unique("image_id"),
-        in_order(image_id="ascending"),
-    ),
-    contract(
-        _SHARD_PEOPLE,
+        _TARGET_PEOPLE,
         ("image_id", "person_id"),
         _PERSON_CHECKS,
         unique("person_id"),
@@ -212,7 +196,7 @@ def _contract_of(schema: pa.Schema) -> Contract:
 
 
 def people_rows(table: pa.Table) -> pa.Table:
-    """The people of shards or predictions, one row each, after the `image_id` they belong to."""
+    """The people of targets or predictions, one row each, after the `image_id` they belong to."""
     people = table["people"].combine_chunks()
     image_id = table["image_id"].take(pc.list_parent_indices(people))
     persons = pc.list_flatten(people)

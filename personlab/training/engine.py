@@ -19,6 +19,7 @@ from personlab.codec.fields import Targets
 from personlab.errors import UserError
 from personlab.model.losses import Losses, Objective, positions
 from personlab.model.network import PersonLab
+from personlab.model.precision import autocast
 
 _REPORTED = ("total", *(field.name for field in fields(Losses)))
 
@@ -103,7 +104,7 @@ def train_step(
         UserError: the loss is not finite; no weight has been changed, and every worker says so.
     """
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    with autocast(batch.images.device, precision):
         total, final = supervised(batch.images, batch.targets)
     total.backward()  # before the losses are asked for: on a GPU that waits for all that was launched so far
     report = _report(_sum(_scalars(total, final)) / _workers())

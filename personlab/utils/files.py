@@ -5,11 +5,13 @@ run killed at any moment leaves nothing half-written under a final name. The tem
 a killed run left behind is cleared away by the next.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -31,6 +33,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a whole file (text as UTF-8), atomically."""
     with atomic_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
+    """Write a value as JSON, atomically. NaN and infinity, which JSON does not have, are a ValueError."""
+    write_atomic(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Work done ahead of whoever needs its results."""
+"""Apply a function in threads, ahead of the consumer."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def prefetch(function: Callable[[S], T], items: Iterable[S], *, threads: int, depth: int) -> Iterator[T]:
-    """map(function, items), in order, computed up to `depth` items ahead in threads."""
+    """`map(function, items)`, in order, computed by `threads` threads up to `depth` items ahead."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[T]] = deque()
         for item in items:

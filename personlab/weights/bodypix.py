@@ -63,7 +63,7 @@ def _network(graph: GraphModel) -> PersonLab:
     networks = []
     for stride in (8, 16, 32):
         with torch.device("meta"):
-            network = PersonLab(model, params.Codec(), stride=stride, masks=masks)
+            network = PersonLab(model, stride=stride, masks=masks)
         networks.append((_differences(graph, network), network))
     _check_names(graph, networks[0][1])
     differences, network = min(networks, key=lambda pair: len(pair[0]))
@@ -80,7 +80,7 @@ def _architecture(graph: GraphModel) -> params.Model:
         widens = outputs("Conv2d_13_pointwise/weights") == 32 * width
         return params.Model(backbone="mobilenet" if widens else "mobilenet16", width=width)
     if width := outputs("conv1/weights"):
-        return params.Model(backbone="tf-resnet50", width=width)
+        return params.Model(backbone="slim-resnet50", width=width)
     raise UserError(
         f"{graph.source}: neither a MobileNetV1 (no Conv2d_0/weights) nor a ResNet-50 (no conv1/weights); "
         "only BodyPix and PoseNet can be imported"
@@ -151,7 +151,7 @@ def _state(graph: GraphModel, network: PersonLab) -> dict[str, Tensor]:
             ("bias", [graph.arrays[_bias_name(head)] for head in heads]),
         ):
             if field in _OFFSETS:
-                arrays = [_x_then_y(array) / network.codec.radius for array in arrays]
+                arrays = [_x_then_y(array) / network.model.radius for array in arrays]
             state[f"heads.{field}.{part}"] = np.concatenate(arrays)
     _check_shapes(graph, network, state)
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}

@@ -81,7 +81,7 @@ def _label(model: Any, network: PersonLab) -> None:
     card = network.card({})
     about = {
         "stride": network.stride,
-        "radius": network.codec.radius,
+        "radius": network.model.radius,
         "keypoints": card["skeleton"]["keypoints"],
         "edges": card["skeleton"]["edges"],
     }

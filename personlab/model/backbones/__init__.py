@@ -24,7 +24,7 @@ def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, freeze
     match kind:
         case "mobilenet" | "mobilenet16":
             return MobileNet(kind, width=width, output_stride=stride)
-        case "tf-resnet50":
+        case "slim-resnet50":
             return SlimResNet(width=width, output_stride=stride)
         case _:
             return ResNet(kind, width=width, output_stride=stride, freeze_bn=freeze_bn)
