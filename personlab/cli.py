@@ -139,7 +139,7 @@ def infer(*, params: ParamsFile = PARAMS) -> None:
 def evaluate(*, params: ParamsFile = PARAMS) -> None:
     """Score keypoints and masks with pycocotools; draw curves and a gallery.
 
-    Writes data/evaluate/metrics.json, plots/, gallery/ and report.md.
+    Writes data/metrics/evaluate.json, data/plots/evaluate, and data/evaluate: gallery and report.md.
     """
     _run_stage("evaluate", params)
 

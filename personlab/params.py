@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -44,7 +45,11 @@ def _none_if_random(value: Any) -> Any:
     return None if value == RANDOM else value
 
 
-Init = Annotated[str | None, BeforeValidator(_none_if_random)]
+Init = Annotated[
+    str | None,
+    BeforeValidator(_none_if_random),
+    PlainSerializer(lambda value: value or RANDOM, when_used="json"),  # for files that DVC reads
+]
 
 
 class Section(BaseModel):

@@ -7,22 +7,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from personlab.data import images as picture
+from personlab.data import images
 from personlab.inference import inputs
 from personlab.inference.inputs import Listing
-from personlab.inference.job import INPUTS, MANIFEST, PLAN, Decode, Job, Manifest, make_plan
+from personlab.inference.job import INPUTS, MANIFEST, PLAN, DecodeImage, Job, Manifest, make_plan
 from personlab.model import checkpoint
 from personlab.model.network import build
-from personlab.params import Codec, Infer, Model
+from personlab.params import Infer, Model
 from personlab.utils.storage import Folder
 
-INFER = Infer(sides=(65,), stride=16, max_people=2)
+INFER, MAX_PEOPLE = Infer(sides=(65,), stride=16), 2
 
 
 def save_weights(path: Path, seed: int = 0) -> Path:
     """A random network of width 8 and its card."""
     torch.manual_seed(seed)
-    network = build(Model(backbone="resnet18", width=8), Codec(radius=12, nms_radius=5, bin=1), stride=16)
+    network = build(Model(backbone="resnet18", width=8, radius=12), stride=16)
     checkpoint.save(path, network.state_dict(), network.card({}))
     return path
 
@@ -53,10 +53,10 @@ def job(
     *,
     part_size: int = 4,
     infer: Infer = INFER,
-    decode: Decode = picture.decode,
+    decode: DecodeImage = images.decode,
 ) -> tuple[Job, Listing]:
     listing = inputs.find(str(wanted))
-    plan = make_plan(listing, weights, infer, part_size=part_size)
+    plan = make_plan(listing, weights, infer, max_people=MAX_PEOPLE, part_size=part_size)
     return Job(plan, listing.root, Folder(str(out)), weights, decode), listing
 
 

@@ -112,16 +112,18 @@ def project(folder: Path) -> Project:
             "infer": {"sides": [385], "stride": 8},
         }
     )
-    return Project(folder, settings, "c" * 40, ("codec", "infer", "model", "targets"), inputs="code and data")
+    return Project(
+        folder, settings, "c" * 40, ("decode", "infer", "model", "targets"), inputs="code and data"
+    )
 
 
 def test_rows_become_commands(tmp_path: Path) -> None:
     made = project(tmp_path)
     hough = made.experiment(BY_NAME["table5"].rows[0])
-    assert hough.params.infer.scoring == "hough"
-    assert hough.params.infer.nms == "hard"
+    assert hough.params.decode.scoring == "hough"
+    assert hough.params.decode.nms == "hard"
     assert hough.params.train == made.params.train
-    settings = "-S 'infer.sides=[385]' -S infer.scoring=hough -S infer.nms=hard"
+    settings = "-S 'infer.sides=[385]' -S decode.scoring=hough -S decode.nms=hard"
     assert hough.command.startswith(f"dvc exp run {settings} --name ablate-scoring-hough-nms-hard-")
     small = made.experiment(BY_NAME["table4"].rows[0])
     assert small.command.startswith(
@@ -149,7 +151,7 @@ def test_an_experiments_name_tells_what_decides_its_result(tmp_path: Path) -> No
     made = project(tmp_path)
     name = made.experiment(row).name
     assert replace(made, inputs="other code").experiment(row).name != name
-    other = overridden(made.params, {"codec.radius": 13.0})
+    other = overridden(made.params, {"model.radius": 13.0})
     assert replace(made, params=other).experiment(row).name != name
     unwatched = overridden(made.params, {"evaluate.gallery": 3})
     assert replace(made, params=unwatched).experiment(row).name == name

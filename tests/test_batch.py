@@ -101,7 +101,7 @@ def test_what_cannot_be_read_is_listed_with_reasons(pictures: Path, weights: Pat
     reasons = errors(tmp_path / "out")
     assert list(reasons) == ["001.png", "002.png", "005.png", "006.png"]
     assert "truncated" in reasons["001.png"]
-    assert "not a picture" in reasons["002.png"]
+    assert "is not an image" in reasons["002.png"]
     assert reasons["006.png"] == "no such file"
     assert check_truth(tmp_path / "out").errors == 4
 
@@ -226,7 +226,7 @@ class TestSettle:
         if change == "weights":
             weights = save_weights(tmp_path / "other.safetensors", seed=1)
         elif change == "infer":
-            settings["infer"] = INFER.model_copy(update={"nms": "hard"})
+            settings["infer"] = INFER.model_copy(update={"sides": (97,)})
         elif change == "images":
             (pictures / "003.png").rename(pictures / "new.png")
             change = "inputs"

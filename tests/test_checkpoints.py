@@ -12,7 +12,7 @@ import yaml
 from personlab.distributed import checkpoints
 from personlab.distributed.checkpoints import Run, run_of
 from personlab.errors import UserError
-from personlab.params import Codec, Estimator, Model, Train
+from personlab.params import Compute, Estimator, Model, Train
 from personlab.stages import estimator, train
 from tests.conftest import ROOT
 
@@ -126,33 +126,37 @@ def test_a_run_is_named_by_its_parameters_and_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("init", [None, "init.safetensors"])
 def test_what_changes_nothing_is_not_in_the_name(tmp_path: Path, init: str | None) -> None:
     """With frozen statistics a run may go on with other workers: the steps are the same."""
-    recipe = train.Recipe(codec=Codec(), model=Model(init=init), train=Train())
 
-    def name(**changes: Any) -> str:
-        changed = recipe.model_copy(update={"train": Train(**changes)})
-        return run_of(tmp_path, "train", train._deciding(changed), []).name
+    def name(compute: Compute | None = None, **changes: Any) -> str:
+        recipe = train.Recipe(model=Model(init=init), train=Train(**changes))
+        return train.training_run(recipe, compute or Compute(), tmp_path).name
 
-    assert name(gpu=True, max_failures=9, checkpoint_every=7) == name()
-    assert (name(workers=4) == name()) == (init is not None)
+    elsewhere = Compute(gpu=True, max_failures=9, checkpoint_every=7, ray_address="auto")
+    assert name(elsewhere) == name()
+    assert (name(Compute(workers=4)) == name()) == (init is not None)
     for change in ({"seed": 1}, {"precision": "bfloat16"}, {"validate_every": 5}):
         assert name(**change) != name()
 
 
-def test_an_estimators_run_depends_on_the_weights_it_begins_with_and_on_its_code(tmp_path: Path) -> None:
+def code(stage: str) -> set[Path]:
+    """The code that a stage of dvc.yaml depends on, files and folders."""
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+    return {ROOT / each for each in deps if each.startswith("personlab/")}
+
+
+def test_an_estimators_run_depends_on_its_initial_weights_and_its_code(tmp_path: Path) -> None:
     inputs = estimator._inputs(Estimator(init="init.safetensors"), tmp_path)
     assert tmp_path / "init.safetensors" in inputs
-    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["estimator"]["deps"]
-    measures = {ROOT / "personlab/codec/hough.py", ROOT / "personlab/metrics/oks.py"}
-    code = {ROOT / each for each in deps if each.endswith(".py")}
-    assert {path for path in inputs if path.suffix == ".py"} == code - measures
+    assert {path for path in inputs if path.is_relative_to(ROOT / "personlab")} == code("estimator")
 
 
-def test_a_training_run_depends_on_the_weights_it_begins_with_and_on_its_code(tmp_path: Path) -> None:
-    recipe = train.Recipe(codec=Codec(), model=Model(init="init.safetensors"), train=Train())
+def test_a_training_run_depends_on_its_initial_weights_and_its_code(tmp_path: Path) -> None:
+    """But not on how fields are decoded."""
+    recipe = train.Recipe(model=Model(init="init.safetensors"), train=Train())
     inputs = train._inputs(recipe, tmp_path)
     assert {tmp_path / "init.safetensors", tmp_path / "init.json"} <= set(inputs)
-    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
-    assert {path for path in inputs if path.suffix == ".py"} == {ROOT / d for d in deps if d.endswith(".py")}
+    assert {path for path in inputs if path.is_relative_to(ROOT / "personlab")} == code("train")
+    assert not any(path.name in ("codec", "score.py", "decode.py") for path in inputs)
 
 
 @pytest.mark.parametrize(

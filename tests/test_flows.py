@@ -351,10 +351,10 @@ def test_curves_are_a_row_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         "flows.artifacts.create_table_artifact", lambda rows, key, description: made.update({key: rows})
     )
-    shows = StageArtifacts("train", metrics=None, curves=("plots/ap",))
+    shows = StageArtifacts("train", curves=("ap",))
     shows.publish(tmp_path)  # there may be none
     assert made == {}
-    folder = tmp_path / "data/train/plots/ap"
+    folder = tmp_path / "data/plots/train/ap"
     folder.mkdir(parents=True)
     for name, values in (("keypoints", (0.25, 0.123456)), ("segm", (0.0, 1e-3))):
         rows = [f"{step}\t{value}\n" for step, value in zip((500, 1000), values, strict=True)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from personlab.data import images as picture
+from personlab.data import images
 from personlab.errors import UserError
 
 HEIGHT, WIDTH = 20, 30
@@ -51,7 +51,7 @@ def saved(folder: Path, image: Image.Image, name: str, **options: object) -> Pat
     ],
 )
 def test_colours_survive_every_mode_and_format(tmp_path: Path, mode: str, name: str, tolerance: int) -> None:
-    found = picture.read(saved(tmp_path, colours().convert(mode), name))
+    found = images.read(saved(tmp_path, colours().convert(mode), name))
     assert found.shape == (HEIGHT, WIDTH, 3)
     assert found.dtype == np.uint8
     # colours bleed at edges where formats are lossy: look into the middle of each
@@ -62,32 +62,32 @@ def test_colours_survive_every_mode_and_format(tmp_path: Path, mode: str, name: 
 @pytest.mark.parametrize("mode", ["1", "L", "LA"])
 def test_grey_becomes_grey(tmp_path: Path, mode: str) -> None:
     grey = Image.fromarray(np.array([[0, 255, 0, 255]], np.uint8)).convert(mode)
-    found = picture.read(saved(tmp_path, grey, "a.png"))
+    found = images.read(saved(tmp_path, grey, "a.png"))
     np.testing.assert_array_equal(found[0], np.repeat([[0], [255], [0], [255]], 3, axis=1))
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
 def test_sixteen_bits_become_eight(tmp_path: Path, name: str) -> None:
     deep = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
-    found = picture.read(saved(tmp_path, Image.fromarray(deep), name))
+    found = images.read(saved(tmp_path, Image.fromarray(deep), name))
     np.testing.assert_array_equal(found[0, :, 0], [0, 1, 128, 255])
 
 
 def test_floating_point_grey_is_stretched(tmp_path: Path) -> None:
     values = np.array([[-1.0, 0.0, 1.0, np.nan]], np.float32)
-    found = picture.read(saved(tmp_path, Image.fromarray(values), "a.tif"))
+    found = images.read(saved(tmp_path, Image.fromarray(values), "a.tif"))
     np.testing.assert_array_equal(found[0, :, 0], [0, 128, 255, 128])
 
 
 def test_what_is_transparent_is_white(tmp_path: Path) -> None:
     pixels = np.full((1, 3, 4), (100, 0, 0, 255), np.uint8)
     pixels[0, 1, 3], pixels[0, 2, 3] = 0, 128
-    found = picture.read(saved(tmp_path, Image.fromarray(pixels), "a.png"))
+    found = images.read(saved(tmp_path, Image.fromarray(pixels), "a.png"))
     np.testing.assert_allclose(found[0].astype(int), [(100, 0, 0), (255, 255, 255), (177, 127, 127)], atol=1)
 
 
 def test_a_transparent_palette_entry_is_white(tmp_path: Path) -> None:
-    found = picture.read(saved(tmp_path, colours().convert("P"), "a.png", transparency=colours_index()))
+    found = images.read(saved(tmp_path, colours().convert("P"), "a.png", transparency=colours_index()))
     np.testing.assert_array_equal(found[2, 2], (255, 255, 255))
 
 
@@ -111,20 +111,24 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(stored_as[orientation](upright)))
-    found = picture.read(saved(tmp_path, stored, "a.png", exif=exif))
-    np.testing.assert_array_equal(found, upright)
+    path = saved(tmp_path, stored, "a.png", exif=exif)
+    np.testing.assert_array_equal(images.read(path), upright)
+    np.testing.assert_array_equal(images.read(path, apply_exif=False), np.asarray(stored))
+    content = path.read_bytes()
+    np.testing.assert_array_equal(images.decode(content), upright)
+    np.testing.assert_array_equal(images.decode(content, apply_exif=False), np.asarray(stored))
 
 
 def test_the_first_frame_is_read(tmp_path: Path) -> None:
     first, second = colours(), Image.new("RGB", (WIDTH, HEIGHT), "white")
-    found = picture.read(saved(tmp_path, first, "a.tif", save_all=True, append_images=[second]))
+    found = images.read(saved(tmp_path, first, "a.tif", save_all=True, append_images=[second]))
     np.testing.assert_array_equal(found, np.asarray(first))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (20_000, 10), (10, 20_000)])
 def test_odd_shapes_are_pictures(tmp_path: Path, width: int, height: int) -> None:
     path = saved(tmp_path, Image.new("RGB", (width, height)), "a.png")
-    assert picture.read(path).shape == (height, width, 3)
+    assert images.read(path).shape == (height, width, 3)
 
 
 def png_header(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
@@ -160,16 +164,16 @@ SWELLING = b"name\0\0" + zlib.compress(bytes(2_000_000))
         (png_header(8, 8, (b"zTXt", SWELLING)), "cannot be read: Decompressed data too large"),
         (png_header(8, 8, (b"iCCP", SWELLING)), "cannot be read: Decompressed data too large"),
         (jpeg()[:2000], "cannot be read: image file is truncated"),
-        (b"\xff\xd8\xff", "not a picture"),
-        (b"nothing but text", "not a picture"),
-        (b"", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "not a picture"),
+        (b"\xff\xd8\xff", "not an image"),
+        (b"nothing but text", "not an image"),
+        (b"", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "not an image"),
     ],
 )
 def test_what_cannot_be_read_has_a_reason(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(UserError, match=reason):
-        picture.read(tmp_path / "a.jpg")
+        images.read(tmp_path / "a.jpg")
 
 
 def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:
@@ -179,16 +183,16 @@ def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:
         (tmp_path / "a.jpg", "no such file"),
         (tmp_path / "link.jpg", "no such file"),
         (tmp_path / "pipe.jpg", "is no plain file"),
-        (tmp_path, "folder without pictures"),
+        (tmp_path, "folder without images"),
     ):
         with pytest.raises(UserError, match=reason):
-            picture.read(path)
+            images.read(path)
 
 
 def test_nothing_that_starts_a_program_is_read() -> None:
-    assert "EPS" not in picture.formats()
-    assert ".eps" not in picture.suffixes()
-    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".gif"} <= picture.suffixes()
+    assert "EPS" not in images.formats()
+    assert ".eps" not in images.suffixes()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".gif"} <= images.suffixes()
 
 
 def test_bytes_at_random_never_end_in_anything_but_a_reason(tmp_path: Path) -> None:
@@ -202,4 +206,4 @@ def test_bytes_at_random_never_end_in_anything_but_a_reason(tmp_path: Path) -> N
             content[random.integers(0, len(content), 8)] = random.integers(0, 256, 8)
             path.write_bytes(content.tobytes()[: random.integers(20, len(content))])
             with suppress(UserError):
-                assert picture.read(path).shape[2] == 3
+                assert images.read(path).shape[2] == 3

@@ -1,6 +1,6 @@
 """What each worker reads, in which order, and that nothing depends on how often it was interrupted."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +11,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from personlab import tables
-from personlab.data.loader import Group, ReadChunk, load_batches, plan, row_groups
+from personlab.data.loader import ReadChunk, image_groups, load_batches, plan
 from personlab.errors import UserError
 from personlab.params import Train
+from personlab.tables.shards import RowGroup, row_groups
 from tests.test_example import HEIGHT, WIDTH, person, row
 
 Row = tuple[int, int, int]  # epoch, row group, row in it
 
 
-def groups_of(sizes: Sequence[int]) -> list[Group]:
-    return [Group(Path("part-00000.parquet"), index, rows) for index, rows in enumerate(sizes)]
+def groups_of(sizes: Sequence[int]) -> list[RowGroup]:
+    return [RowGroup(Path("part-00000.parquet"), index, rows) for index, rows in enumerate(sizes)]
 
 
 def seen(chunks: Iterable[ReadChunk]) -> list[Row]:
@@ -32,10 +33,16 @@ def seen(chunks: Iterable[ReadChunk]) -> list[Row]:
     return found
 
 
+def planned(groups: Sequence[RowGroup], train: Train, **changes: int) -> Iterator[ReadChunk]:
+    return plan(groups, batch=train.batch, steps=train.steps, seed=train.seed, **changes)
+
+
 def batches(sizes: Sequence[int], train: Train, workers: int, done: int = 0) -> list[list[Row]]:
     """What all workers together see at each step, worker after worker."""
     share = train.batch // workers
-    hands = [seen(plan(groups_of(sizes), train, rank=r, workers=workers, done=done)) for r in range(workers)]
+    hands = [
+        seen(planned(groups_of(sizes), train, rank=r, workers=workers, done=done)) for r in range(workers)
+    ]
     assert {len(hand) for hand in hands} == {share * (train.steps - done)}
     steps = range(0, len(hands[0]), share)
     return [[row for hand in hands for row in hand[at : at + share]] for at in steps]
@@ -82,7 +89,7 @@ def test_every_image_is_seen_once_an_epoch(sizes: list[int], share: int, seed: i
 def test_workers_read_what_they_need() -> None:
     """Of forty row groups, in windows of sixteen, and at most one more at either end of a worker's share."""
     train = Train(batch=8, steps=2560 // 8)
-    chunks = [list(plan(groups_of([64] * 40), train, rank=rank, workers=4)) for rank in range(4)]
+    chunks = [list(planned(groups_of([64] * 40), train, rank=rank, workers=4)) for rank in range(4)]
     assert [len(hand) for hand in chunks] == [3] * 4
     assert max(len(chunk.groups) for hand in chunks for chunk in hand) <= 16 / 4 + 1
     assert sum(len(chunk.groups) for hand in chunks for chunk in hand) <= 40 + 3 * 3
@@ -91,7 +98,7 @@ def test_workers_read_what_they_need() -> None:
 def test_epochs_and_seeds_are_shuffled_differently() -> None:
     def order(seed: int) -> list[list[tuple[int, int]]]:
         train = Train(batch=1, steps=300, seed=seed)
-        rows = [(group, row) for _, group, row in seen(plan(groups_of([10] * 10), train))]
+        rows = [(group, row) for _, group, row in seen(planned(groups_of([10] * 10), train))]
         return [rows[:100], rows[100:200], rows[200:]]
 
     assert order(0) == order(0)
@@ -104,14 +111,14 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 def test_neighbours_do_not_stay_neighbours() -> None:
     """Rows of one row group are spread over the whole of their window."""
     train = Train(batch=8, steps=1280 // 8)
-    order = seen(plan(groups_of([64] * 20), train))
+    order = seen(planned(groups_of([64] * 20), train))
     at = [place for place, (_, group, _) in enumerate(order) if group == order[0][1]]
     assert max(at) - min(at) > 900
 
 
-def test_nothing_to_train_on() -> None:
+def test_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images to train on"):
-        next(plan([], Train(batch=4, steps=5)))
+        image_groups(tmp_path)
 
 
 def test_fewer_images_than_a_batch_come_again() -> None:
@@ -120,18 +127,20 @@ def test_fewer_images_than_a_batch_come_again() -> None:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Two parts of seven images each, in row groups of three."""
+    """images/ and targets/: two parts of seven images each, in row groups of three."""
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for part in range(2):
         ids = range(7 * part, 7 * part + 7)
         rows = [{**row(image, person(image_id)), "image_id": image_id} for image_id in ids]
-        table = pa.Table.from_pylist(rows, schema=tables.SHARD)
-        tables.write_table(table, tmp_path / f"part-{part:05}.parquet", params_hash="x", row_group_size=3)
+        for folder, schema in (("images", tables.IMAGES), ("targets", tables.TARGETS)):
+            path = tmp_path / folder / f"part-{part:05}.parquet"
+            table = pa.Table.from_pylist(rows, schema=schema)
+            tables.write_table(table, path, params_hash="x", row_group_size=3)
     return tmp_path
 
 
 def test_examples_come_in_the_planned_order_whatever_the_threads_and_workers(shards: Path) -> None:
-    assert [group.rows for group in row_groups(shards)] == [3, 3, 1, 3, 3, 1]
+    assert [group.rows for group in row_groups(shards / "images")] == [3, 3, 1, 3, 3, 1]
     train = Train(crop=65, stride=8, batch=4, steps=7, seed=2)
 
     def images(
@@ -140,7 +149,14 @@ def test_examples_come_in_the_planned_order_whatever_the_threads_and_workers(sha
         hands = [
             list(
                 load_batches(
-                    shards, train, rank=rank, workers=workers, done=done, threads=threads, overlap=overlap
+                    shards / "images",
+                    shards / "targets",
+                    train,
+                    rank=rank,
+                    workers=workers,
+                    done=done,
+                    threads=threads,
+                    overlap=overlap,
                 )
             )
             for rank in range(workers)
@@ -161,3 +177,22 @@ def test_examples_come_in_the_planned_order_whatever_the_threads_and_workers(sha
         assert [image_id for image_id, _ in others] == [image_id for image_id, _ in expected]
         for (_, found), (_, keypoints) in zip(others, expected, strict=True):
             assert torch.equal(found, keypoints)
+
+
+def test_targets_of_other_images_are_refused(shards: Path) -> None:
+    first, second = (shards / "targets" / f"part-{part:05}.parquet" for part in range(2))
+    first.write_bytes(second.read_bytes())
+    train = Train(crop=65, stride=8, batch=4, steps=7)
+    with pytest.raises(UserError, match=r"part-00000\.parquet: not of the images in"):
+        list(
+            load_batches(
+                shards / "images",
+                shards / "targets",
+                train,
+                rank=0,
+                workers=1,
+                done=0,
+                threads=1,
+                overlap=False,
+            )
+        )

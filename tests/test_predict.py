@@ -136,7 +136,7 @@ def test_what_cannot_be_read_is_returned_and_stops_nothing(
         unread = run(tmp_path / "out", tmp_path / "none.jpg", text, picture(tmp_path / "z.png"), form="coco")
     assert [(item.path.name, item.reason) for item in unread] == [
         ("none.jpg", "no such file"),
-        ("text.jpg", "is not a picture of any format that can be read here"),
+        ("text.jpg", "is not an image of any format that can be read here"),
     ]
     assert [image["id"] for image in json.loads((tmp_path / "out/images.json").read_text())] == [3]
     assert "3 pictures in = 1 predicted + 2 not read, 1 people" in caplog.text

@@ -9,6 +9,7 @@ from pycocotools import mask as rle_tools
 from torch import Tensor, nn
 
 from personlab import params
+from personlab.codec.decode import Decoder
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, padded_side
 from personlab.data.example import project_people
@@ -21,7 +22,7 @@ from personlab.predictor import Predictor, decoder
 from personlab.skeleton import K
 
 HEIGHT, WIDTH, STRIDE = 240, 320, 8
-CODEC, MODEL = params.Codec(), params.Model(width=8)
+MODEL = params.Model(width=8)
 
 
 def person(left: float, top: float, size: float) -> Annotation:
@@ -47,7 +48,7 @@ PEOPLE = [person(20, 30, 90), person(180, 100, 120)]
 class Clairvoyant(nn.Module):
     """Knows the people; tells at what scale it sees them from the size of its input."""
 
-    model, codec, stride = MODEL, CODEC, STRIDE
+    model, decode, stride = MODEL, None, STRIDE
 
     def forward(self, images: Tensor) -> Fields:
         for side in (321, 401, 641):
@@ -55,7 +56,7 @@ class Clairvoyant(nn.Module):
             transform = Transform(scale, (0.0, 0.0), padded_side(height, STRIDE), padded_side(width, STRIDE))
             if (transform.height, transform.width) == tuple(images.shape[-2:]):
                 seen = project_people(PEOPLE, transform, height=HEIGHT, width=WIDTH, stride=STRIDE)
-                fields = encode(seen, stride=STRIDE, radius=CODEC.radius).fields
+                fields = encode(seen, stride=STRIDE, radius=MODEL.radius).fields
                 # as logits, which is what a network gives
                 return fields.replace(heatmap=40 * fields.heatmap - 20, seg=40 * fields.seg - 20)
         raise AssertionError(f"unexpected input {tuple(images.shape)}")
@@ -63,9 +64,8 @@ class Clairvoyant(nn.Module):
 
 @pytest.mark.parametrize("sides", [(321,), (401,), (321, 401, 641)], ids=str)
 def test_people_are_found_in_the_pixels_of_the_image(sides: tuple[int, ...]) -> None:
-    infer = params.Infer(sides=sides, stride=STRIDE)
     network = Clairvoyant()
-    predictor = Predictor(network, decoder(network, infer, CODEC), sides, torch.device("cpu"))  # type: ignore[arg-type]
+    predictor = Predictor(network, decoder(network), sides, torch.device("cpu"))  # type: ignore[arg-type]
     found = predictor(np.zeros((HEIGHT, WIDTH, 3), np.uint8))[:2]
     for truth in PEOPLE:
         best = min(found, key=lambda d: float(np.abs(d.keypoints - truth.keypoints).max()))
@@ -78,10 +78,10 @@ def test_people_are_found_in_the_pixels_of_the_image(sides: tuple[int, ...]) -> 
 
 def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = build(MODEL, CODEC, stride=16).eval()
+    network = build(MODEL, stride=16).eval()
     checkpoint.save(tmp_path / "model.safetensors", network.state_dict(), network.card({}))
-    infer = params.Infer(sides=(129,), stride=16, max_people=3)
-    predictor = Predictor.from_checkpoint(tmp_path / "model.safetensors", infer)
+    infer = params.Infer(sides=(129,), stride=16)
+    predictor = Predictor.from_checkpoint(tmp_path / "model.safetensors", infer, max_people=3)
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     first, second = predictor(image), predictor(image)
     assert len(first) <= 3
@@ -90,28 +90,44 @@ def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_network_trained_without_refinement_is_decoded_without() -> None:
-    network = build(params.Model(width=8, refine=False), CODEC, stride=16)
-    made = decoder(network, params.Infer(), CODEC)
+    network = build(params.Model(width=8, refine=False), stride=16)
+    made = decoder(network)
     assert (made.trace_refinements, made.long_refinements) == (0, 0)
+
+
+def test_decoding_is_the_judged_one_or_the_papers_scaled_to_the_radius(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    network = build(params.Model(width=8, radius=16.0), stride=16)
+    for card, decode in (
+        ({}, params.Decode(nms_radius=5.0, bin=1.0)),
+        ({"decode": {"nms_radius": 3.0, "nms": "hard"}}, params.Decode(nms_radius=3.0, nms="hard")),
+    ):
+        checkpoint.save(path, network.state_dict(), network.card({}) | card)
+        found = Predictor.from_checkpoint(path)
+        assert found.decoder == Decoder(radius=16.0, **decode.model_dump())
+        assert (found.sides, found.network.stride) == ((801,), 16)
+        given = Predictor.from_checkpoint(path, decode=params.Decode(max_people=3))
+        assert given.decoder == Decoder(radius=16.0, max_people=3)
+        assert Predictor.from_checkpoint(path, max_people=7).decoder.max_people == 7
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (200, 3)])
 def test_odd_shapes_are_images_too(height: int, width: int) -> None:
     torch.manual_seed(0)
-    network = build(MODEL, CODEC, stride=16).eval()
+    network = build(MODEL, stride=16).eval()
     infer = params.Infer(sides=(65,), stride=16)
-    predictor = Predictor(network, decoder(network, infer, CODEC), infer.sides, torch.device("cpu"))
+    predictor = Predictor(network, decoder(network), infer.sides, torch.device("cpu"))
     for detection in predictor(np.zeros((height, width, 3), np.uint8)):
         assert rle_tools.decode({"size": [height, width], "counts": detection.rle}).shape == (height, width)
 
 
 def test_a_network_without_mask_heads_finds_poses_without_masks() -> None:
     torch.manual_seed(0)
-    network = PersonLab(MODEL, CODEC, stride=16, masks=False).eval()
+    network = PersonLab(MODEL, stride=16, masks=False).eval()
     for weight in network.heads.parameters():
         nn.init.normal_(weight, std=0.1)
     infer = params.Infer(sides=(65, 97), stride=16)
-    predictor = Predictor(network, decoder(network, infer, CODEC), infer.sides, torch.device("cpu"))
+    predictor = Predictor(network, decoder(network), infer.sides, torch.device("cpu"))
     found = predictor(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     assert len(found) > 0
     assert all(person.rle == b"" for person in found)
@@ -120,4 +136,4 @@ def test_a_network_without_mask_heads_finds_poses_without_masks() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there_is_missed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no CUDA device"):
-        Predictor.from_checkpoint(tmp_path / "any.safetensors", params.Infer(gpu=True))
+        Predictor.from_checkpoint(tmp_path / "any.safetensors", gpu=True)

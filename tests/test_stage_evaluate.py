@@ -77,14 +77,16 @@ def write(root: Path, people: dict = PEOPLE, found: dict = FOUND, size: tuple[in
             "file_name": f"{number}.jpg",
             "height": HEIGHT,
             "width": WIDTH,
-            "jpeg": jpeg((90, 120, 90)),
+            "image": jpeg((90, 120, 90)),
             "people": people[number],
         }
         for number in sorted(people)
     ]
     for part in range(2):
-        table = pa.Table.from_pylist(shard_rows[2 * part : 2 * part + 2], schema=tables.SHARD)
-        tables.write_table(table, root / f"data/targets/val/part-{part:05}.parquet", params_hash="0")
+        rows = shard_rows[2 * part : 2 * part + 2]
+        for stage, schema in (("ingest", tables.IMAGES), ("targets", tables.TARGETS)):
+            path = root / f"data/{stage}/val/part-{part:05}.parquet"
+            tables.write_table(pa.Table.from_pylist(rows, schema=schema), path, params_hash="0")
     rows = [
         {"image_id": number, "height": size[0], "width": size[1], "people": found[number]}
         for number in sorted(found)
@@ -106,9 +108,6 @@ def test_writes_everything_the_report_needs(tmp_path):
         "gallery/01-4.jpg",  # a false alarm of score .6: .4
         "gallery/02-2.jpg",  # one of two people: .5
         "gallery/03-1.jpg",
-        "metrics.json",
-        "plots/oks_per_keypoint.json",
-        "plots/precision_recall.json",
         "report.md",
     ]
     for name, content in files.items():
@@ -119,7 +118,7 @@ def test_writes_everything_the_report_needs(tmp_path):
 def test_metrics_are_those_of_the_ranking(tmp_path):
     write(tmp_path)
     evaluate.run(Params(), tmp_path)
-    metrics = json.loads((tmp_path / "data/evaluate/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "data/metrics/evaluate.json").read_text())
     assert list(metrics) == ["keypoints", "segm"]
     reached = 76 / 101  # recalls 0 to .75, all at precision 1; the false alarm ranks below
     for task in metrics.values():
@@ -133,7 +132,7 @@ def test_metrics_are_those_of_the_ranking(tmp_path):
 def test_plots_hold_the_curves_and_every_keypoint(tmp_path):
     write(tmp_path)
     evaluate.run(Params(), tmp_path)
-    plots = tmp_path / "data/evaluate/plots"
+    plots = tmp_path / "data/plots/evaluate"
     curves = json.loads((plots / "precision_recall.json").read_text())
     assert len(curves) == 2 * 3 * 101
     assert {(r["task"], r["threshold"]) for r in curves} == {
@@ -179,9 +178,9 @@ def test_same_input_same_bytes_and_the_gallery_may_be_small(tmp_path):
 def test_no_detections_at_all_score_zero(tmp_path):
     write(tmp_path, found={number: [] for number in PEOPLE})
     evaluate.run(Params(), tmp_path)
-    metrics = json.loads((tmp_path / "data/evaluate/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "data/metrics/evaluate.json").read_text())
     assert metrics["keypoints"]["AP"] == metrics["segm"]["AP"] == 0
-    keypoints = json.loads((tmp_path / "data/evaluate/plots/oks_per_keypoint.json").read_text())
+    keypoints = json.loads((tmp_path / "data/plots/evaluate/oks_per_keypoint.json").read_text())
     assert {(record["oks"], record["people"]) for record in keypoints} == {(None, 0)}
 
 
@@ -190,7 +189,7 @@ def test_images_without_anybody_to_show_give_a_report_without_pictures(tmp_path)
     write(tmp_path, people=nobody, found=nobody)
     evaluate.run(Params(), tmp_path)
     output = tmp_path / "data/evaluate"
-    assert json.loads((output / "metrics.json").read_text())["keypoints"]["AP"] is None
+    assert json.loads((tmp_path / "data/metrics/evaluate.json").read_text())["keypoints"]["AP"] is None
     assert not (output / "gallery.jpg").exists()
     assert "![]" not in (output / "report.md").read_text()
 
@@ -199,7 +198,7 @@ def test_images_without_anybody_to_show_give_a_report_without_pictures(tmp_path)
     ("changes", "message"),
     [
         ({"found": {1: [], 2: [], 3: []}}, r"data/infer lacks 1 of .* image 4 first"),
-        ({"found": {**FOUND, 7: []}}, r"data/targets/val lacks 1 of .* image 7 first"),
+        ({"found": {**FOUND, 7: []}}, r"data/ingest/val lacks 1 of .* image 7 first"),
         ({"size": (WIDTH, HEIGHT)}, r"image 1 is \(160, 120\) .* \(120, 160\)"),
         ({"people": {}, "found": {}}, "no images"),
     ],
@@ -212,7 +211,7 @@ def test_predictions_of_other_images_are_refused(tmp_path, changes, message):
 
 
 def test_missing_and_repeated_parts_are_refused(tmp_path):
-    with pytest.raises(UserError, match="run the stage targets"):
+    with pytest.raises(UserError, match="run the stage ingest"):
         evaluate.run(Params(), tmp_path)
     write(tmp_path)
     part = tmp_path / "data/infer/part-00000.parquet"

@@ -2,14 +2,15 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from personlab import params, tables
-from personlab.data.crops import Person, TrainingCrops
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.estimator import Estimator
@@ -17,11 +18,13 @@ from personlab.params import Acquire, Impute, Params, Sample
 from personlab.people import Annotation
 from personlab.skeleton import KEYPOINTS, K
 from personlab.stages import acquire, estimator, impute, ingest
+from personlab.tables.shards import row_groups
 
 PARAMS = Params(
     acquire=Acquire(sample=Sample(train_images=16, val_images=6, width=320, height=240, seed=5)),
-    estimator=params.Estimator(width=4, steps=10, batch=4, checkpoint_every=4),
-    impute=Impute(min_score=0.0, batch=3),
+    estimator=params.Estimator(width=4, steps=10, batch=4),
+    impute=Impute(min_score=0.0),
+    compute=params.Compute(checkpoint_every=4),
 )
 
 
@@ -45,6 +48,14 @@ def imputed(trained: Path) -> Path:
     return trained
 
 
+def damage(project: Path, copy: Path) -> None:
+    """A copy of a project whose training images are no images."""
+    shutil.copytree(project / "data/ingest", copy / "data/ingest")
+    for part in (copy / "data/ingest/train").iterdir():
+        rows = [row | {"image": b"no image"} for row in tables.read_table(part, tables.IMAGES).to_pylist()]
+        tables.write_table(pa.Table.from_pylist(rows, schema=tables.IMAGES), part, params_hash="")
+
+
 def people(root: Path, stage: str) -> list[dict[str, object]]:
     return tables.read_table(root / "data" / stage / "people.parquet", tables.PEOPLE).to_pylist()
 
@@ -52,7 +63,7 @@ def people(root: Path, stage: str) -> list[dict[str, object]]:
 @pytest.mark.slow
 class TestEstimatorStage:
     def test_metrics_are_of_the_val_people_with_keypoints(self, trained: Path) -> None:
-        metrics = json.loads((trained / "data/estimator/metrics.json").read_text())
+        metrics = json.loads((trained / "data/metrics/estimator.json").read_text())
         expected = [p for p in people(trained, "ingest") if p["split"] == "val" and any(p["visibility"])]
         assert metrics["people"] == len(expected) > 0
         for size in ("full", "small"):
@@ -60,28 +71,44 @@ class TestEstimatorStage:
             assert 0 <= metrics[size]["pck"] <= 1
 
     def test_loss_curve_covers_every_step(self, trained: Path) -> None:
-        curve = json.loads((trained / "data/estimator/plots/loss.json").read_text())
+        curve = json.loads((trained / "data/plots/estimator/loss.json").read_text())
         assert [point["step"] for point in curve] == list(range(1, 11))
         assert all(np.isfinite(point["loss"]) for point in curve)
 
     def test_pck_of_every_keypoint_and_size(self, trained: Path) -> None:
-        points = json.loads((trained / "data/estimator/plots/pck.json").read_text())
+        points = json.loads((trained / "data/plots/estimator/pck.json").read_text())
         bars = [p["keypoint"] for p in points]
         assert len(set(bars)) == len(bars)
         assert {bar.split(", ")[1] for bar in bars} == {"full", "small"}
         assert {bar.split(", ")[0] for bar in bars} <= set(KEYPOINTS)
         assert all(0 <= p["pck"] <= 1 for p in points)
 
-    def test_an_image_that_went_missing_is_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_every_person_is_shown_once_an_epoch_and_a_resumed_run_goes_on_there(
+        self, ingested: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("personlab.distributed.cluster.node_cpus", lambda: 2)
+        settings = PARAMS.estimator.model_copy(update={"steps": 12, "batch": 3})
+        batches = list(estimator._batches(settings, ingested, done=0))
+        shown = [person_id for batch in batches for person_id in batch.person_ids]
+        labelled = [
+            p["person_id"]
+            for p in people(ingested, "ingest")
+            if p["split"] == "train" and any(p["visibility"])
+        ]
+        assert len(labelled) < len(shown)
+        assert sorted(shown[: len(labelled)]) == sorted(labelled)
+        for batch, again in zip(batches[5:], estimator._batches(settings, ingested, done=5), strict=True):
+            assert batch.person_ids == again.person_ids
+            assert all(torch.equal(a, b) for a, b in zip(batch.tensors, again.tensors, strict=True))
+
+    def test_a_damaged_image_is_named(
+        self, ingested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The error comes from a thread that reads ahead: its message must get through, and alone."""
         monkeypatch.setattr("personlab.distributed.cluster.node_cpus", lambda: 2)
-        settings, gone = PARAMS.estimator, tmp_path / "gone.jpg"
-        person = Person(gone, np.zeros((K, 2), np.float32), np.ones(K, bool), (0, 0, 9, 9), 81.0)
-        crops = TrainingCrops([person], height=settings.crop_height, width=settings.crop_width, seed=0)
-        with pytest.raises(UserError, match=rf"^{gone}: cannot be read"):
-            next(estimator._batches(settings, crops, first=0))
+        damage(ingested, tmp_path)
+        with pytest.raises(UserError, match=r"^train2017/.*: is not an image .* ingest$"):
+            next(estimator._batches(PARAMS.estimator, tmp_path, done=0))
 
     def test_a_finished_run_leaves_no_checkpoints(self, trained: Path) -> None:
         assert list((trained / "runs").iterdir()) == []
@@ -107,7 +134,7 @@ class TestImputeStage:
                 assert after == before
 
     def test_counts(self, imputed: Path) -> None:
-        counts = json.loads((imputed / "data/impute/metrics.json").read_text())
+        counts = json.loads((imputed / "data/metrics/impute.json").read_text())
         flagged = sum(bool(p["imputed"]) for p in people(imputed, "impute"))
         assert counts["imputed"] == flagged > 0
         assert counts["considered"] == counts["imputed"] + counts["left_without"]
@@ -117,7 +144,7 @@ class TestImputeStage:
             return {path.name: path.read_bytes() for path in (imputed / "data/impute").iterdir()}
 
         before = content()
-        assert set(before) == {"people.parquet", "metrics.json", "imputed.png"}
+        assert set(before) == {"people.parquet", "imputed.png"}
         impute.run(PARAMS, imputed)
         assert content() == before
 
@@ -130,31 +157,51 @@ class TestImputeStage:
         with caplog.at_level(logging.INFO, "personlab"):
             impute.run(PARAMS.model_copy(update={"impute": Impute(min_score=1.0)}), tmp_path)
         assert people(tmp_path, "impute") == people(imputed, "ingest")
-        assert "= 0 imputed" in caplog.text
+        assert ": 0 imputed" in caplog.text
 
 
 class TestActor:
-    """What cannot go on is said in a value: the user sees a line, not Ray's traceback."""
+    """A UserError is returned as a value: the user sees a line, not Ray's traceback."""
 
     @pytest.fixture(autouse=True)
     def in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Which is not an actor's, so that its memory is left alone."""
         monkeypatch.setattr("personlab.utils.malloc.disable_trim", lambda: None)
 
-    def failure(self, weights: Path) -> str:
-        people = [{"row": 7, "path": "gone.jpg", "box": [0.0, 0.0, 9.0, 9.0]}]
-        [row] = impute._Actor(weights, gpu=False)(pa.Table.from_pylist(people)).to_pylist()
-        with pytest.raises(UserError) as caught:
-            impute._found(row)
-        return str(caught.value)
+    def failure(self, weights: Path, ingested: Path, folder: Path) -> str:
+        damage(ingested, folder)
+        [group] = row_groups(folder / "data/ingest/train")
+        unit = {"part": str(group.part), "group": group.index, "rows": group.rows}
+        boxes = {i: [{"index": 7, "box": [0.0, 0.0, 9.0, 9.0]}] for i in group.read()["image_id"].to_pylist()}
+        [row] = impute._Actor(weights, boxes, gpu=False)(unit)
+        return str(row["failure"])
 
-    def test_an_image_that_went_missing(self, tmp_path: Path) -> None:
+    def test_a_damaged_image(self, ingested: Path, tmp_path: Path) -> None:
         path, network = tmp_path / "estimator.safetensors", Estimator(PARAMS.estimator)
         checkpoint.save(path, network.state_dict(), network.card({}))
-        assert self.failure(path).startswith("gone.jpg: cannot be read")
+        assert "is not an image" in self.failure(path, ingested, tmp_path)
 
-    def test_an_estimator_that_cannot_be_read(self, tmp_path: Path) -> None:
-        assert "estimator.safetensors" in self.failure(tmp_path / "estimator.safetensors")
+    def test_an_estimator_that_cannot_be_read(self, ingested: Path, tmp_path: Path) -> None:
+        path = tmp_path / "estimator.safetensors"
+        assert "estimator.safetensors" in self.failure(path, ingested, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "max_area", "wanted"),
+    [
+        ({}, 1024.0, True),
+        ({"area": 1024.0}, 1024.0, False),
+        ({"area": 99999.0}, None, True),
+        ({"split": "val"}, None, False),
+        ({"crowd": True}, None, False),
+        ({"mask": b""}, None, False),
+        ({"visibility": [0] * 16 + [1]}, None, False),
+    ],
+)
+def test_who_is_imputed(changes: dict[str, object], max_area: float | None, wanted: bool) -> None:
+    """People of the train split below an area, with a mask and without keypoints; no crowds."""
+    row = {"split": "train", "crowd": False, "mask": b"T3", "visibility": [0] * K, "area": 1023.0}
+    assert impute._is_wanted(row | changes, max_area) == wanted
 
 
 class TestWithKeypoints:

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from personlab import tables
-from personlab.data.example import decode_jpeg
+from personlab.data.example import pixels
 from personlab.errors import UserError
-from personlab.params import Acquire, Codec, Infer, Ingest, Params, Sample, Targets
+from personlab.params import Acquire, Decode, Infer, Ingest, Params, Sample
 from personlab.predictor import Predictor
-from personlab.stages import acquire, infer, ingest, targets
+from personlab.stages import acquire, infer, ingest
 from tests.batches import save_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 PARAMS = Params(
     acquire=Acquire(sample=Sample(train_images=4, val_images=40, width=96, height=72)),
     ingest=Ingest(max_reject_fraction=1, train_images_with_people_only=False),
-    codec=Codec(radius=12, nms_radius=5, bin=1),
-    infer=Infer(sides=(65,), stride=16, max_people=2),
+    infer=Infer(sides=(65,), stride=16),
+    decode=Decode(nms_radius=5, bin=1, max_people=2),
 )
 
 
@@ -33,18 +33,16 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     acquire.run(PARAMS, root)
     ingest.run(PARAMS, root)
-    shutil.copytree(root / "data/ingest", root / "data/impute")
-    targets.run(PARAMS, root)
-    val = root / "data/targets/val"
+    val = root / "data/ingest/val"
     rows = [
         row
         for part in sorted(val.glob("*.parquet"))
-        for row in tables.read_table(part, tables.SHARD).to_pylist()
+        for row in tables.read_table(part, tables.IMAGES).to_pylist()
     ]
     for number in range(0, len(rows), 7):
-        shard = pa.Table.from_pylist(rows[number : number + 7], schema=tables.SHARD)
+        shard = pa.Table.from_pylist(rows[number : number + 7], schema=tables.IMAGES)
         path = val / f"part-{number // 7:05}.parquet"
-        tables.write_table(shard, path, params_hash=tables.params_hash(Targets()))
+        tables.write_table(shard, path, params_hash="")
     (root / "data/train").mkdir()
     save_weights(root / "data/train/model.safetensors")
     return root
@@ -71,25 +69,25 @@ def digests(folder: Path) -> dict[str, str]:
 
 def test_every_image_is_predicted_in_the_part_of_its_shard(inferred: Path) -> None:
     predictor = Predictor.from_checkpoint(
-        inferred / "data/train/model.safetensors", PARAMS.infer, PARAMS.codec
+        inferred / "data/train/model.safetensors", PARAMS.infer, PARAMS.decode
     )
     people = 0
-    vals = sorted((inferred / "data/targets/val").glob("part-*.parquet"))
+    vals = sorted((inferred / "data/ingest/val").glob("part-*.parquet"))
     assert len(vals) == 6
     for shard in vals:
-        images = tables.read_table(shard, tables.SHARD).to_pylist()
+        images = tables.read_table(shard, tables.IMAGES).to_pylist()
         found = tables.read_table(inferred / "data/infer" / shard.name, tables.PREDICTIONS).to_pylist()
         assert [row["image_id"] for row in found] == [row["image_id"] for row in images]
         written = (inferred / "data/infer" / shard.name).read_bytes()
-        digest = tables.params_hash(PARAMS.infer, PARAMS.codec)
+        digest = tables.params_hash(PARAMS.infer, PARAMS.decode)
         plain = pa.Table.from_pylist(found, schema=tables.PREDICTIONS)
         assert written == tables.table_bytes(plain, params_hash=digest)
-        image = decode_jpeg(images[0]["jpeg"], name="")
+        image = pixels(images[0])
         for person, expected in zip(found[0]["people"], predictor(image), strict=True):
             np.testing.assert_array_equal(person["keypoints"], expected.keypoints.ravel())
             assert person["mask"] == expected.rle
         people += sum(len(row["people"]) for row in found)
-    counts = json.loads((inferred / "data/infer/metrics.json").read_text())
+    counts = json.loads((inferred / "data/metrics/infer.json").read_text())
     assert counts == {"images": 40, "people": people}
     assert people
     assert not list((inferred / "runs").iterdir())
@@ -117,11 +115,30 @@ def test_a_stage_killed_half_way_goes_on_to_the_same_bytes(
 
 
 def test_an_image_that_cannot_be_read_stops_the_stage(project: Path) -> None:
-    path = project / "data/targets/val/part-00002.parquet"
-    rows = tables.read_table(path, tables.SHARD).to_pylist()
-    rows[3]["jpeg"] = rows[3]["jpeg"][:2]
-    tables.write_table(pa.Table.from_pylist(rows, schema=tables.SHARD), path, params_hash="")
-    with pytest.raises(UserError, match=r"part-00002\.parquet#3: .*not a JPEG"):
+    path = project / "data/ingest/val/part-00002.parquet"
+    rows = tables.read_table(path, tables.IMAGES).to_pylist()
+    rows[3]["image"] = rows[3]["image"][:2]
+    tables.write_table(pa.Table.from_pylist(rows, schema=tables.IMAGES), path, params_hash="")
+    with pytest.raises(UserError, match=r"part-00002\.parquet#3: .*is not an image"):
         infer.run(PARAMS, project)
     assert not (project / "data/infer").exists()
     assert not list((project / "runs").iterdir())
+
+
+def test_the_exported_model_is_served_with_the_decoding_it_was_judged_by(
+    inferred: Path, project: Path
+) -> None:
+    """Changed decoding parameters reach the model that is served, and its predictions are infer's own."""
+    for root, params in (
+        (inferred, PARAMS),
+        (project, PARAMS.model_copy(update={"decode": Decode(nms="hard")})),
+    ):
+        if root is project:
+            infer.run(params, root)
+        served = Predictor.from_checkpoint(root / "data/infer/model.safetensors", params.infer)
+        judged = Predictor.from_checkpoint(root / "data/train/model.safetensors", params.infer, params.decode)
+        assert served.decoder == judged.decoder
+        [shard, *_] = sorted((root / "data/ingest/val").glob("part-*.parquet"))
+        image = pixels(tables.read_table(shard, tables.IMAGES).to_pylist()[0])
+        found = tables.read_table(root / "data/infer" / shard.name, tables.PREDICTIONS).to_pylist()[0]
+        assert [person["mask"] for person in found["people"]] == [person.rle for person in served(image)]

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
-from personlab import params, tables
+from personlab import params
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.model import checkpoint
@@ -27,10 +26,10 @@ TRAIN = params.Train(validate_every=1, validate_images=3, validate_side=65, opti
 
 
 @pytest.fixture
-def shards(tmp_path: Path) -> Path:
+def data(tmp_path: Path) -> Path:
     """Images 1 and 2 with two people each, 3 and 4 with nobody, in two shards."""
     scenes.write(tmp_path)
-    return tmp_path / "data/targets/val"
+    return tmp_path / "data"
 
 
 def eager(seed: int = 0) -> PersonLab:
@@ -54,16 +53,16 @@ def oracle(validation: Validation) -> Validation:
     return Validation(Oracle(**vars(validation.predictor), numbers=iter((1, 2, 3))), validation.images)
 
 
-def test_three_of_four_people_are_an_ap_of_three_quarters(shards: Path) -> None:
+def test_three_of_four_people_are_an_ap_of_three_quarters(data: Path) -> None:
     network = engines.network()
-    found = oracle(Validation.of(network, shards, TRAIN))(network.state_dict())
+    found = oracle(Validation.of(network, data, TRAIN))(network.state_dict())
     # precision is 1 at the recalls 0, .01, ..., .75 and 0 at the others
     assert found == {"keypoints": pytest.approx(76 / 101), "segm": pytest.approx(76 / 101)}
 
 
-def test_people_are_found_as_with_a_checkpoint_of_the_weights(shards: Path, tmp_path: Path) -> None:
+def test_people_are_found_as_with_a_checkpoint_of_the_weights(data: Path, tmp_path: Path) -> None:
     network, weights = eager(seed=0), eager(seed=1).state_dict()
-    validation = Validation.of(network, shards, TRAIN)
+    validation = Validation.of(network, data, TRAIN)
     validation(weights)
     path = tmp_path / "model.safetensors"
     checkpoint.save(path, weights, network.card({}))
@@ -75,10 +74,10 @@ def test_people_are_found_as_with_a_checkpoint_of_the_weights(shards: Path, tmp_
     assert all(np.array_equal(a.keypoints, b.keypoints) for a, b in zip(found, known, strict=True))
 
 
-def test_it_looks_at_the_first_images(shards: Path) -> None:
-    validation = Validation.of(engines.network(), shards, TRAIN)
+def test_it_looks_at_the_first_images(data: Path) -> None:
+    validation = Validation.of(engines.network(), data, TRAIN)
     assert [row["image_id"] for row in validation.images] == [1, 2, 3]
-    everything = Validation.of(engines.network(), shards, TRAIN.model_copy(update={"validate_images": 9}))
+    everything = Validation.of(engines.network(), data, TRAIN.model_copy(update={"validate_images": 9}))
     assert [row["image_id"] for row in everything.images] == [1, 2, 3, 4]
 
 
@@ -86,31 +85,27 @@ def test_what_nobody_is_annotated_for_has_no_ap(tmp_path: Path) -> None:
     people = [scenes.person(1, *scenes.LEFT) | {"visibility": [0] * 17}]
     scenes.write(tmp_path, people={1: people, 2: [], 3: [], 4: []})
     network = engines.network()
-    found = oracle(Validation.of(network, tmp_path / "data/targets/val", TRAIN))(network.state_dict())
+    found = oracle(Validation.of(network, tmp_path / "data", TRAIN))(network.state_dict())
     assert set(found) == {"segm"}
 
 
 def test_there_have_to_be_images(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="dvc repro targets"):
-        Validation.of(engines.network(), tmp_path, TRAIN)
-    empty = pa.Table.from_pylist([], schema=tables.SHARD)
-    tables.write_table(empty, tmp_path / "part-00000.parquet", params_hash="0")
     with pytest.raises(UserError, match=r"train\.validate_every to 0"):
         Validation.of(engines.network(), tmp_path, TRAIN)
 
 
-def test_training_does_not_notice(shards: Path) -> None:
-    assert trained(shards, validate=True) == trained(shards, validate=False)
+def test_training_does_not_notice(data: Path) -> None:
+    assert trained(data, validate=True) == trained(data, validate=False)
 
 
-def trained(shards: Path, *, validate: bool) -> Any:
+def trained(data: Path, *, validate: bool) -> Any:
     """All that training leaves behind after some steps, to the bit."""
     network = eager().train()
     stepping, average = optimizer(network, TRAIN), Average(start=2)
     supervised = Supervised(network, engines.OBJECTIVE)
     random.seed(0)
     np.random.seed(0)
-    validation = Validation.of(network, shards, TRAIN) if validate else None
+    validation = Validation.of(network, data, TRAIN) if validate else None
     assert validation is None or validation.predictor(np.zeros((60, 80, 3), np.uint8))  # there are people
     for step in range(1, 4):
         train_step(supervised, engines.batch(step), stepping, precision="bfloat16")

@@ -259,7 +259,9 @@ class Registry:
         with atomic_folder(final) as folder:
             for name, source in _FILES.items():
                 shutil.copyfile(candidate.folder / source, folder / name)
-            shutil.copytree(candidate.predictions, folder / "predictions")
+            shutil.copytree(
+                candidate.predictions, folder / "predictions", ignore=shutil.ignore_patterns("model.*")
+            )
             shutil.copytree(candidate.folder / "data/plots/evaluate", folder / "plots")
             write_atomic(folder / "lineage.json", lineage.model_dump_json(indent=2) + "\n")
         return Version(final)
