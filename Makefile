@@ -54,5 +54,5 @@ clean: ## remove the environment and caches, keep data
 	$(PYTHON) -m venv .venv
 	pip install --quiet --disable-pip-version-check -r requirements.lock
 	pip install --quiet --disable-pip-version-check --no-deps --editable .
-	python -m personlab.codec.compiled
+	python -m personlab.codec.warmup
 	@touch $@

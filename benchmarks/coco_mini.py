@@ -32,7 +32,8 @@ from personlab.metrics.coco import Array, Matches, Task, match
 from personlab.metrics.files import read_annotations
 from personlab.params import Infer
 from personlab.people import Detection
-from personlab.predictor import Predictor, detections
+from personlab.codec.decode import detections
+from personlab.predictor import Predictor
 from personlab.utils.progress import progress
 
 CACHE = Path(".cache") / "bench-node"

@@ -3,19 +3,15 @@
 What the command line, a notebook and a Ray actor all call.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 from typing import Self
 
-import cv2
 import torch
-from pycocotools import mask as rle_tools
-from torch import Tensor
 
 from personlab import params
-from personlab.codec.decode import Decoder, Level, Poses
+from personlab.codec.decode import Decoder, Level, detections
 from personlab.codec.fields import padded_side
 from personlab.data.transform import ImageArray, Transform, fit
 from personlab.errors import UserError
@@ -105,24 +101,3 @@ def decoder(network: PersonLab, decode: params.Decode | None = None) -> Decoder:
     if not network.model.refine:
         settings |= {"trace_refinements": 0, "long_refinements": 0}
     return Decoder(radius=network.model.radius, **settings)
-
-
-def detections(poses: Poses, masks: Iterable[Tensor | None]) -> Iterator[Detection]:
-    """Poses and their masks (height x width bool, in the same order), where there are any, as plain numbers
-    and run lengths.
-    """
-    rows = zip(poses.keypoints.cpu(), poses.keypoint_scores.cpu(), poses.scores.cpu(), strict=True)
-    for (keypoints, keypoint_scores, score), mask in zip(rows, masks, strict=True):
-        yield Detection(
-            keypoints=keypoints.numpy(),
-            keypoint_scores=keypoint_scores.numpy(),
-            score=float(score),
-            rle=b"" if mask is None else _rle(mask),
-        )
-
-
-def _rle(mask: Tensor) -> bytes:
-    # Run lengths go column by column. OpenCV transposes several times faster than numpy.
-    by_column = cv2.transpose(mask.cpu().numpy().view("uint8")).T
-    counts: bytes = rle_tools.encode(by_column)["counts"]
-    return counts

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personlab.codec import vectorised
 from personlab.codec.decode import Decoder, Level, Poses
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, stack
+from personlab.codec.hough import vote
 from personlab.codec.pyramid import Frame
 from personlab.codec.score import extent
 from personlab.skeleton import FLIP, K
@@ -412,14 +412,20 @@ def test_the_extent_of_a_pose_scales_with_it() -> None:
     assert torch.allclose(found.extent(), extent(found.keypoints, found.presence))
 
 
-@pytest.mark.parametrize("device", ["cpu", "vectorised"])
-def test_what_an_untrained_network_seeds_is_bounded(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of seeds, most of them nobody's: only so many poses are scored."""
-    if device == "vectorised":
-        monkeypatch.setattr("personlab.codec.decode.steps_for", lambda _: vectorised)
+def test_what_an_untrained_network_seeds_is_bounded() -> None:
+    """Thousands of seeds: only so many poses are scored."""
     fields = random_fields(0, rows=40, columns=40, stride=8, spread=20.0)
     fields = fields.replace(heatmap=torch.ones_like(fields.heatmap))
     assert len(poses(fields, Decoder(max_people=10_000)).scores) == 1000
     frame = Frame.common([Level(fields, 1.0)], 313, 313)
-    seeds = vectorised.vote([Level(fields, 1.0)], frame, radius=32.0, bin=2.0, threshold=0.01)[1]
+    seeds = vote([Level(fields, 1.0)], frame, radius=32.0, bin=2.0, threshold=0.01)[1]
     assert len(seeds.xy) > 1000
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fields_of_a_gpu_are_decoded_on_the_host() -> None:
+    fields = predicted(adversarial()["one person"], radius=DECODER.radius)
+    here, there = poses(fields), poses(fields.to("cuda"))
+    assert torch.equal(here.keypoints, there.keypoints)
+    assert torch.equal(masks(fields), masks(fields.to("cuda")))

@@ -7,14 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from personlab.codec import hough as voting
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields
-from personlab.codec.group import Seeds, accept, find_seeds, trace
-from personlab.codec.hough import HoughMap, Votes, accumulate, cast_votes
+from personlab.codec.group import find_people, presence
+from personlab.codec.hough import HoughMap, Seeds
 from personlab.codec.pyramid import Frame, Level
-from personlab.skeleton import K
+from personlab.skeleton import EDGES, K
 from tests.reference import codec as reference
 from tests.reference.scenes import Scene, adversarial, figure, predicted, random_fields, scene
+from tests.test_hough import Votes, accumulate
+from tests.test_score import at, random_poses
 
 RADIUS, NMS_RADIUS, THRESHOLD = 32.0, 10.0, 0.01
 
@@ -33,23 +36,32 @@ def seeds_at(*places: tuple[float, float, int]) -> Seeds:
     return Seeds(table[:, :2], table[:, 2].long(), torch.linspace(1, 0.5, len(table)))
 
 
-def voted(fields: Fields, bin: float = 2.0) -> HoughMap:
+def find_seeds(hough: HoughMap, *, threshold: float) -> Seeds:
+    return voting.find_seeds(hough, np.flatnonzero(hough.score.numpy() > threshold))
+
+
+def level_of(fields: Fields) -> tuple[list[Level], Frame]:
+    """Fields as the one level of an image as large as they are, and its frame."""
     height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
-    return accumulate(cast_votes(fields, radius=RADIUS), height=height, width=width, bin=bin)
+    return [Level(fields, 1.0)], Frame.common([Level(fields, 1.0)], height, width)
+
+
+def voted(fields: Fields, bin: float = 2.0) -> Seeds:
+    """The seeds of fields, as voting finds them."""
+    return voting.vote(*level_of(fields), radius=RADIUS, bin=bin, threshold=THRESHOLD)[1]
 
 
 def traced(fields: Fields, seeds: Seeds, *, steps: int) -> Tensor:
-    """The poses of seeds in fields of one level, in its own pixels."""
-    levels = [Level(fields, 1.0)]
-    height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
-    return trace(levels, Frame.common(levels, height, width), seeds, mid_steps=steps)
+    """The poses of all seeds, which are different ones, in fields of one level, in its own pixels."""
+    people = find_people(*level_of(fields), seeds, trace_refinements=steps, nms_radius=0.0, most=1000)
+    assert len(people.keypoints) == len(seeds.xy)
+    return people.keypoints
 
 
 def found(fields: Fields, *, bin: float = 2.0, steps: int = 2) -> Tensor:
     """Keypoints of the people found, best first: N x K x 2."""
-    seeds = find_seeds(voted(fields, bin), threshold=THRESHOLD)
-    keypoints = traced(fields, seeds, steps=steps)
-    return keypoints[accept(seeds, keypoints, nms_radius=NMS_RADIUS, most=200)]
+    seeds, options = voted(fields, bin), {"trace_refinements": steps, "nms_radius": NMS_RADIUS, "most": 200}
+    return find_people(*level_of(fields), seeds, **options).keypoints
 
 
 # seeds by hand
@@ -57,7 +69,7 @@ def found(fields: Fields, *, bin: float = 2.0, steps: int = 2) -> Tensor:
 
 def test_a_point_mass_is_found_where_it_is() -> None:
     fields = predicted(scene([figure(60.3, 25.2, 85.0)], height=129, width=129, stride=8), radius=32, noise=0)
-    seeds = find_seeds(voted(fields), threshold=THRESHOLD)
+    seeds = voted(fields)
     assert sorted(seeds.kind.tolist()) == list(range(K))
     assert torch.allclose(seeds.xy, figure(60.3, 25.2, 85.0)[seeds.kind], atol=1e-3)
 
@@ -136,37 +148,38 @@ def test_tracing_out_of_the_map_is_no_error() -> None:
 
 def test_no_seeds() -> None:
     fields = random_fields(0, rows=4, columns=5, stride=8, spread=10.0)
-    keypoints = traced(fields, seeds_at(), steps=2)
-    assert keypoints.shape == (0, K, 2)
-    assert accept(seeds_at(), keypoints, nms_radius=NMS_RADIUS, most=200).shape == (0,)
+    assert traced(fields, seeds_at(), steps=2).shape == (0, K, 2)
 
 
 # acceptance by hand
 
 
-def poses_at(*xs: float) -> Tensor:
-    """People whose keypoints are all at (x, 0)."""
-    return torch.tensor(xs)[:, None, None] * torch.tensor([1.0, 0.0]).expand(len(xs), K, 2)
+def accepted(*seeds: tuple[float, float, int], most: int = 200, eye: float = 0.0) -> list[float]:
+    """Where the first keypoints of the accepted poses are.
+
+    Offsets are zero: the keypoints of a pose are all at its seed, but for the left eye, which the nose's offset
+    puts `eye` pixels to the right.
+    """
+    fields = random_fields(0, rows=4, columns=5, stride=8, spread=0.0)
+    fields.mid[0, EDGES.index((0, 1)), 0] = eye
+    options = {"trace_refinements": 0, "nms_radius": 10.0, "most": most}
+    people = find_people(*level_of(fields), seeds_at(*seeds), **options)
+    return [round(x, 3) for x in people.keypoints[:, 0, 0].tolist()]
 
 
 def test_a_seed_within_the_radius_is_rejected_the_rim_included() -> None:
     xs = (0.0, 10.0, 10.1, 20.05, 20.2)
-    accepted = accept(seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0, most=200)
-    assert accepted.tolist() == [0, 2, 4]
+    assert accepted(*((x, 0.0, 0) for x in xs)) == [0.0, 10.1, 20.2]
 
 
 def test_only_the_same_keypoint_rejects() -> None:
-    poses = poses_at(0.0, 0.0)
-    poses[0, 1] = torch.tensor([100.0, 0.0])  # the first person's left eye is elsewhere
-    assert accept(seeds_at((0, 0, 0), (0, 0, 1)), poses, nms_radius=10.0, most=200).tolist() == [0, 1]
-    assert accept(seeds_at((0, 0, 0), (0, 0, 2)), poses, nms_radius=10.0, most=200).tolist() == [0]
+    assert len(accepted((0, 0, 0), (0, 0, 1), eye=100.0)) == 2
+    assert len(accepted((0, 0, 0), (0, 0, 2), eye=100.0)) == 1
 
 
 def test_a_rejected_seed_rejects_nobody() -> None:
     xs = (0.0, 9.0, 18.0)
-    assert accept(
-        seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0, most=200
-    ).tolist() == [0, 2]
+    assert accepted(*((x, 0.0, 0) for x in xs)) == [0.0, 18.0]
 
 
 # the slow reference
@@ -276,5 +289,52 @@ def _sorted(poses: Tensor) -> Tensor:
 
 def test_no_more_than_asked_for_and_the_best() -> None:
     xs = (0.0, 100.0, 200.0)
-    found = accept(seeds_at(*((x, 0.0, 0) for x in xs)), poses_at(*xs), nms_radius=10.0, most=2)
-    assert found.tolist() == [0, 1]
+    assert accepted(*((x, 0.0, 0) for x in xs), most=2) == [0.0, 100.0]
+
+
+# presence
+
+
+def present(fields: Fields, keypoints: Tensor, *, height: float, width: float) -> Tensor:
+    """In an image whose last row and column are `height` and `width`."""
+    return presence([Level(fields, 1.0)], Frame(1.0, height + 1, width + 1), keypoints)
+
+
+def test_presence_is_the_heatmap_at_the_keypoint() -> None:
+    fields = random_fields(0, rows=5, columns=5, stride=8, spread=0.0)
+    for k in range(K):
+        fields.heatmap[0, k] = torch.linspace(0, 0.4, 5) * (k / K) + torch.linspace(0, 0.4, 5)[:, None]
+    found = present(fields, at(12.0, 20.0), height=32, width=32)[0]
+    assert found.tolist() == pytest.approx([0.15 * k / K + 0.25 for k in range(K)], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "is_present"),
+    [(0.0, 0.0, 1), (32.0, 30.0, 1), (33.0, 10.0, 0), (10.0, 31.0, 0), (-1.0, 5.0, 0), (5.0, -1.0, 0)],
+)
+def test_nothing_is_present_outside_the_image(x: float, y: float, is_present: int) -> None:
+    fields = random_fields(0, rows=5, columns=5, stride=8, spread=0.0)
+    fields = fields.replace(heatmap=torch.ones_like(fields.heatmap))
+    found = present(fields, at(x, y), height=30, width=32)
+    assert found.tolist() == [[is_present] * K]
+
+
+def test_rounding_does_not_put_a_border_keypoint_outside() -> None:
+    """A keypoint on the outermost pixel is traced to within float32 of it, on either side."""
+    fields = random_fields(0, rows=5, columns=5, stride=8, spread=0.0)
+    fields = fields.replace(heatmap=torch.ones_like(fields.heatmap))
+    for x, y in ((-1e-4, 5.0), (5.0, -1e-4), (32.0 + 1e-4, 5.0), (5.0, 30.0 + 1e-4)):
+        assert (present(fields, at(x, y), height=30, width=32) == 1).all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**31))
+def test_presence_matches_the_reference(seed: int) -> None:
+    keypoints, _, _ = random_poses(seed, 5, side=60.0)
+    fields = random_fields(seed, rows=6, columns=7, stride=8, spread=0.0)
+    found = present(fields, keypoints, height=38, width=45)
+    for j in range(5):
+        expected = reference.presence(
+            fields.heatmap[0].double().numpy(), keypoints[j].double().numpy(), stride=8, height=39, width=46
+        )
+        np.testing.assert_allclose(found[j].numpy(), expected, rtol=0, atol=1e-4)

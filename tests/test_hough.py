@@ -1,6 +1,7 @@
 """Hough voting: votes by hand, a perfect keypoint, the slow reference, and what must not matter."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,12 +12,21 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Fields, cells
-from personlab.codec.hough import FAINTEST_VOTE, HoughMap, Votes, accumulate, cast_votes
+from personlab.codec.hough import FAINTEST_VOTE, HoughMap, accumulator, cast_votes
+from personlab.codec.hough import vote as vote_levels
+from personlab.codec.pyramid import Frame, Level
 from personlab.skeleton import K
 from tests.reference import codec as reference
 from tests.reference.scenes import adversarial, predicted, random_fields
 
 RADIUS = 32.0
+
+
+@dataclass(frozen=True)
+class Votes:
+    xy: Tensor  # N x 2, pixels
+    kind: Tensor  # N, keypoint index
+    weight: Tensor  # N
 
 
 def vote(*votes: tuple[float, float, int, float]) -> Votes:
@@ -25,9 +35,23 @@ def vote(*votes: tuple[float, float, int, float]) -> Votes:
     return Votes(xy=table[:, :2], kind=table[:, 2].long(), weight=table[:, 3])
 
 
+def accumulate(votes: Votes, *, height: float, width: float, bin: float) -> HoughMap:
+    """Cast each vote from a cell of its own, in a row of cells one pixel apart."""
+    cell = np.arange(len(votes.weight))
+    kind, (x, y) = votes.kind.numpy(), votes.xy.T.numpy()
+    heatmap, short = np.zeros((K, 1, len(cell)), np.float32), np.zeros((K, 2, 1, len(cell)), np.float32)
+    heatmap[kind, 0, cell] = votes.weight
+    short[kind, 0, 0, cell], short[kind, 1, 0, cell] = x - cell, y
+    score = accumulator(K, height, width, bin, heatmap.dtype)
+    cast_votes(score, heatmap, short, 1, 1 / bin, 1.0, 0.0, math.inf)
+    return HoughMap(torch.from_numpy(score), bin)
+
+
 def score_map(fields: Fields, *, bin: float = 2.0, radius: float = RADIUS) -> HoughMap:
     height, width = ((n - 1) * fields.stride + 1 for n in fields.seg.shape[1:])
-    return accumulate(cast_votes(fields, radius=radius), height=height, width=width, bin=bin)
+    levels = [Level(fields, 1.0)]
+    frame = Frame.common(levels, height, width)
+    return vote_levels(levels, frame, radius=radius, bin=bin, threshold=math.inf)[0]
 
 
 def perfect(x: float, y: float, *, side: int, stride: int) -> Fields:
@@ -89,11 +113,10 @@ def test_a_vote_weighs_its_cell() -> None:
     fields = random_fields(0, rows=2, columns=3, stride=16, spread=0.0)
     fields.heatmap.zero_()
     fields.heatmap[0, 4, 1, 2] = 0.7
-    fields.short[0, 4, :, 1, 2] = torch.tensor([-3.0, 5.0])
-    votes = cast_votes(fields, radius=RADIUS)
-    assert votes.xy.tolist() == [[32.0 - 3.0, 16.0 + 5.0]]
-    assert votes.kind.tolist() == [4]
-    assert votes.weight.tolist() == pytest.approx([0.7 * 16**2 / (math.pi * RADIUS**2)])
+    fields.short[0, 4, :, 1, 2] = torch.tensor([-3.0, -5.0])
+    score = score_map(fields, bin=1.0).score
+    assert score.nonzero().tolist() == [[4, 16 - 5, 32 - 3]]
+    assert float(score.sum()) == pytest.approx(0.7 * 16**2 / (math.pi * RADIUS**2))
 
 
 # a perfect keypoint

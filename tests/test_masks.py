@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personlab.codec import compiled, vectorised
 from personlab.codec.fields import Fields, cell_positions
-from personlab.codec.masks import disagreement, full_resolution
+from personlab.codec.masks import embedding_distance, full_resolution, mean_distance, refine_long
+from personlab.codec.refine import refine
 from personlab.codec.score import extent
 from personlab.skeleton import K
 from tests.reference import codec as reference
@@ -30,23 +30,9 @@ def embedding(pose: Tensor, *, rows: int = 7, columns: int = 9, stride: int = 8)
 def whole(
     seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float = 0.25
 ) -> Tensor:
-    """All masks, N x height x width, as both implementations give them."""
-    first, second = (
-        steps.full_resolution(seg, distance, step=step, height=height, width=width, threshold=threshold)
-        for steps in (compiled, vectorised)
-    )
-    masks = torch.stack(list(first))
-    assert torch.equal(masks, torch.stack(list(second)))
-    return masks
-
-
-def embedding_distance(fields: Fields, keypoints: Tensor, present: Tensor, lambdas: Tensor) -> Tensor:
-    """As the loops compute it; the vectorised one says the same to rounding."""
-    loops, other = (
-        steps.embedding_distance(fields, keypoints, present, lambdas) for steps in (compiled, vectorised)
-    )
-    torch.testing.assert_close(loops, other, rtol=1e-5, atol=1e-5)
-    return loops
+    """All masks, N x height x width."""
+    size = {"height": height, "width": width}
+    return torch.stack(list(full_resolution(seg, distance, step=step, **size, threshold=threshold)))
 
 
 # equation 6 by hand
@@ -101,12 +87,12 @@ def test_nobody_present_owns_nothing() -> None:
     assert not (distance <= 0.25).any()
 
 
-def test_disagreement_is_the_mean_distance_of_each_persons_own_cells() -> None:
+def test_mean_distance_is_the_mean_distance_of_each_persons_own_cells() -> None:
     distance = torch.tensor([[[0.1, 0.2], [0.3, torch.inf]], [[torch.inf, 0.3], [0.3, 0.3]]])
-    torch.testing.assert_close(disagreement(distance, 0.25), torch.tensor([0.15, torch.inf]))
-    torch.testing.assert_close(disagreement(distance, 0.3), torch.tensor([0.2, 0.3]))
-    assert disagreement(distance, 0.05).tolist() == [torch.inf] * 2
-    assert disagreement(distance[:0], 0.25).shape == (0,)
+    torch.testing.assert_close(mean_distance(distance, 0.25), torch.tensor([0.15, torch.inf]))
+    torch.testing.assert_close(mean_distance(distance, 0.3), torch.tensor([0.2, 0.3]))
+    assert mean_distance(distance, 0.05).tolist() == [torch.inf] * 2
+    assert mean_distance(distance[:0], 0.25).shape == (0,)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
@@ -114,7 +100,8 @@ def test_where_people_are_loops_refine_as_the_paper_does(steps: int) -> None:
     fields = random_fields(steps, rows=9, columns=11, stride=8, spread=12.0)
     people = fields.seg[0] >= 0.5
     assert 0.1 < people.float().mean() < 0.9
-    loops, other = (kind.refine_long(fields, steps).long[0][..., people] for kind in (compiled, vectorised))
+    loops = refine_long(fields, steps).long[0][..., people]
+    other = refine(fields, mid_steps=0, long_steps=steps).long[0][..., people]
     torch.testing.assert_close(loops, other, rtol=1e-4, atol=1e-2)  # rough fields amplify rounding
 
 

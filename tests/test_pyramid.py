@@ -1,16 +1,15 @@
 """Pyramids: all levels together find people where they are, and as the slow reference does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from personlab.codec import compiled, decode, vectorised
 from personlab.codec.decode import Decoder, Level
-from personlab.codec.group import Seeds
+from personlab.codec.group import find_people
+from personlab.codec.hough import Seeds
 from personlab.codec.pyramid import Frame
-from personlab.codec.vectorised import Steps
 from tests.reference.scenes import predicted, random_fields, scene
 from tests.test_decode import TWO, apart, assert_pyramid_matches_reference, nearest, perfect, poses
 
@@ -35,13 +34,9 @@ def test_all_levels_agree_on_where_people_are(scales: tuple[float, ...]) -> None
     assert (found.scores > 0.9).all()
 
 
-@pytest.mark.parametrize("steps_for", [decode.steps_for, lambda device: vectorised])
 @pytest.mark.parametrize("scales", [(0.5, 1.0), (0.75, 1.5, 1.0)])
-def test_reference_on_pyramids(
-    scales: tuple[float, ...], steps_for: Callable[..., Steps], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reference_on_pyramids(scales: tuple[float, ...]) -> None:
     """Levels that disagree: each has noise of its own, and sees the people elsewhere."""
-    monkeypatch.setattr(decode, "steps_for", steps_for)
     levels = [
         Level(random_fields(n, rows=7, columns=8, stride=8, spread=6.0), scale)
         for n, scale in enumerate(scales)
@@ -57,12 +52,10 @@ def test_a_finer_level_has_more_to_say() -> None:
     off = off.replace(mid=off.mid + torch.tensor([5.0, 0.0]).view(2, 1, 1))
     frame = Frame.common(levels, 257, 257)
     seeds = Seeds((pose[:1] * frame.scale), torch.tensor([0]), torch.ones(1))
-    for steps in (vectorised, compiled):
-        found = steps.find_people(
-            [Level(off, 1.0), levels[1]], frame, seeds, mid_steps=0, nms_radius=10.0, most=1
-        )
-        eye = found.keypoints[0, 1] / frame.scale
-        assert torch.allclose(eye, pose[1] + torch.tensor([1.0, 0.0]), atol=1e-2)
+    options = {"trace_refinements": 0, "nms_radius": 10.0, "most": 1}
+    found = find_people([Level(off, 1.0), levels[1]], frame, seeds, **options)
+    eye = found.keypoints[0, 1] / frame.scale
+    assert torch.allclose(eye, pose[1] + torch.tensor([1.0, 0.0]), atol=1e-2)
 
 
 def test_twice_the_same_level_is_that_level() -> None:

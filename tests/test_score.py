@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personlab.codec.hough import HoughMap
-from personlab.codec.score import Poses, expected_oks, extent, hard_nms, hough_scores, presence, soft_nms
+from personlab.codec.score import Poses, expected_oks, extent, hard_nms, hough_scores, soft_nms
 from personlab.skeleton import KAPPAS, K
 from tests.reference import codec as reference
-from tests.reference.scenes import figure, random_fields
+from tests.reference.scenes import figure
 
 BIN, RADIUS, NMS_RADIUS = 2.0, 32.0, 10.0
 POSE = figure(60.0, 30.0, 100.0)
@@ -71,36 +71,6 @@ def test_a_single_detected_keypoint_has_no_box_of_its_own() -> None:
 
 def test_extent_is_never_zero() -> None:
     assert float(extent(at(5.0, 5.0), ALL)) == 1.0
-
-
-# presence
-
-
-def test_presence_is_the_heatmap_at_the_keypoint() -> None:
-    fields = random_fields(0, rows=5, columns=5, stride=8, spread=0.0)
-    for k in range(K):
-        fields.heatmap[0, k] = torch.linspace(0, 0.4, 5) * (k / K) + torch.linspace(0, 0.4, 5)[:, None]
-    found = presence(fields, at(12.0, 20.0), height=32, width=32)[0]
-    assert found.tolist() == pytest.approx([0.15 * k / K + 0.25 for k in range(K)], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "is_present"),
-    [(0.0, 0.0, 1), (32.0, 30.0, 1), (33.0, 10.0, 0), (10.0, 31.0, 0), (-1.0, 5.0, 0), (5.0, -1.0, 0)],
-)
-def test_nothing_is_present_outside_the_image(x: float, y: float, is_present: int) -> None:
-    fields = random_fields(0, rows=5, columns=5, stride=8, spread=0.0)
-    fields = fields.replace(heatmap=torch.ones_like(fields.heatmap))
-    found = presence(fields, at(x, y), height=30, width=32)
-    assert found.tolist() == [[is_present] * K]
-
-
-def test_rounding_does_not_put_a_border_keypoint_outside() -> None:
-    """A keypoint on the outermost pixel is traced to within float32 of it, on either side."""
-    fields = random_fields(0, rows=5, columns=5, stride=8, spread=0.0)
-    fields = fields.replace(heatmap=torch.ones_like(fields.heatmap))
-    for x, y in ((-1e-4, 5.0), (5.0, -1e-4), (32.0 + 1e-4, 5.0), (5.0, 30.0 + 1e-4)):
-        assert (presence(fields, at(x, y), height=30, width=32) == 1).all()
 
 
 # Expected-OKS and Hough scores
@@ -288,19 +258,6 @@ def test_scores_match_the_reference(seed: int, radius: float, bin: float) -> Non
         np.testing.assert_allclose(
             values[j].numpy(), reference.hough_score(h, pose, bin=bin), rtol=0, atol=1e-4
         )
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**31))
-def test_presence_matches_the_reference(seed: int) -> None:
-    keypoints, _, _ = random_poses(seed, 5, side=60.0)
-    fields = random_fields(seed, rows=6, columns=7, stride=8, spread=0.0)
-    found = presence(fields, keypoints, height=38, width=45)
-    for j in range(5):
-        expected = reference.presence(
-            fields.heatmap[0].double().numpy(), keypoints[j].double().numpy(), stride=8, height=39, width=46
-        )
-        np.testing.assert_allclose(found[j].numpy(), expected, rtol=0, atol=1e-4)
 
 
 @settings(max_examples=15, deadline=None)

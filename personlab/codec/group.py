@@ -1,144 +1,142 @@
-"""From score maps to person poses (paper, "Fast greedy decoding").
+"""Greedy decoding: seeds become poses (paper, section 3.1, "Fast greedy decoding").
 
-All local maxima of all keypoint types seed a pose, best first. A pose depends only on its seed, so all
-seeds are traced along the tree at once and then accepted in order: the same result as tracing them one by
-one, without the inner loop. No keypoint type is preferred and nothing snaps to other maxima.
+Seeds of all keypoint types are taken best first. One within r pixels of the same keypoint of an accepted person
+is rejected; from any other the mid-range offsets are followed along the tree. No keypoint type is preferred, and
+positions are not snapped to other maxima.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from personlab.codec.hough import HoughMap
-from personlab.codec.pyramid import Frame, Level, shares
+from personlab.codec.hough import Seeds
+from personlab.codec.loops import Array, Index, array, cell_at, compiled, sample
+from personlab.codec.pyramid import Frame, Level, View, views
 from personlab.skeleton import EDGES, K, walk
 
-# Votes add up in any order; scores are rounded to what that leaves of them.
-SCORE_DECIMALS = 6
+_EDGES: Final = np.array(EDGES)  # E x 2, source and target
+_WALKS: Final = np.array([walk(k) for k in range(K)])  # K x (K - 1): edges that reach all from k, in order
 
-# Added to every level's probability when it is a weight: where no level sees the keypoint, all are asked.
-UNSURE = 1e-6
+# Avoids 0/0 where no level is confident.
+_EPSILON: Final = 1e-6
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """Candidate keypoints of one image, best first."""
+class Grouped:
+    """The poses of accepted seeds, in the order of their seeds."""
 
-    xy: Tensor  # N x 2, pixels
-    kind: Tensor  # N, keypoint index
-    score: Tensor  # N
+    keypoints: Tensor  # N x K x 2, frame pixels
+    presence: Tensor  # N x K, p_k(y_jk)
 
 
-def find_seeds(hough: HoughMap, *, threshold: float) -> Seeds:
-    """Local maxima of the score maps above `threshold`, placed at the centroid of their 3 x 3 bins.
+def find_people(
+    levels: Sequence[Level],
+    frame: Frame,
+    seeds: Seeds,
+    *,
+    trace_refinements: int,
+    nms_radius: float,
+    most: int,
+) -> Grouped:
+    """Trace the poses of seeds that no accepted person claims: at most `most`, of the best seeds."""
+    xy, kinds = array(seeds.xy), array(seeds.kind)
+    keypoints = _accept(views(levels, frame), xy, kinds, trace_refinements, nms_radius**2, most)
+    return Grouped(torch.from_numpy(keypoints), presence(levels, frame, torch.from_numpy(keypoints)))
 
-    A seed's score is what these bins hold together: a bin alone holds all of a keypoint's votes if its centre
-    is where they point, and a quarter if that is where four bins meet. Where nothing but rounding decides,
-    the first in reading order is the maximum, and comes first.
+
+def presence(levels: Sequence[Level], frame: Frame, keypoints: Tensor) -> Tensor:
+    """p_k(y_jk), the mean over the levels; 0 outside the image: N x K x 2 frame pixels -> N x K.
+
+    Keypoints up to half a level pixel outside the outermost pixels count as inside: a keypoint on the border is
+    traced to one side of it or the other.
     """
-    padded = F.pad(hough.score, (1, 1, 1, 1))
-    kind, row, column = torch.nonzero(hough.score > threshold, as_tuple=True)
-    down = torch.arange(3, device=kind.device)
-    window = padded[
-        kind[:, None, None], row[:, None, None] + down[:, None], column[:, None, None] + down
-    ]  # N x 3 x 3
-    flat = window.flatten(1)
-    centre = flat[:, 4:5]
-    peak = (centre > flat[:, :4]).all(1) & (centre >= flat[:, 5:]).all(1)
-    kind, row, column, window = kind[peak], row[peak], column[peak], window[peak]
-
-    mass = window.sum((1, 2))
-    dx = (window[:, :, 2] - window[:, :, 0]).sum(1) / mass
-    dy = (window[:, 2, :] - window[:, 0, :]).sum(1) / mass
-    score, order = mass.round(decimals=SCORE_DECIMALS).sort(descending=True, stable=True)
-    xy = torch.stack((column + dx, row + dy), -1) * hough.bin
-    return Seeds(xy=xy[order], kind=kind[order], score=score)
+    found = _presence(views(levels, frame), array(keypoints), frame.height, frame.width)
+    return torch.from_numpy(found)
 
 
-def trace(levels: Sequence[Level], frame: Frame, seeds: Seeds, *, mid_steps: int) -> Tensor:
-    """Follow the mid-range offsets from every seed along the whole tree: N x K x 2, in pixels of the frame.
+@compiled
+def _accept(
+    levels: tuple[View, ...],
+    seeds: Array,  # N x 2, frame pixels, best first
+    kinds: Index,  # N
+    refinements: int,
+    squared_radius: float,
+    most: int,
+) -> Array:
+    """The poses of the accepted seeds: M x K x 2. A pose is traced only if its seed is accepted."""
+    poses = np.empty((min(len(seeds), most), K, 2), seeds.dtype)
+    count = 0
+    for seed in range(len(seeds)):
+        if count == len(poses):
+            break
+        kind = kinds[seed]
+        if not is_claimed(poses[:count, kind], seeds[seed], squared_radius):
+            poses[count, kind] = seeds[seed]
+            _trace(poses[count], kind, levels, refinements)
+            count += 1
+    return poses[:count]
 
-    Each step is equation 2 at one place: y_l = y_k + M_kl(y_k), then `mid_steps` times
-    y_l = y_l + S_l(y_l). M and S are the mean of what the levels say there, each weighted by its share and by
-    how sure it is that there is a keypoint where its offset starts.
+
+@compiled
+def is_claimed(places: Array, xy: Array, squared_radius: float) -> bool:
+    """Whether a place (2) is within the radius of one of `places` (N x 2)."""
+    for place in places:  # noqa: SIM110, numba has no generators here
+        if (place[0] - xy[0]) ** 2 + (place[1] - xy[1]) ** 2 <= squared_radius:
+            return True
+    return False
+
+
+@compiled
+def _trace(pose: Array, kind: int, levels: tuple[View, ...], refinements: int) -> None:
+    """Fill in a pose (K x 2, frame pixels) from keypoint `kind` along the tree, by equation 2 at points.
+
+    y_l = y_k + M_kl(y_k), then `refinements` times y_l = y_l + S_l(y_l).
     """
-    views = [_View(level, frame, share) for level, share in zip(levels, shares(levels), strict=True)]
-    keypoints = seeds.xy.new_zeros(len(seeds.xy), K, 2)
-    person = torch.arange(len(seeds.xy), device=seeds.xy.device)
-    keypoints[person, seeds.kind] = seeds.xy
-    walks = _WALKS.to(seeds.kind.device)[seeds.kind]  # N x 16 edges
-    edges = _EDGES.to(seeds.kind.device)
-    for step in range(K - 1):
-        edge = walks[:, step]
-        source, target = edges[edge].unbind(1)
-        start = keypoints[person, source]
-        end = start + _mean_offset([view.mid(edge, source, start) for view in views])
-        for _ in range(mid_steps):
-            end = end + _mean_offset([view.short(target, end) for view in views])
-        keypoints[person, target] = end
-    return keypoints
+    for edge in _WALKS[kind]:
+        source, target = _EDGES[edge]
+        x, y = pose[source]
+        dx, dy = _mean_offset(levels, True, edge, source, x, y)
+        x, y = x + dx, y + dy
+        for _ in range(refinements):
+            dx, dy = _mean_offset(levels, False, target, target, x, y)
+            x, y = x + dx, y + dy
+        pose[target] = x, y
 
 
-def accept(seeds: Seeds, keypoints: Tensor, *, nms_radius: float, most: int) -> Tensor:
-    """Indices of the seeds that start a person of their own, best first, at most `most`.
+@compiled
+def _mean_offset(
+    levels: tuple[View, ...], is_mid: bool, channel: int, kind: int, x: float, y: float
+) -> tuple[float, float]:
+    """A mid- or short-range offset at a frame position, in frame pixels: the mean over the levels.
 
-    A seed is rejected if the same keypoint of an accepted person lies within `nms_radius` pixels.
+    A level counts by its weight and by its probability that keypoint `kind`, where the offset starts, is here.
     """
-    remaining = torch.arange(len(seeds.xy), device=seeds.xy.device)
-    accepted = list[Tensor]()
-    while len(remaining) and len(accepted) < most:
-        best, remaining = remaining[0], remaining[1:]
-        accepted.append(best)
-        claimed = keypoints[best][seeds.kind[remaining]]
-        far = (seeds.xy[remaining] - claimed).square().sum(-1) > nms_radius**2
-        remaining = remaining[far]
-    return torch.stack(accepted) if accepted else remaining
+    total = across = down = 0.0
+    for level in levels:
+        field = level.mid[channel] if is_mid else level.short[channel]
+        height, width = level.heatmap.shape[1:]
+        cell = cell_at(x * level.ratio / level.stride, y * level.ratio / level.stride, height, width)
+        weight = level.weight * (sample(level.heatmap[kind], cell) + _EPSILON)
+        total += weight
+        across += weight * sample(field[0], cell) / level.ratio
+        down += weight * sample(field[1], cell) / level.ratio
+    return across / total, down / total
 
 
-def _mean_offset(said: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The mean of offsets (N x 2) by their weights (N x 1)."""
-    weights = torch.stack([weight for _, weight in said])
-    return (torch.stack([offset for offset, _ in said]) * weights).sum(0) / weights.sum(0)
-
-
-class _View:
-    """One level's offsets at places of the frame, in its pixels, and how much they count.
-
-    Fields are sampled bilinearly, clamped to the border.
-    """
-
-    def __init__(self, level: Level, frame: Frame, share: float) -> None:
-        self._heatmap = level.fields.heatmap[0][..., None]  # K x H x W x 1
-        self._short = level.fields.short[0].permute(0, 2, 3, 1)  # K x H x W x 2
-        self._mid = level.fields.mid[0].permute(0, 2, 3, 1)  # E x H x W x 2
-        self._ratio = level.scale / frame.scale
-        self._stride = level.fields.stride
-        self._share = share
-
-    def mid(self, edge: Tensor, source: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
-        return self._sample(self._mid, edge, xy) / self._ratio, self._weight(source, xy)
-
-    def short(self, kind: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
-        return self._sample(self._short, kind, xy) / self._ratio, self._weight(kind, xy)
-
-    def _weight(self, kind: Tensor, xy: Tensor) -> Tensor:
-        return self._share * (self._sample(self._heatmap, kind, xy) + UNSURE)
-
-    def _sample(self, field: Tensor, channel: Tensor, xy: Tensor) -> Tensor:
-        """N x C at N places, each from a channel of its own. field: channels x H x W x C."""
-        height, width = field.shape[1:3]
-        x = (xy[:, 0] * self._ratio / self._stride).clamp(0, width - 1)
-        y = (xy[:, 1] * self._ratio / self._stride).clamp(0, height - 1)
-        left, top = x.long().clamp(max=max(width - 2, 0)), y.long().clamp(max=max(height - 2, 0))
-        right, bottom = (left + 1).clamp(max=width - 1), (top + 1).clamp(max=height - 1)
-        across, down = (x - left)[:, None], (y - top)[:, None]
-        upper = torch.lerp(field[channel, top, left], field[channel, top, right], across)
-        lower = torch.lerp(field[channel, bottom, left], field[channel, bottom, right], across)
-        return torch.lerp(upper, lower, down)
-
-
-_EDGES = torch.tensor(EDGES)
-_WALKS = torch.tensor([walk(k) for k in range(K)])
+@compiled
+def _presence(levels: tuple[View, ...], keypoints: Array, frame_height: float, frame_width: float) -> Array:
+    present = np.zeros(keypoints.shape[:2], keypoints.dtype)
+    for level in levels:
+        bottom, right = (frame_height - 1) * level.ratio + 0.5, (frame_width - 1) * level.ratio + 0.5
+        height, width = level.heatmap.shape[1:]
+        for n in range(len(keypoints)):
+            for k in range(keypoints.shape[1]):
+                x, y = keypoints[n, k, 0] * level.ratio, keypoints[n, k, 1] * level.ratio
+                if -0.5 <= x <= right and -0.5 <= y <= bottom:
+                    cell = cell_at(x / level.stride, y / level.stride, height, width)
+                    present[n, k] += sample(level.heatmap[k], cell) / len(levels)
+    return present

@@ -1,33 +1,30 @@
-"""Hough voting (paper, equation 1): heatmaps and short-range offsets become sharp score maps.
+"""Hough voting (paper, equation 1): heatmaps and short-range offsets become sharp score maps, and their maxima.
 
     h_k(x) = 1 / (pi R^2) * sum_i p_k(x_i) B(x_i + S_k(x_i) - x)
 
-The sum runs over pixels; output cells stand for stride^2 of them each, so every vote weighs that much and
-a perfectly localised keypoint scores about 1 at any stride. B is the bilinear kernel of the accumulator,
-whose bins are `bin` pixels wide: finer than the output, coarser than the image.
+The sum runs over pixels; an output cell stands for stride^2 of them, so that a perfectly localised keypoint
+scores about 1 at any stride. B is the bilinear kernel of the accumulator, whose bins are `bin` pixels wide:
+finer than the output, coarser than the image.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from personlab.codec.fields import Fields
-from personlab.skeleton import K
+from personlab.codec.loops import Array, Index, array, compiled
+from personlab.codec.pyramid import Frame, Level, weights
 
-# Votes fainter than this are not cast. A whole disk of them would add up to less than half the seed
-# threshold of 0.01, and there are twenty times more of them than of all others.
-FAINTEST_VOTE = 0.005
+# Fainter votes are not cast. A whole disk of them adds up to less than half the seed threshold of 0.01, and
+# there are twenty times more of them than of all others.
+FAINTEST_VOTE: Final = 0.005
 
-
-@dataclass(frozen=True)
-class Votes:
-    """Votes of one image, each for one keypoint at one place."""
-
-    xy: Tensor  # N x 2, pixels
-    kind: Tensor  # N, keypoint index
-    weight: Tensor  # N
+# Votes are added in any order; scores are rounded to the digits that this leaves.
+SCORE_DECIMALS: Final = 6
 
 
 @dataclass(frozen=True)
@@ -38,28 +35,132 @@ class HoughMap:
     bin: float  # pixels
 
 
-def cast_votes(fields: Fields, *, radius: float) -> Votes:
-    """Every cell's vote for every keypoint, in input pixels. `fields`: one image, probabilities."""
-    probability = fields.heatmap[0]
-    kind, row, column = torch.nonzero(probability > FAINTEST_VOTE, as_tuple=True)
-    position = torch.stack((column, row), -1) * float(fields.stride)
-    offset = fields.short[0].permute(0, 2, 3, 1)[kind, row, column]
-    area = fields.stride**2 / (math.pi * radius**2)
-    return Votes(xy=position + offset, kind=kind, weight=probability[kind, row, column] * area)
+@dataclass(frozen=True)
+class Seeds:
+    """Candidate keypoints of one image, best first."""
+
+    xy: Tensor  # N x 2, pixels
+    kind: Tensor  # N, keypoint index
+    score: Tensor  # N
 
 
-def accumulate(votes: Votes, *, height: float, width: float, bin: float) -> HoughMap:
-    """Sum the votes bilinearly; those that land outside the height x width pixels are lost."""
-    rows, columns = math.ceil((height - 1) / bin) + 1, math.ceil((width - 1) / bin) + 1
-    # A margin all round (one bin before, two after) takes the votes from outside, and is cut away.
-    high, wide = rows + 3, columns + 3
-    flat = votes.weight.new_zeros(K * high * wide)
-    x = (votes.xy[:, 0] / bin + 1).clamp(0, columns + 1)
-    y = (votes.xy[:, 1] / bin + 1).clamp(0, rows + 1)
-    left, top = x.long(), y.long()
-    right_share, bottom_share = x - left, y - top
-    corner = (votes.kind * high + top) * wide + left
-    for down, vertical in ((0, 1 - bottom_share), (1, bottom_share)):
-        for across, horizontal in ((0, 1 - right_share), (1, right_share)):
-            flat.index_add_(0, corner + (down * wide + across), votes.weight * vertical * horizontal)
-    return HoughMap(score=flat.view(K, high, wide)[:, 1:-2, 1:-2].contiguous(), bin=bin)
+def accumulator(kinds: int, height: float, width: float, bin: float, dtype: np.dtype[np.floating]) -> Array:
+    """Empty score maps for height x width pixels: K x bins high x bins wide."""
+    return np.zeros((kinds, *(math.ceil((side - 1) / bin) + 1 for side in (height, width))), dtype)
+
+
+def vote(
+    levels: Sequence[Level], frame: Frame, *, radius: float, bin: float, threshold: float
+) -> tuple[HoughMap, Seeds]:
+    """Accumulate the votes of all levels, each with its weight, and find the local maxima (`find_seeds`)."""
+    heatmap = array(levels[0].fields.heatmap)
+    score = accumulator(heatmap.shape[1], frame.height, frame.width, bin, heatmap.dtype)
+    reached = []
+    for level, weight in zip(levels, weights(levels), strict=True):
+        fields, to_bins = level.fields, frame.scale / level.scale / bin
+        vote_weight = weight * fields.stride**2 / (math.pi * radius**2)
+        heatmap, short = array(fields.heatmap[0]), array(fields.short[0])
+        reached.append(
+            cast_votes(score, heatmap, short, fields.stride, to_bins, vote_weight, FAINTEST_VOTE, threshold)
+        )
+    hough = HoughMap(torch.from_numpy(score), bin)
+    return hough, find_seeds(hough, np.concatenate(reached))
+
+
+@compiled
+def cast_votes(
+    score: Array,  # K x bins high x bins wide, is added to
+    heatmap: Array,  # K x H x W
+    short: Array,  # K x 2 x H x W
+    stride: int,
+    to_bins: float,  # bins per input pixel
+    weight: float,  # of a vote of probability 1
+    faintest: float,
+    threshold: float,
+) -> Index:
+    """Equation 1: add the vote of every cell, bilinearly; votes outside the map are lost.
+
+    Returns the bins (flat indices) that these votes lift above the threshold. Votes only add, so a bin crosses
+    the threshold once, and the maps need not be searched for the bins above it.
+    """
+    kinds, height, width = heatmap.shape
+    rows, columns = score.shape[1:]
+    flat = score.reshape(-1)
+    reached = np.empty(len(flat) + 1, np.int64)  # memory that is never touched is never allocated
+    count = 0
+    for k in range(kinds):
+        for row in range(height):
+            for column in range(width):
+                p = heatmap[k, row, column]
+                if p <= faintest:
+                    continue
+                x = (column * stride + short[k, 0, row, column]) * to_bins
+                y = (row * stride + short[k, 1, row, column]) * to_bins
+                if not (-1 < x < columns and -1 < y < rows):
+                    continue
+                left, top = math.floor(x), math.floor(y)
+                across, down = x - left, y - top
+                corner = (k * rows + top) * columns + left
+                for below in range(2):
+                    for beside in range(2):
+                        if 0 <= top + below < rows and 0 <= left + beside < columns:
+                            share = (across if beside else 1 - across) * (down if below else 1 - down)
+                            at = corner + below * columns + beside
+                            before = flat[at]
+                            after = before + p * weight * share
+                            flat[at] = after
+                            reached[count] = at  # counted only if it crosses: a branch is mispredicted
+                            count += (before <= threshold) & (after > threshold)
+    return reached[:count].copy()
+
+
+def find_seeds(hough: HoughMap, bins: Index) -> Seeds:
+    """The local maxima among `bins` (flat indices), placed at the centroid of their 3 x 3 bins.
+
+    A seed's score is the sum of these bins: a single bin holds all of a keypoint's votes if they point at its
+    centre, and a quarter of them if they point between four bins. Equal scores are in reading order.
+    """
+    score = array(hough.score)
+    rows, columns = score.shape[1:]
+    xy, at, mass = _peaks(score, bins)
+    mass = mass.round(SCORE_DECIMALS)
+    order = np.lexsort((at, -mass))
+    found = (xy * score.dtype.type(hough.bin), at // (rows * columns), mass)
+    return Seeds(*(torch.from_numpy(column[order]) for column in found))
+
+
+@compiled
+def _peaks(score: Array, bins: Index) -> tuple[Array, Index, Array]:
+    """The local maxima among the bins (flat indices): centroid (N x 2, bins), flat index, mass."""
+    _, rows, columns = score.shape
+    xy, peaks = np.empty((len(bins), 2), score.dtype), np.empty(len(bins), np.int64)
+    masses = np.empty(len(bins), score.dtype)
+    count = 0
+    for at in bins:
+        line, column = divmod(at, columns)
+        k, row = divmod(line, rows)
+        if not _is_peak(score[k], row, column):
+            continue
+        mass = dx = dy = 0.0
+        for i in range(max(row - 1, 0), min(row + 2, rows)):
+            for j in range(max(column - 1, 0), min(column + 2, columns)):
+                mass += score[k, i, j]
+                dx += score[k, i, j] * (j - column)
+                dy += score[k, i, j] * (i - row)
+        xy[count, 0], xy[count, 1] = column + dx / mass, row + dy / mass
+        peaks[count], masses[count] = at, mass
+        count += 1
+    return xy[:count], peaks[:count], masses[:count]
+
+
+@compiled
+def _is_peak(score: Array, row: int, column: int) -> bool:
+    """Of equal neighbours the first in reading order is the maximum."""
+    rows, columns = score.shape
+    centre = score[row, column]
+    for i in range(max(row - 1, 0), min(row + 2, rows)):
+        for j in range(max(column - 1, 0), min(column + 2, columns)):
+            is_before = i < row or (i == row and j < column)
+            if score[i, j] > centre or (is_before and score[i, j] == centre):
+                return False
+    return True

@@ -1,28 +1,31 @@
 """Scores of keypoints and poses (paper, equations 3 and 4), and non-maximum suppression of poses."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Final, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from numba import njit
 from torch import Tensor
 
-from personlab.codec.fields import Fields
+from personlab.codec.group import is_claimed
 from personlab.codec.hough import HoughMap
+from personlab.codec.loops import Array, array, compiled
 from personlab.skeleton import KAPPAS, K
 
-# A keypoint counts as detected, and so into a person's extent, where its presence is at least this.
-DETECTED = 0.5
+# A keypoint counts as detected, and so into a person's extent, from this presence on.
+DETECTED: Final = 0.5
 
 # Hard NMS removes a pose whose OKS with a better one is above this (G-RMI).
-HARD_NMS_OKS = 0.5
+HARD_NMS_OKS: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Poses:
-    """People detected in one image, best first."""
+    """Poses of one image, best first."""
 
     keypoints: Tensor  # N x K x 2, pixels
     presence: Tensor  # N x K, p_k(y_jk)
@@ -43,29 +46,13 @@ class Poses:
         return extent(self.keypoints, self.presence)
 
 
-def presence(fields: Fields, keypoints: Tensor, *, height: float, width: float) -> Tensor:
-    """p_k(y_jk): heatmaps sampled at N x K x 2 keypoints -> N x K; zero where x > width or y > height.
-
-    Half a pixel more still counts: a keypoint on the border is traced to one side of it or the other.
-    """
-    grid_height, grid_width = fields.heatmap.shape[-2:]
-    scale = keypoints.new_tensor(
-        [2 / (fields.stride * max(grid_width - 1, 1)), 2 / (fields.stride * max(grid_height - 1, 1))]
-    )
-    grid = (keypoints * scale - 1).transpose(0, 1)[:, :, None]  # K x N x 1 x 2
-    sampled = F.grid_sample(fields.heatmap[0][:, None], grid, padding_mode="border", align_corners=True)
-    x, y = keypoints.unbind(-1)
-    inside = (x >= -0.5) & (y >= -0.5) & (x <= width + 0.5) & (y <= height + 0.5)
-    return sampled[:, 0, :, 0].T * inside
-
-
-def extent(keypoints: Tensor, present: Tensor) -> Tensor:
+def extent(keypoints: Tensor, presence: Tensor) -> Tensor:
     """lambda_j: the square root of the area of the box around the *detected* keypoints of each pose, N.
 
-    keypoints N x K x 2 in pixels, present N x K. A pose with fewer than two detected keypoints has no box
-    of its own; it is measured by all its keypoints.
+    keypoints N x K x 2 in pixels, presence N x K. A pose with fewer than two detected keypoints has no box of
+    its own; it is measured by all its keypoints. No side is under one pixel.
     """
-    detected = present >= DETECTED
+    detected = presence >= DETECTED
     detected = detected | (detected.sum(1) < 2)[:, None]
     low = keypoints.masked_fill(~detected[..., None], torch.inf).amin(1)
     high = keypoints.masked_fill(~detected[..., None], -torch.inf).amax(1)
@@ -80,49 +67,78 @@ def hough_scores(hough: HoughMap, keypoints: Tensor) -> Tensor:
     return F.grid_sample(hough.score[:, None], grid, padding_mode="zeros", align_corners=True)[:, 0, :, 0].T
 
 
-def expected_oks(hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius: float) -> Tensor:
+def expected_oks(hough: HoughMap, keypoints: Tensor, presence: Tensor, *, radius: float) -> Tensor:
     """Equation 3: p_k(y) times the mean of exp(-|x - y|^2 / (2 lambda^2 kappa_k^2)) over the disk around y,
-    weighted by the score map: N x K. Where the disk holds no votes, the score is 0."""
-    reach = math.ceil(radius / hough.bin)
-    steps = torch.arange(-reach, reach + 1, device=keypoints.device)
-    centre = (keypoints / hough.bin).round().long()  # N x K x 2
-    rows, columns = hough.score.shape[-2:]
-    column = centre[..., 0, None] + steps  # N x K x S
-    row = centre[..., 1, None] + steps
-    inside_x, inside_y = (column >= 0) & (column < columns), (row >= 0) & (row < rows)
-    kinds = torch.arange(K, device=keypoints.device)[:, None, None]
-    window = hough.score[
-        kinds, row.clamp(0, rows - 1)[..., :, None], column.clamp(0, columns - 1)[..., None, :]
-    ]  # N x K x S x S
-    dx2 = (column * hough.bin - keypoints[..., 0, None]).square()
-    dy2 = (row * hough.bin - keypoints[..., 1, None]).square()
-    squared = dy2[..., :, None] + dx2[..., None, :]
-    within = (squared <= radius**2) & inside_y[..., :, None] & inside_x[..., None, :]
-    weight = window * within
-    kappas = keypoints.new_tensor(KAPPAS)
-    tolerance = 2 * (extent(keypoints, present)[:, None] * kappas).square()  # N x K
-    oks = torch.exp(-squared / tolerance[..., None, None])
-    mass = weight.sum((-1, -2))
-    return present * (weight * oks).sum((-1, -2)) / mass.clamp(min=1e-12)
+    weighted by the score map: N x K. Where the disk holds no votes, the score is 0.
+    """
+    tolerance = 2 * (extent(keypoints, presence)[:, None] * keypoints.new_tensor(KAPPAS)).square()
+    expected = _expected_oks(array(hough.score), hough.bin, array(keypoints), array(tolerance), radius)
+    return presence * torch.from_numpy(expected)
 
 
-def claimed(keypoints: Tensor, *, radius: float) -> Tensor:
-    """Which keypoints of poses, best first (N x K x 2), a better pose has within `radius` pixels: N x K."""
-    x, y = keypoints.unbind(-1)
-    squared = (x[:, None] - x).square_().add_((y[:, None] - y).square_())  # N x N x K
-    better = torch.ones(squared.shape[:2], device=squared.device, dtype=torch.bool).tril(-1)
-    return ((squared <= radius**2) & better[..., None]).any(1)
+@compiled
+def _expected_oks(score: Array, bin: float, keypoints: Array, tolerance: Array, radius: float) -> Array:
+    """The mean of exp(-|x - y|^2 / tolerance) over the disk around y, weighted by the score map: N x K."""
+    expected = np.zeros(tolerance.shape, score.dtype)
+    rows, columns = score.shape[1:]
+    for k in range(score.shape[0]):  # one map after the other: memory bounds the speed
+        for n in range(len(keypoints)):
+            x, y = keypoints[n, k]
+            first, last = _bins_between(x - radius, x + radius, bin, columns)
+            mass = likeness = 0.0
+            for i in range(*_bins_between(y - radius, y + radius, bin, rows)):
+                row = score[k, i, first:last]
+                if _total(row) == 0:
+                    continue
+                dy2 = (bin * i - y) ** 2
+                for j, weight in enumerate(row):
+                    if weight > 0:
+                        squared = (bin * (first + j) - x) ** 2 + dy2
+                        if squared <= radius**2:
+                            mass += weight
+                            likeness += weight * math.exp(-squared / tolerance[n, k])
+            if mass > 0:
+                expected[n, k] = likeness / mass
+    return expected
 
 
-def soft_nms(poses: Poses, *, nms_radius: float, claimed: Callable[..., Tensor] = claimed) -> Poses:
-    """Equation 4: a pose's score is the sum of those keypoint scores that no better pose has claimed, over K.
+@njit(cache=True, fastmath={"reassoc"})  # type: ignore[untyped-decorator]
+def _total(row: Array) -> float:
+    """The sum in any order, so that several values are added at a time."""
+    total = row.dtype.type(0)
+    for value in row:
+        total += value
+    return float(total)
 
-    A keypoint is claimed if the same keypoint of a better pose is within `nms_radius` pixels. Returns the
-    poses, best first.
+
+@compiled
+def _bins_between(low: float, high: float, bin: float, bins: int) -> tuple[int, int]:
+    """The bins, first and one past the last, whose centres lie from `low` to `high` pixels."""
+    first = min(max(0.0, math.ceil(low / bin)), float(bins))
+    last = min(max(-1.0, math.floor(high / bin)), bins - 1.0)
+    return int(first), int(last) + 1
+
+
+def soft_nms(poses: Poses, *, nms_radius: float) -> Poses:
+    """Equation 4: a pose's score is the sum of its keypoint scores that no better pose claims, over K.
+
+    A better pose claims a keypoint if it has the same keypoint within `nms_radius` pixels. Returns the poses,
+    best first.
     """
     poses = poses.select(_best_first(poses.scores))
-    scores = (poses.keypoint_scores * ~claimed(poses.keypoints, radius=nms_radius)).sum(1) / K
+    claimed = torch.from_numpy(_claimed(array(poses.keypoints), nms_radius**2))
+    scores = (poses.keypoint_scores * ~claimed).sum(1) / K
     return replace(poses, scores=scores).select(_best_first(scores))
+
+
+@compiled
+def _claimed(keypoints: Array, squared_radius: float) -> npt.NDArray[np.bool_]:
+    """Which keypoints of each pose lie within the radius of the same keypoint of an earlier one: N x K."""
+    found = np.empty(keypoints.shape[:2], np.bool_)
+    for n in range(keypoints.shape[0]):
+        for k in range(keypoints.shape[1]):
+            found[n, k] = is_claimed(keypoints[:n, k], keypoints[n, k], squared_radius)
+    return found
 
 
 def hard_nms(poses: Poses) -> Poses:
@@ -131,7 +147,7 @@ def hard_nms(poses: Poses) -> Poses:
     squared = (poses.keypoints[:, None] - poses.keypoints[None]).square().sum(-1)  # N x N x K
     tolerance = 2 * (poses.extent()[:, None] * squared.new_tensor(KAPPAS)).square()  # the better one's: N x K
     similar = torch.exp(-squared / tolerance[:, None]).mean(-1) > HARD_NMS_OKS  # [better, worse]
-    dropped = torch.zeros(len(similar), dtype=torch.bool, device=similar.device)
+    dropped = torch.zeros(len(similar), dtype=torch.bool)
     for better in range(len(similar)):
         if not dropped[better]:
             dropped[better + 1 :] |= similar[better, better + 1 :]

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from pycocotools.coco import COCO
 
-from personlab.codec.decode import Decoder, Level
+from personlab.codec.decode import Decoder, Level, detections
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import padded_side
 from personlab.data.example import project_people
@@ -23,7 +23,6 @@ from personlab.errors import UserError
 from personlab.metrics.coco import Matches, match
 from personlab.metrics.files import read_annotations
 from personlab.people import Annotation, Detection, FloatArray
-from personlab.predictor import detections
 from personlab.skeleton import TREE, K
 from personlab.utils.progress import Tracker
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from personlab import params
 from personlab.codec.fields import cell_positions
-from personlab.codec.hough import Votes, accumulate
+from personlab.codec.hough import accumulator, cast_votes
+from personlab.codec.loops import array
 from personlab.data.transform import ImageArray, Transform
 from personlab.errors import UserError
 from personlab.model import backbones as backbone
@@ -96,7 +97,7 @@ class Estimator(nn.Module):
         """
         batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self.heatmap.weight.device)
         settings = self.settings
-        found: FloatArray = decode(self(batch), settings).cpu().numpy()
+        found: FloatArray = decode(self(batch), settings).numpy()
         for keypoints, transform in zip(found, transforms, strict=True):
             keypoints[:, :2] = transform.inverse_points(keypoints[:, :2])
         return found
@@ -164,28 +165,21 @@ def decode(fields: PersonFields, settings: params.Estimator) -> Tensor:
     The position is the centre of the 3 x 3 bins around the fullest bin of the Hough accumulator, the
     confidence the votes in them: about 1 if a whole disk of certain votes agrees. No votes: position 0, 0.
     """
-    rows, columns = fields.heatmap.shape[-2:]
-    position = cell_positions(rows, columns, settings.stride, fields.heatmap.device)
-    kind = torch.arange(K, device=position.device)[:, None, None].expand_as(fields.heatmap[0]).reshape(-1)
-    share = settings.stride**2 / (math.pi * settings.radius**2)
+    weight = settings.stride**2 / (math.pi * settings.radius**2)
     found = []
-    for heatmap, short in zip(fields.heatmap, fields.short, strict=True):
-        votes = Votes(
-            xy=(short + position).movedim(1, -1).reshape(-1, 2),
-            kind=kind,
-            weight=heatmap.sigmoid().reshape(-1) * share,
-        )
-        hough = accumulate(votes, height=settings.crop_height, width=settings.crop_width, bin=_BIN)
-        found.append(_peaks(hough.score))
+    for heatmap, short in zip(array(fields.heatmap.sigmoid()), array(fields.short), strict=True):
+        score = accumulator(K, settings.crop_height, settings.crop_width, _BIN, heatmap.dtype)
+        cast_votes(score, heatmap, short, settings.stride, 1 / _BIN, weight, 0.0, math.inf)
+        found.append(_peaks(torch.from_numpy(score)))
     return torch.stack(found)
 
 
 def _peaks(score: Tensor) -> Tensor:
     """The one peak of each of K score maps: K x 3 of x, y in pixels and mass."""
     best, columns = score.flatten(1).argmax(1), score.shape[-1]
-    steps = torch.tensor([-1, 0, 1], device=score.device)
+    steps = torch.tensor([-1, 0, 1])
     row, column = (best // columns)[:, None] + steps, (best % columns)[:, None] + steps  # K x 3
-    kind = torch.arange(K, device=score.device)[:, None, None]
+    kind = torch.arange(K)[:, None, None]
     window = F.pad(score, (1, 1, 1, 1))[kind, row[:, :, None] + 1, column[:, None] + 1]
     mass = window.sum((1, 2))
     x = (window.sum(1) * column).sum(1) / mass.clamp(min=1e-12)

@@ -1,7 +1,4 @@
-"""Compile the loops before they are wanted, for one size and for three: python -m personlab.codec.compiled
-
-Without, each of the processes that begin to decode at the same time does so.
-"""
+"""Compile the decoder's loops, so that processes that start to decode need not: python -m personlab.codec.warmup"""
 
 import torch
 
@@ -13,7 +10,7 @@ SIDE, STRIDE = 65, 8
 
 
 def main() -> None:
-    """Decode somebody who stands in a square."""
+    """Decode one person, with one level and with three: some loops are compiled per number of levels."""
     cells = SIDE // STRIDE + 1
     people = Instances(
         keypoints=torch.linspace(16, 48, 2 * K).reshape(1, K, 2),
@@ -23,9 +20,9 @@ def main() -> None:
     )
     decoder = Decoder()
     level = Level(encode(people, stride=STRIDE, radius=decoder.radius).fields, scale=1.0)
-    for pyramid in ([level], [level] * 3):  # some loops are compiled for each number of levels
-        poses = decoder.poses(pyramid, height=SIDE, width=SIDE)
-        list(decoder.masks(pyramid, poses, height=SIDE, width=SIDE))
+    for levels in ([level], [level] * 3):
+        poses = decoder.poses(levels, height=SIDE, width=SIDE)
+        list(decoder.masks(levels, poses, height=SIDE, width=SIDE))
 
 
 if __name__ == "__main__":
