@@ -1,36 +1,51 @@
-"""Offer every flow to the Prefect server, and run what it asks for, on this machine.
+"""Serve every deployment of prefect.yaml on this machine: register it with the server and run what is due.
 
-`make ui` does this beside a server of its own; `python -m flows.deployments` alone does it for the server
-that PREFECT_API_URL names. Run it in the project's folder. For a work pool instead, see flows/prefect.yaml.
+`make ui` does this beside a server of its own; `python -m flows.deployments` alone does it for the server at
+PREFECT_API_URL. For a work pool instead, see prefect.yaml.
 """
 
-from typing import Any
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
 
-from prefect import Flow, serve
+import httpx
+import yaml
+from prefect import serve
 from prefect.deployments.runner import RunnerDeployment
+from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Cron, Schedule
 from prefect.types.entrypoint import EntrypointType
 
-from flows.batch_inference import batch_inference
-from flows.evaluation import evaluation
-from flows.retrain import retrain
-from flows.stages import STAGES
-
-# Mondays at 03:00; what is retrained without anybody asking is retrained for the sake of new data
-WEEKLY = Cron("0 3 * * 1", timezone="UTC", parameters={"settings": {"refresh_data": True}})
+FILE: Final = Path(__file__).parent.parent / "prefect.yaml"
 
 
-def deployments() -> list[RunnerDeployment]:
-    others: list[Flow[..., Any]] = [batch_inference, evaluation, *STAGES]
-    return [deployed(retrain, WEEKLY), *(deployed(flow) for flow in others)]
+def deployments() -> Iterator[RunnerDeployment]:
+    """The deployments of prefect.yaml, to be served from code."""
+    for each in yaml.safe_load(FILE.read_text(encoding="utf-8"))["deployments"]:
+        yield RunnerDeployment.from_flow(
+            load_flow_from_entrypoint(each["entrypoint"]),
+            name=each["name"],
+            description=each["description"],
+            tags=each["tags"],
+            parameters=each.get("parameters"),
+            schedules=[_schedule(schedule) for schedule in each.get("schedules", [])],
+            concurrency_limit=each["concurrency_limit"],
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
 
 
-def deployed(flow: Flow[..., Any], schedule: Schedule | None = None) -> RunnerDeployment:
-    return RunnerDeployment.from_flow(
-        flow, name="local", schedule=schedule, concurrency_limit=1, entrypoint_type=EntrypointType.MODULE_PATH
-    )
+def _schedule(each: dict[str, Any]) -> Schedule:
+    return Cron(each["cron"], timezone=each["timezone"], parameters=each["parameters"])
+
+
+def main() -> None:
+    # one run at a time, whatever the flow: stages share a project, and a training takes the whole machine
+    try:
+        serve(*deployments(), limit=1, pause_on_shutdown=False)
+    except httpx.TransportError as error:
+        sys.exit(f"error: no Prefect server answers ({error}); 'make ui' starts one, or set PREFECT_API_URL")
 
 
 if __name__ == "__main__":
-    # one run at a time, whatever the flow: stages share a project, and a training takes the whole machine
-    serve(*deployments(), limit=1, pause_on_shutdown=False)
+    main()
