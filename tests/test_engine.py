@@ -22,15 +22,14 @@ from personlab.training.engine import Average, Batch, Supervised, optimizer, set
 
 STRIDE: params.Stride = 16
 SIDE = 65
-MODEL = params.Model(width=8)
-CODEC = params.Codec(radius=16.0)
+MODEL = params.Model(width=8, radius=16.0)
 TRAIN = params.Train(learning_rate=1e-3)
-OBJECTIVE = Objective.of(MODEL, CODEC, TRAIN)
+OBJECTIVE = Objective.of(MODEL, TRAIN)
 
 
 def network(seed: int = 0, model: params.Model = MODEL) -> PersonLab:
     torch.manual_seed(seed)
-    return build(model, CODEC, stride=STRIDE)
+    return build(model, stride=STRIDE)
 
 
 def batch(seed: int = 0, size: int = 2) -> Batch:
@@ -47,7 +46,7 @@ def batch(seed: int = 0, size: int = 2) -> Batch:
             masks=mask,
             crowd=torch.zeros(1, dtype=torch.bool),
         )
-        targets.append(encode(people, stride=STRIDE, radius=CODEC.radius))
+        targets.append(encode(people, stride=STRIDE, radius=MODEL.radius))
     images = torch.randint(0, 256, (size, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     return Batch(images, stack(targets), [100 + index for index in range(size)])
 

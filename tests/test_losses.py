@@ -18,6 +18,7 @@ from tests.reference import losses as reference
 
 SHAPES = {"heatmap": (K,), "short": (K, 2), "mid": (E, 2), "seg": (), "long": (K, 2)}
 NAMES = ("heatmap", "seg", "short", "mid", "long")
+EQUAL = params.LossWeights(**dict.fromkeys(NAMES, 1.0))
 
 
 def random_fields(generator: torch.Generator, batch: int, height: int, width: int, scale: float) -> Fields:
@@ -125,8 +126,8 @@ def test_what_stands_at_undefined_positions_does_not_matter(garbage: float) -> N
     clean = with_gradients(fields)
     found, expected = losses(bad, bad_targets, radius=32.0), losses(clean, targets, radius=32.0)
     assert values(found) == values(expected)
-    found.total((1, 1, 1, 1, 1)).backward()
-    expected.total((1, 1, 1, 1, 1)).backward()
+    found.total(EQUAL).backward()
+    expected.total(EQUAL).backward()
     for name, tensor in bad.tensors().items():
         assert torch.equal(tensor.grad, clean.tensors()[name].grad)
         assert not tensor.grad.masked_select(~known[name]).any()
@@ -136,7 +137,7 @@ def test_what_stands_at_undefined_positions_does_not_matter(garbage: float) -> N
 def test_nothing_defined_is_exactly_0_with_gradient_0() -> None:
     fields, targets = random_case(2)
     fields = with_gradients(fields)
-    objective = Objective(radius=32.0, weights=(4, 2, 1, 0.25, 0.125), mid_steps=2, long_steps=2)
+    objective = Objective(radius=32.0, weights=params.LossWeights(), steps=2)
     found = objective(fields, nowhere(targets))
     assert values(found) == dict.fromkeys(NAMES, 0.0)
     found.total(objective.weights).backward()
@@ -169,7 +170,7 @@ def test_radius_is_the_unit_of_the_offsets_alone() -> None:
 
 def test_total_weighs_heatmap_seg_short_mid_long() -> None:
     scalars = Losses(*(torch.tensor(float(10**power)) for power in range(5)))
-    assert float(scalars.total((4, 2, 1, 1 / 4, 1 / 8))) == pytest.approx(4 + 20 + 100 + 250 + 1250)
+    assert float(scalars.total(params.LossWeights())) == pytest.approx(4 + 20 + 100 + 250 + 1250)
 
 
 def half(targets: Targets, images: slice) -> Targets:
@@ -210,7 +211,7 @@ def test_parts_of_a_batch_make_up_its_loss_however_uneven_they_are() -> None:
 def test_the_objective_judges_refined_offsets() -> None:
     fields, targets = random_case(4)
     fields = with_gradients(fields)
-    objective = Objective.of(params.Model(), params.Codec(radius=20.0), params.Train())
+    objective = Objective.of(params.Model(radius=20.0), params.Train())
     found = objective(fields, targets)
     refined = refine(fields, mid_steps=2, long_steps=2)
     assert values(found) == values(losses(refined, targets, radius=20.0))
@@ -221,14 +222,14 @@ def test_the_objective_judges_refined_offsets() -> None:
 
 def test_the_objective_without_refinement_judges_raw_offsets() -> None:
     fields, targets = random_case(4)
-    objective = Objective.of(params.Model(refine=False), params.Codec(), params.Train())
+    objective = Objective.of(params.Model(refine=False), params.Train())
     assert values(objective(fields, targets)) == values(losses(fields, targets, radius=32.0))
 
 
 def test_float32_whatever_comes_in() -> None:
     fields, targets = random_case(5)
     rounded = fields.replace(**{name: t.bfloat16() for name, t in fields.tensors().items()})
-    objective = Objective.of(params.Model(), params.Codec(), params.Train())
+    objective = Objective.of(params.Model(), params.Train())
     expected = values(objective(rounded.float(), targets))
     with torch.autocast("cpu", torch.bfloat16):
         found = objective(rounded, targets)

@@ -17,14 +17,11 @@ from personlab.model.network import Heads, PersonLab, build, from_checkpoint
 from personlab.skeleton import E, K
 
 MODEL = params.Model(backbone="resnet18", width=8)
-CODEC = params.Codec()
 
 
-def network(
-    stride: params.Stride = 16, model: params.Model = MODEL, codec: params.Codec = CODEC
-) -> PersonLab:
+def network(stride: params.Stride = 16, model: params.Model = MODEL) -> PersonLab:
     torch.manual_seed(0)
-    return build(model, codec, stride=stride)
+    return build(model, stride=stride)
 
 
 def lively(made: PersonLab) -> PersonLab:
@@ -138,12 +135,12 @@ def test_one_set_of_weights_at_every_stride() -> None:
 
 def test_a_checkpoint_alone_rebuilds_the_network(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    model = params.Model(backbone="resnet50", width=4, refine=False)
-    made = lively(network(16, model, params.Codec(radius=12.0))).eval()
+    model = params.Model(backbone="resnet50", width=4, radius=12.0, refine=False)
+    made = lively(network(16, model)).eval()
     checkpoint.save(path, made.state_dict(), made.card({"steps": 10, "data": "abc"}))
     rebuilt = from_checkpoint(path, stride=16)
     assert not rebuilt.training
-    assert (rebuilt.model, rebuilt.codec) == (made.model, made.codec)
+    assert (rebuilt.model, rebuilt.decode) == (made.model, None)
     assert_same(rebuilt(images()), made(images()), rtol=0, atol=0)
     assert from_checkpoint(path, stride=8)(images()).stride == 8
     assert json.loads(path.with_suffix(".json").read_text())["training"] == {"steps": 10, "data": "abc"}
@@ -169,7 +166,8 @@ def saved(tmp_path: Path, made: PersonLab, **changes: object) -> Path:
         ({"format": "estimator-1"}, "not a PersonLab network"),
         ({"skeleton": {"keypoints": ["nose"], "edges": []}}, "other keypoints"),
         ({"model": {"backbone": "vgg"}}, "does not describe a network"),
-        ({"codec": None}, "does not describe a network"),
+        ({"model": None}, "does not describe a network"),
+        ({"decode": {"nms": "medium"}}, "does not describe a network"),
         ({"model": {"backbone": "resnet18", "width": 16}}, "misshapen: backbone.conv1.weight"),
     ],
 )
@@ -183,7 +181,7 @@ def test_starting_from_a_checkpoint_takes_the_heads_too(tmp_path: Path) -> None:
     given = lively(network())
     saved(tmp_path, given)
     model = MODEL.model_copy(update={"init": "other.safetensors"})
-    made = build(model, CODEC, stride=8, root=tmp_path)
+    made = build(model, stride=8, root=tmp_path)
     for name, tensor in made.state_dict().items():
         assert torch.equal(tensor, given.state_dict()[name])
     assert made.backbone.freeze_bn
@@ -194,7 +192,7 @@ def test_starting_from_a_checkpoint_without_its_heads(tmp_path: Path) -> None:
     saved(tmp_path, given)
     model = MODEL.model_copy(update={"init": "other.safetensors", "init_heads": False})
     torch.manual_seed(0)
-    made = build(model, CODEC, stride=8, root=tmp_path)
+    made = build(model, stride=8, root=tmp_path)
     for name, tensor in made.state_dict().items():
         expected = given if name.startswith("backbone.") else fresh
         assert torch.equal(tensor, expected.state_dict()[name]), name
@@ -203,10 +201,10 @@ def test_starting_from_a_checkpoint_without_its_heads(tmp_path: Path) -> None:
 
 def test_starting_from_another_radius_is_refused_unless_heads_are_left_out(tmp_path: Path) -> None:
     path = saved(tmp_path, network())
-    model = MODEL.model_copy(update={"init": str(path)})
-    with pytest.raises(UserError, match=r"codec\.radius 32, not 10.*set model\.init_heads to false"):
-        build(model, params.Codec(radius=10.0), stride=8)
-    build(model.model_copy(update={"init_heads": False}), params.Codec(radius=10.0), stride=8)
+    model = MODEL.model_copy(update={"init": str(path), "radius": 10.0})
+    with pytest.raises(UserError, match=r"model\.radius 32, not 10.*set model\.init_heads to false"):
+        build(model, stride=8)
+    build(model.model_copy(update={"init_heads": False}), stride=8)
 
 
 def torchvision_file(folder: Path, width: int = 8) -> tuple[Path, ResNet]:
@@ -222,7 +220,7 @@ def torchvision_file(folder: Path, width: int = 8) -> tuple[Path, ResNet]:
 
 def test_starting_from_a_torchvision_backbone(tmp_path: Path) -> None:
     path, given = torchvision_file(tmp_path)
-    made = build(MODEL.model_copy(update={"init": str(path)}), CODEC, stride=8).train()
+    made = build(MODEL.model_copy(update={"init": str(path)}), stride=8).train()
     for name, tensor in made.backbone.state_dict().items():
         assert torch.equal(tensor, given.state_dict()[name])
     before = made.backbone.bn1.running_mean.clone()
@@ -233,12 +231,12 @@ def test_starting_from_a_torchvision_backbone(tmp_path: Path) -> None:
 def test_starting_from_weights_that_do_not_fit(tmp_path: Path) -> None:
     path, _ = torchvision_file(tmp_path, width=16)
     with pytest.raises(UserError, match=r"resnet18\.safetensors: the weights do not fit .* misshapen: conv1"):
-        build(MODEL.model_copy(update={"init": str(path)}), CODEC, stride=8)
+        build(MODEL.model_copy(update={"init": str(path)}), stride=8)
     deeper = MODEL.model_copy(update={"init": str(path), "backbone": "resnet50"})
     with pytest.raises(UserError, match=r"missing: layer1\.0\.conv3\.weight"):
-        build(deeper, CODEC, stride=8)
+        build(deeper, stride=8)
     with pytest.raises(UserError, match="no such file"):
-        build(MODEL.model_copy(update={"init": "nowhere.safetensors"}), CODEC, stride=8, root=tmp_path)
+        build(MODEL.model_copy(update={"init": "nowhere.safetensors"}), stride=8, root=tmp_path)
 
 
 def test_from_scratch_the_statistics_train() -> None:
