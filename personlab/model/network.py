@@ -199,8 +199,8 @@ def _check_trainable(saved: _Saved, model: params.Model, path: Path) -> None:
         )
     if saved.model.radius != model.radius:
         raise UserError(
-            f"{path}: trained with model.radius {saved.model.radius:g}, not {model.radius:g}, the unit of its "
-            "offsets: use the same radius, or set model.init_heads to false"
+            f"{path}: trained with model.radius {saved.model.radius:g}, not {model.radius:g}, the unit of "
+            "its offsets: use the same radius, or set model.init_heads to false"
         )
     if not saved.masks:
         raise UserError(
