@@ -319,13 +319,13 @@ def from_saved(raw: Mapping[str, Any]) -> Params:
     if "decode" not in tree:  # a version up to 0.1
         for section, defaults in _OLD_DEFAULTS.items():
             tree[section] = defaults | tree.get(section, {})
-        for old, new in _MOVED.items():
-            (section, key), (new_section, new_key) = old.split("."), new.split(".")
-            if key in tree.get(section, {}):
-                tree.setdefault(new_section, {})[new_key] = tree[section].pop(key)
-        weights = tree.get("train", {}).get("loss_weights")
-        if isinstance(weights, list | tuple):
-            tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))
+    for old, new in _MOVED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if key in tree.get(section, {}):
+            tree.setdefault(new_section, {}).setdefault(new_key, tree[section][key])
+    weights = tree.get("train", {}).get("loss_weights")
+    if isinstance(weights, list | tuple):
+        tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))
     for section in ("model", "estimator"):
         backbone = tree.get(section, {}).get("backbone")
         if backbone in _RENAMED_BACKBONES:

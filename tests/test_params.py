@@ -120,6 +120,8 @@ def test_moved_parameters_are_found_under_their_old_names() -> None:
         gpu=True, workers=2, max_failures=5, ray_address="auto", storage_path="s3://b"
     )
     assert saved.model.backbone == "slim-resnet50"
+    newer = {"codec": {"radius": 12, "bin": 1}, "decode": {"bin": 3}}  # decoded anew by this version
+    assert params.from_saved(newer) == Params(model=Model(radius=12), decode=Decode(bin=3))
 
 
 def test_what_is_saved_is_read_back_whatever_other_versions_add() -> None:
