@@ -77,7 +77,7 @@ def acquire(*, params: ParamsFile = PARAMS) -> None:
     """Get images and annotations: the sample, a folder or COCO 2017.
 
     Renders the sample data set, locates a COCO folder, or downloads COCO 2017. Writes
-    data/acquire/source.json: the paths of images and annotations, and their hashes.
+    data/acquire/source.json: the path of the data set, and the hash and counts of its annotations.
     """
     _run_stage("acquire", params)
 
