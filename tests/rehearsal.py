@@ -20,10 +20,10 @@ HEIGHT, WIDTH, IMAGES = 120, 160, 24
 STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
 PARAMS = {
     "acquire": {"source": "sample"},
-    "codec": {"radius": 12, "nms_radius": 5, "bin": 1},
-    "model": {"backbone": "resnet18", "width": 8},
-    "train": {"learning_rate": USUAL, "crop": 97, "batch": 2, "steps": 60, "checkpoint_every": 5},
+    "model": {"backbone": "resnet18", "width": 8, "radius": 12},
+    "train": {"learning_rate": USUAL, "crop": 97, "batch": 2, "steps": 60},
     "infer": {"sides": [129], "stride": 16},
+    "decode": {"nms_radius": 5, "bin": 1},
     "evaluate": {"gallery": 4},
 }
 INPUTS = {  # of each stage: parameters and earlier outputs
@@ -32,9 +32,12 @@ INPUTS = {  # of each stage: parameters and earlier outputs
     "estimator": (["estimator"], ["data/ingest"]),
     "impute": (["impute"], ["data/estimator"]),
     "targets": (["targets"], ["data/impute"]),
-    "train": (["model", "train"], ["data/targets/train"]),
-    "infer": (["infer", "codec"], ["data/targets/val", "data/train/model.safetensors"]),
-    "evaluate": (["evaluate", "infer.max_people"], ["data/targets/val", "data/infer"]),
+    "train": (
+        ["model", "train"],
+        ["data/ingest/train", "data/ingest/val", "data/targets/train", "data/targets/val"],
+    ),
+    "infer": (["infer", "decode"], ["data/ingest/val", "data/train/model.safetensors"]),
+    "evaluate": (["evaluate", "decode.max_people"], ["data/ingest/val", "data/targets/val", "data/infer"]),
 }
 
 
@@ -54,7 +57,9 @@ def project(folder: Path, commands: dict[str, str] | None = None) -> None:
             "params": params,
             "deps": [f"input/{stage}.txt", *deps],
             "outs": [f"data/{stage}"],
+            "metrics": [] if stage == "acquire" else [{f"data/metrics/{stage}.json": {"cache": False}}],
         }
+    stages["evaluate"]["outs"].append({"data/plots/evaluate": {"cache": False}})
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     complete = Params.model_validate(PARAMS).model_dump(mode="json")
     (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
@@ -87,38 +92,48 @@ def acquire(out: Path, params: Any) -> None:
 
 
 def ingest(out: Path, params: Any) -> None:
-    (out / "metrics.json").write_text('{"images": 24}')
+    write_shards(out / "train", "images", first=1)
+    write_shards(out / "val", "images", first=1001)
+    metrics("ingest", images=24)
     picture(out / "sheet.jpg", "red")
 
 
 def estimator(out: Path, params: Any) -> None:
-    (out / "metrics.json").write_text('{"pck": 0.5}')
+    metrics("estimator", pck=0.5)
 
 
 def impute(out: Path, params: Any) -> None:
-    (out / "metrics.json").write_text('{"imputed": 3}')
+    metrics("impute", imputed=3)
     picture(out / "imputed.png", "blue")
 
 
 def targets(out: Path, params: Any) -> None:
-    write_shards(out / "train", first=1)
-    write_shards(out / "val", first=1001)
-    (out / "metrics.json").write_text('{"images": 48}')
+    write_shards(out / "train", "people", first=1)
+    write_shards(out / "val", "people", first=1001)
+    metrics("targets", images=48)
 
 
 def train(out: Path, params: Any) -> None:
     blur = 4.0 * abs(np.log10(params.train.learning_rate / BEST))
     (out / "model.safetensors").write_text(f"{blur}\n")
     (out / "model.json").write_text(json.dumps({"blur": blur}))
-    (out / "metrics.json").write_text(json.dumps({"heatmap": blur / 10}))
+    metrics("train", heatmap=blur / 10)
 
 
 def infer(out: Path, params: Any) -> None:
+    for name in ("model.safetensors", "model.json"):
+        (out / name).write_bytes(Path("data/train", name).read_bytes())
     write_predictions(out, blur=float(Path("data/train/model.safetensors").read_text()), first=1001)
-    (out / "metrics.json").write_text('{"people": 48}')
+    metrics("infer", people=48)
 
 
-def write_shards(out: Path, first: int) -> None:
+def metrics(stage: str, **values: float) -> None:
+    Path("data/metrics").mkdir(parents=True, exist_ok=True)
+    Path("data/metrics", f"{stage}.json").write_text(json.dumps(values))
+
+
+def write_shards(out: Path, kind: str, first: int) -> None:
+    """Shards of images, or of their people."""
     from personlab import tables
 
     rows = [
@@ -127,14 +142,13 @@ def write_shards(out: Path, first: int) -> None:
             "file_name": f"{image_id}.jpg",
             "height": HEIGHT,
             "width": WIDTH,
-            "jpeg": jpeg(image_id),
+            "image": jpeg(image_id),
             "people": [person(2 * image_id + n, box) for n, box in enumerate(boxes(image_id))],
         }
         for image_id in range(first, first + IMAGES)
     ]
-    tables.write_table(
-        pa.Table.from_pylist(rows, schema=tables.SHARD), out / "part-00000.parquet", params_hash="0"
-    )
+    schema = tables.IMAGES if kind == "images" else tables.TARGETS
+    tables.write_table(pa.Table.from_pylist(rows, schema=schema), out / "part-00000.parquet", params_hash="0")
 
 
 def write_predictions(out: Path, blur: float, first: int) -> None:

@@ -22,7 +22,7 @@ from personlab import predictor
 from personlab.cli import app
 from personlab.model import checkpoint
 from personlab.model.network import build
-from personlab.params import Codec, Model
+from personlab.params import Model
 from tests import layouts, tfjs_models
 
 STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
@@ -63,7 +63,7 @@ def test_the_predictor_is_where_people_look_for_it() -> None:
 def weights(tmp_path: Path) -> Path:
     """A tiny network that has learnt nothing and sees people everywhere."""
     torch.manual_seed(0)
-    network = build(Model(width=8), Codec(), stride=16).eval()
+    network = build(Model(width=8), stride=16).eval()
     for weight in network.heads.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     path = tmp_path / "weights" / "model.safetensors"

@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from personlab.codec.encode import Instances, encode
-from personlab.data.example import decode_jpeg, decode_masks, example, project_people
+from personlab.data.example import decode_masks, example, pixels, project_people
 from personlab.data.transform import PADDING, ImageArray, Transform
 from personlab.errors import UserError
 from personlab.people import Annotation, BoolArray
@@ -57,13 +57,13 @@ def jpeg(image: ImageArray) -> bytes:
 
 
 def row(image: ImageArray, *people: Annotation) -> Mapping[str, Any]:
-    """A shard row, as tables.SHARD gives it to Python."""
+    """A row of tables.IMAGES with the people of tables.TARGETS, as Python values."""
     return {
         "image_id": 42,
         "file_name": "val2017/a.jpg",
         "height": image.shape[0],
         "width": image.shape[1],
-        "jpeg": jpeg(image),
+        "image": jpeg(image),
         "people": [
             {
                 "person_id": p.id,
@@ -184,25 +184,16 @@ def test_an_example_is_what_the_network_is_given() -> None:
     assert found.image[:, -1, -1].tolist() == list(PADDING)
 
 
-def test_a_grey_image_has_three_channels() -> None:
-    grey = np.tile(np.arange(WIDTH, dtype=np.uint8), (HEIGHT, 1))
-    data = io.BytesIO()
-    Image.fromarray(grey).save(data, "JPEG", quality=100)
-    pixels = decode_jpeg(data.getvalue(), name="a.jpg")
-    assert pixels.shape == (HEIGHT, WIDTH, 3)
-    assert np.abs(pixels.astype(int) - grey[..., None]).max() <= 2
-
-
 def test_orientation_is_ignored() -> None:
-    """COCO annotates pixels as stored, whatever EXIF says about which way is up."""
+    """COCO's annotations refer to the pixels as stored, whatever EXIF says about which way is up."""
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees"
     data = io.BytesIO()
     Image.new("RGB", (WIDTH, HEIGHT)).save(data, "JPEG", exif=exif)
-    assert decode_jpeg(data.getvalue(), name="a.jpg").shape == (HEIGHT, WIDTH, 3)
+    assert pixels({"image": data.getvalue(), "file_name": "a.jpg"}).shape == (HEIGHT, WIDTH, 3)
 
 
-@pytest.mark.parametrize("data", [b"\xff\xd8\xff not a picture", b"GIF89a", b""])
-def test_bytes_that_are_no_jpeg_are_named(data: bytes) -> None:
-    with pytest.raises(UserError, match=r"val2017/a\.jpg: .* not a JPEG"):
-        decode_jpeg(data, name="val2017/a.jpg")
+@pytest.mark.parametrize("data", [b"\xff\xd8\xff not an image", b"GIF89a", b""])
+def test_bytes_that_are_no_image_are_named(data: bytes) -> None:
+    with pytest.raises(UserError, match=r"val2017/a\.jpg: .*dvc repro --force ingest"):
+        pixels({"image": data, "file_name": "val2017/a.jpg"})

@@ -25,8 +25,9 @@ from tests.rehearsal import BAD, BEST, USUAL, commit
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A Git repository in which a model of ordinary quality has been made and committed."""
-    for name in ("data/targets/train", "data/targets/val"):
-        rehearsal.write_shards(tmp_path / name, first=1001)
+    for split in ("train", "val"):
+        rehearsal.write_shards(tmp_path / "data/ingest" / split, "images", first=1001)
+        rehearsal.write_shards(tmp_path / "data/targets" / split, "people", first=1001)
     (tmp_path / ".gitignore").write_text("/data/\n/models/\n")
     rehearsal.run(tmp_path, "git", "init", "-q")
     made(tmp_path, USUAL)
@@ -41,20 +42,23 @@ def made(folder: Path, learning_rate: float, val: str = "val-1") -> Candidate:
     settings = load(folder / "params.yaml")
     for stage in ("train", "infer", "evaluate"):
         (folder / "data" / stage).mkdir(parents=True, exist_ok=True)
-    rehearsal.train(folder / "data/train", settings)
     here = Path.cwd()
     try:
         os.chdir(folder)
+        rehearsal.train(Path("data/train"), settings)
         rehearsal.infer(Path("data/infer"), settings)
     finally:
         os.chdir(here)
     scores = {"keypoints": {"AP": learning_rate}, "segm": {"AP": None}}
-    (folder / "data/evaluate/metrics.json").write_text(json.dumps(scores))
-    (folder / "data/evaluate/plots").mkdir(exist_ok=True)
-    (folder / "data/evaluate/plots/precision_recall.json").write_text("[]")
+    (folder / "data/metrics/evaluate.json").write_text(json.dumps(scores))
+    (folder / "data/plots/evaluate").mkdir(parents=True, exist_ok=True)
+    (folder / "data/plots/evaluate/precision_recall.json").write_text("[]")
     weights = hashlib.md5((folder / "data/train/model.safetensors").read_bytes()).hexdigest()
     lock(folder, weights, val)
     return Candidate(folder)
+
+
+IMAGES = {"data/ingest/train": "train-1"}
 
 
 def lock(folder: Path, weights: str, val: str, predictions: str = "p") -> None:
@@ -62,12 +66,16 @@ def lock(folder: Path, weights: str, val: str, predictions: str = "p") -> None:
         return [{"path": path, "md5": md5} for path, md5 in hashes.items()]
 
     stages = {
-        "train": {"deps": entries(**{"data/targets/train": "train-1"})},
+        "train": {"deps": entries(**IMAGES, **{"data/ingest/val": val, "data/targets/train": "people-1"})},
         "infer": {
-            "deps": entries(**{"data/targets/val": val, "data/train/model.safetensors": weights}),
+            "deps": entries(**{"data/ingest/val": val, "data/train/model.safetensors": weights}),
             "outs": entries(**{"data/infer": "p"}),
         },
-        "evaluate": {"deps": entries(**{"data/infer": predictions, "data/targets/val": val})},
+        "evaluate": {
+            "deps": entries(
+                **{"data/infer": predictions, "data/ingest/val": val, "data/targets/val": "people-2"}
+            )
+        },
     }
     (folder / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
 
@@ -94,14 +102,14 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
     assert verdict.why == "there is no champion yet"
     assert first
     assert first.lineage.replaces is None
-    assert first.lineage.params.train.learning_rate == USUAL
+    assert first.lineage.settings.train.learning_rate == USUAL
     assert first.lineage.commit == rehearsal.run(project, "git", "rev-parse", "HEAD")
     assert first.lineage.experiment is None
-    assert first.lineage.data == provenance.Data(train="train-1", val="val-1")
+    assert first.lineage.data == provenance.Data(train="train-1 people-1", val="val-1 people-2")
     before = tree(project / "models/champion")
     assert set(before) == {
         "lineage.json", "metrics.json", "model.json", "model.safetensors", "params.yaml",
-        "predictions/metrics.json", "predictions/part-00000.parquet", "plots/precision_recall.json",
+        "predictions/part-00000.parquet", "plots/precision_recall.json",
     }  # fmt: skip
 
     made(project, BAD)
@@ -172,7 +180,7 @@ def test_other_validation_images_are_predicted_anew(
 
     verdict, _ = registry.promote(Candidate(project), "better", again)
     assert verdict.promoted
-    assert asked == [(1, project / "data/targets/val")]
+    assert asked == [(1, project / "data/ingest/val")]
 
 
 def test_a_model_that_nothing_could_bring_back_is_not_promoted(project: Path) -> None:

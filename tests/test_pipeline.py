@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from personlab.params import Params
+from personlab.params import RANDOM, Params
 from personlab.tables import params_hash
 from tests.conftest import ROOT
 
@@ -25,15 +25,16 @@ TINY = {
         "source": "sample",
         "sample": {"train_images": 12, "val_images": 4, "width": 320, "height": 240},
     },
-    "codec": {"radius": 12, "nms_radius": 5, "bin": 1},
     "estimator": {"steps": 4, "batch": 4, "width": 8},
-    "targets": {"row_group": 4},
-    "model": {"backbone": "resnet18", "width": 8},
-    "train": {"crop": 97, "batch": 2, "steps": 40, "optimizer": "adam", "checkpoint_every": 5}
+    "ingest": {"row_group": 4},
+    "model": {"backbone": "resnet18", "width": 8, "radius": 12},
+    "train": {"crop": 97, "batch": 2, "steps": 40, "optimizer": "adam"}
     | {"validate_every": 20, "validate_images": 2, "validate_side": 97}
     | {"average_from": 0.05},  # before the first checkpoint: what is killed has averaged already
     "infer": {"sides": [129], "stride": 16},
+    "decode": {"nms_radius": 5, "bin": 1},
     "evaluate": {"gallery": 2},
+    "compute": {"checkpoint_every": 5},
 }
 
 
@@ -48,6 +49,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "personlab", folder / "personlab", ignore=written)
     (folder / "prefect").mkdir()  # before the real one on every stage's path: the pipeline needs none
     (folder / "prefect/__init__.py").write_text('raise ImportError("dvc repro has no use for Prefect")\n')
+    (folder / "models").mkdir()
+    shutil.copy(ROOT / RANDOM, folder / RANDOM)
     (folder / "data").mkdir()
     shutil.copy(ROOT / "data/.gitignore", folder / "data/.gitignore")
     write_params(folder, TINY)
@@ -104,7 +107,7 @@ def checkpoint_is_recorded(project: Path) -> bool:
 
 
 def curves_of(project: Path) -> dict[str, str]:
-    plots = project / "data/train/plots"
+    plots = project / "data/plots/train"
     return {str(path.relative_to(plots)): path.read_text() for path in plots.rglob("*.tsv")}
 
 
@@ -114,7 +117,7 @@ def test_every_stage_runs_and_a_second_run_does_nothing(project: Path) -> None:
     assert {line["stage"] for line in logged} == set(STAGES)
     digest = params_hash(Params.model_validate(TINY))
     assert {(line["run"], line["params"]) for line in logged} == {("weekly-7", digest)}
-    scores = json.loads((project / "data/evaluate/metrics.json").read_text())
+    scores = json.loads((project / "data/metrics/evaluate.json").read_text())
     assert list(scores) == ["keypoints", "segm"]
     assert (project / "data/evaluate/gallery.jpg").is_file()
     curves = curves_of(project)
@@ -132,23 +135,43 @@ def test_every_stage_runs_and_a_second_run_does_nothing(project: Path) -> None:
 
 
 def test_other_inference_reruns_only_infer_and_evaluate(project: Path) -> None:
-    write_params(project, TINY | {"infer": {"sides": [97, 129], "stride": 16, "nms": "hard"}})
+    write_params(project, TINY | {"infer": {"sides": [97, 129], "stride": 16}, "decode": {"nms": "hard"}})
     output = dvc("repro", folder=project)
     assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["infer", "evaluate"]
-    assert "infer.nms" in dvc("params", "diff", folder=project)
-    assert "AP" in dvc("metrics", "show", "data/evaluate/metrics.json", folder=project)
+    assert "decode.nms" in dvc("params", "diff", folder=project)
+    assert "AP" in dvc("metrics", "show", "data/metrics/evaluate.json", folder=project)
     assert "evaluate" in dvc("dag", folder=project)
     dvc("plots", "show", "--out", str(project / "plots"), folder=project)
     write_params(project, TINY)
     assert "Running stage" not in dvc("repro", folder=project)  # from the run cache
 
 
-def test_killed_targets_leave_nothing_behind_and_are_made_again(project: Path) -> None:
-    before = sorted((project / "data/targets").rglob("*.parquet"))
+def test_where_it_is_computed_reruns_nothing(project: Path) -> None:
+    compute = {"gpu": True, "workers": 2, "checkpoint_every": 9, "max_failures": 0, "ray_address": "auto"}
+    write_params(project, TINY | {"compute": compute | {"storage_path": "elsewhere"}})
+    assert "up to date" in dvc("status", folder=project)
+    write_params(project, TINY)
+
+
+def test_other_initial_weights_under_the_same_name_are_noticed(project: Path) -> None:
+    (project / "models/init.safetensors").write_bytes(b"first")
+    write_params(project, TINY | {"model": TINY["model"] | {"init": "models/init.safetensors"}})
+    changed = dvc("status", "train", folder=project)
+    assert "models/init.safetensors" in changed
+    dvc("commit", "--force", "train", folder=project)  # as if it had been trained on them
+    assert "models/init.safetensors" not in dvc("status", "train", folder=project)
+    (project / "models/init.safetensors").write_bytes(b"second")
+    assert "models/init.safetensors" in dvc("status", "train", folder=project)
+    write_params(project, TINY)
+    dvc("repro", folder=project)
+
+
+def test_a_killed_ingest_leaves_nothing_behind_and_is_made_again(project: Path) -> None:
+    before = sorted((project / "data/ingest").rglob("*.parquet"))
     first = [path.read_bytes() for path in before]
-    running = start("repro", "--force", "--single-item", "targets", folder=project)
-    kill_when((project / "data/.targets.partial").is_dir, running)
-    assert not (project / "data/targets").exists()  # DVC had cleared it; nothing half-written took its place
+    running = start("repro", "--force", "--single-item", "ingest", folder=project)
+    kill_when((project / "data/.ingest.partial").is_dir, running)
+    assert not (project / "data/ingest").exists()  # DVC had cleared it; nothing half-written took its place
     dvc("repro", folder=project)
     assert [path.read_bytes() for path in before] == first
 
@@ -161,7 +184,7 @@ def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None
     kill_when(lambda: checkpoint_is_recorded(project), running)
     assert not weights.exists()
     output = dvc("repro", "--force", "--single-item", "train", folder=project)
-    assert "going on from step" in output
+    assert "resuming from step" in output
     assert "waiting for data; " in output
     assert "s of validation besides" in output
     assert weights.read_bytes() == uninterrupted

@@ -56,7 +56,8 @@ def test_a_verdict_reads_well() -> None:
 @pytest.fixture(scope="module")
 def val(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("val")
-    rehearsal.write_shards(folder / "val", first=1)
+    rehearsal.write_shards(folder / "val", "images", first=1)
+    rehearsal.write_shards(folder / "people", "people", first=1)
     return folder
 
 
@@ -64,12 +65,12 @@ def predictions(folder: Path, blur: float) -> Predictions:
     place = folder / f"blur-{blur}"
     if not place.exists():
         rehearsal.write_predictions(place, blur, first=1)
-    images = shards.annotated(folder / "val")
+    images = shards.annotated(folder / "val", folder / "people")
     return Predictions(shards.detections(place, images, folder / "val"), max_people=20)
 
 
 def compare(folder: Path, champion: float, candidate: float) -> tuple[Comparison, ...]:
-    truth = ground_truth(shards.annotated(folder / "val").values())
+    truth = ground_truth(shards.annotated(folder / "val", folder / "people").values())
     return promotion.compare(truth, predictions(folder, champion), predictions(folder, candidate))
 
 
@@ -91,7 +92,7 @@ def test_the_comparison_is_paired(val: Path) -> None:
     from personlab.metrics.bootstrap import interval, resampled_ap
     from personlab.metrics.coco import match
 
-    truth = ground_truth(shards.annotated(val / "val").values())
+    truth = ground_truth(shards.annotated(val / "val", val / "people").values())
     alone = resampled_ap(match(truth, predictions(val, 1.0).people, "keypoints"), samples=300)
     low, high = interval(alone)
     (keypoints, _) = compare(val, champion=1.0, candidate=0.9)

@@ -185,8 +185,10 @@ def test_the_parameters_of_the_page_are_parameters(job: dict[str, Any], launcher
         if "replicas" in group
     ]
     nodes = launcher["available_node_types"].values()
-    assert params.train.workers == sum(gpus)
-    assert params.train.workers == sum(n["resources"].get("GPU", 0) * n.get("max_workers", 0) for n in nodes)
+    assert params.compute.workers == sum(gpus)
+    assert params.compute.workers == sum(
+        n["resources"].get("GPU", 0) * n.get("max_workers", 0) for n in nodes
+    )
 
 
 def _submissions() -> list[str]:

@@ -32,10 +32,9 @@ pytestmark = pytest.mark.slow
 
 STEPS, EVERY, IMAGES = 24, 4, 22
 PARAMS = {
-    "codec": {"radius": 12, "nms_radius": 5, "bin": 1},
     # given weights: their normalisation statistics are frozen, as all workers have to have the same
-    "model": {"backbone": "resnet18", "width": 8, "init": "init.safetensors"},
-    "train": {"crop": 65, "batch": 4, "steps": STEPS, "checkpoint_every": EVERY, "learning_rate": 1e-3}
+    "model": {"backbone": "resnet18", "width": 8, "radius": 12, "init": "init.safetensors"},
+    "train": {"crop": 65, "batch": 4, "steps": STEPS, "learning_rate": 1e-3}
     | {"validate_every": 12, "validate_images": 2, "validate_side": 65}
     | {"average_from": 0.1},  # before the first checkpoint: what is killed has averaged already
 }
@@ -53,9 +52,8 @@ class Project:
     folder: Path
     cluster: Any
 
-    def write(self, **train: Any) -> None:
-        ray = {"storage_path": train.pop("storage_path", None)}
-        sections = PARAMS | {"train": PARAMS["train"] | train, "ray": ray}
+    def write(self, **compute: Any) -> None:
+        sections = PARAMS | {"compute": {"checkpoint_every": EVERY} | compute}
         complete = Params.model_validate(sections).model_dump(mode="json")
         (self.folder / "params.yaml").write_text(yaml.safe_dump(complete))
 
@@ -69,8 +67,8 @@ class Project:
             text=True,
         )
 
-    def train(self, **train: Any) -> "Trained":
-        self.write(**train)
+    def train(self, **compute: Any) -> "Trained":
+        self.write(**compute)
         return self.end(self.start())
 
     def end(self, driver: subprocess.Popen[str]) -> "Trained":
@@ -78,7 +76,7 @@ class Project:
         output, _ = driver.communicate(timeout=600)
         assert driver.returncode == 0, output
         assert not list(self.folder.glob("runs/train-*"))
-        return Trained.of(self.folder / "data/train", output)
+        return Trained.of(self.folder / "data", output)
 
     def checkpoints(self, folder: str = "runs") -> list[Path]:
         """Those that are complete, oldest first."""
@@ -106,8 +104,10 @@ class Trained:
 
     @classmethod
     def of(cls, folder: Path, output: str) -> "Trained":
-        weights, _ = checkpoint.load(folder / "model.safetensors")
-        files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+        weights, _ = checkpoint.load(folder / "train/model.safetensors")
+        written = [folder / "metrics/train.json"]
+        written += [path for name in ("train", "plots/train") for path in (folder / name).rglob("*.*")]
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in written}
         return cls(weights, files, output)
 
 
@@ -122,15 +122,16 @@ def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Proje
         # batches are uneven: some people are crowds, and some images show nobody
         people = [person(image_id, crowd=image_id % 5 == 0)] if image_id % 3 else []
         rows.append({**row(image, *people), "image_id": image_id})
-    table = pa.Table.from_pylist(rows, schema=tables.SHARD)
     for split in ("train", "val"):
-        part = folder / f"data/targets/{split}/part-00000.parquet"
-        tables.write_table(table, part, params_hash="x", row_group_size=4)
+        for stage, schema in (("ingest", tables.IMAGES), ("targets", tables.TARGETS)):
+            part = folder / f"data/{stage}/{split}/part-00000.parquet"
+            table = pa.Table.from_pylist(rows, schema=schema)
+            tables.write_table(table, part, params_hash="x", row_group_size=4)
     return Project(folder, ray_cluster)
 
 
 @pytest.fixture(scope="module")
-def file_lock(project: Project) -> Trained:
+def alone(project: Project) -> Trained:
     """One worker, uninterrupted."""
     return project.train(workers=1)
 
@@ -148,10 +149,10 @@ def test_two_workers_train_as_one_does(project: Project, alone: Trained, pair: T
     differences = {name: (tensor - pair.weights[name]).abs().max() for name, tensor in alone.weights.items()}
     assert change > 0.01
     assert max(float(value) for value in differences.values()) < TOLERANCE * change
-    ours, theirs = (json.loads(found.files["metrics.json"]) for found in (alone, pair))
+    ours, theirs = (json.loads(found.files["metrics/train.json"]) for found in (alone, pair))
     assert ours == pytest.approx(theirs, rel=1e-3)
     for found in (alone, pair):
-        steps = [line.split(b"\t")[0] for line in found.files["plots/ap/segm.tsv"].splitlines()]
+        steps = [line.split(b"\t")[0] for line in found.files["plots/train/ap/segm.tsv"].splitlines()]
         assert steps == [b"step", b"12", b"24"]
 
 
@@ -165,7 +166,7 @@ def test_a_worker_and_then_a_node_are_lost(project: Project, ray_cluster: Any, p
     with removed(ray_cluster, node):
         found = project.end(driver)
     assert found.files == pair.files
-    assert found.output.count("going on from step") >= 2
+    assert found.output.count("resuming from step") >= 2
 
 
 @pytest.fixture
@@ -198,7 +199,7 @@ def test_the_disk_is_full_the_driver_killed_and_the_newest_checkpoint_damaged(
     project.wait_for(driver, step_of(kept) + 2 * EVERY, "small")
     driver.kill()
     output, _ = driver.communicate()
-    assert f"going on from step {step_of(kept)}\n" in output
+    assert f"resuming from step {step_of(kept)}\n" in output
     *_, before, newest = project.checkpoints("small")
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[:-1000])
@@ -207,7 +208,7 @@ def test_the_disk_is_full_the_driver_killed_and_the_newest_checkpoint_damaged(
 
     found = project.end(project.start())
     assert f"{newest.name} is damaged" in found.output
-    assert f"going on from step {step_of(before)}\n" in found.output
+    assert f"resuming from step {step_of(before)}\n" in found.output
     assert found.files == alone.files
     assert not list(small_disk.iterdir())
 
