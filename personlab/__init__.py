@@ -1,8 +1,7 @@
 """PersonLab (ECCV 2018): bottom-up multi-person pose estimation and instance segmentation.
 
-The walk of the data is the walk of the folders: `data` reads people and images, `codec` turns people
-into fields and fields into people, `model` predicts fields, `metrics` scores people, and `stages` runs
-each step of it as a DVC stage on Ray.
+`data` reads people and images, `codec` encodes people as fields and decodes fields to people, `model`
+predicts fields, `metrics` scores people, and `stages` runs each step as a DVC stage.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ if TYPE_CHECKING:
     from personlab.predictor import Predictor
 
 __all__ = ["Predictor", "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    """`from personlab import Predictor`, without every `import personlab` waiting for torch."""
+    """Import `Predictor` only when it is used: `import personlab` must not wait for torch."""
     if name == "Predictor":
         from personlab.predictor import Predictor
 

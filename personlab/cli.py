@@ -1,8 +1,8 @@
-"""The command line: one command per stage of the pipeline, and the tools around it.
+"""PersonLab: poses and masks of people in images. One command per stage of the pipeline, and tools.
 
-Everything is relative to the current folder, which is the project's: parameters come from `params.yaml`,
-every stage reads `data/<earlier stage>/` and writes `data/<its own name>/`. `dvc repro` runs the stages
-that are out of date; a command here runs one whether it is or not.
+Paths are relative to the current folder, the project's. A stage reads params.yaml and data/ of earlier
+stages, and writes data/STAGE/, data/metrics/STAGE.json and data/plots/STAGE/. `dvc repro` runs the stages
+that are out of date; the command of a stage always runs it.
 """
 
 import json
@@ -22,7 +22,7 @@ from personlab.ablation.cli import ablate
 from personlab.errors import UserError
 from personlab.registry.cli import app as models
 from personlab.utils import logs
-from personlab.utils.files import write_atomic
+from personlab.utils.files import write_atomic, write_json
 
 app = cyclopts.App(name="personlab", help=__doc__, version=__version__)
 stages = cyclopts.Group("Stages, in the order of the pipeline", sort_key=0)
@@ -32,8 +32,7 @@ models.group = tools
 app.command(models)
 app.command(ablate, group=tools)
 
-# Prediction has one set of defaults, which `Predictor.from_checkpoint` has too.
-DEFAULTS = params.Infer()
+DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
 Weights = Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")]
 Side = Annotated[
     PositiveInt | None,
@@ -52,7 +51,7 @@ Pyramid = Annotated[
 ]
 OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
 MaxPeople = Annotated[
-    PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was judged with]")
+    PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")
 ]
 Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")]
 
@@ -62,9 +61,10 @@ PARAMS = Path("params.yaml")
 
 def _run_stage(stage: str, params_file: Path) -> None:
     settings = params.load(params_file)
-    # Imported only now: --help must not wait for torch and Ray.
+    # imported here, so that --help does not wait for torch and Ray
     module = import_module(f"personlab.stages.{stage}")
-    logs.set_context(stage, import_module("personlab.tables").params_hash(settings))
+    experiment = settings.model_copy(update={"compute": params.Compute()})  # where it runs does not matter
+    logs.set_context(stage, import_module("personlab.tables").params_hash(experiment))
     module.run(settings, Path.cwd())
 
 
@@ -74,72 +74,80 @@ def _infer(side: int | None, pyramid: list[int] | None, stride: params.Stride) -
 
 @app.command(group=stages, sort_key=0)
 def acquire(*, params: ParamsFile = PARAMS) -> None:
-    """Get images and annotations: render the sample dataset, locate a COCO folder, or download COCO 2017.
+    """Get images and annotations: the sample, a folder or COCO 2017.
 
-    Writes data/acquire/source.json, which says where they are and what they hold.
+    Renders the sample data set, locates a COCO folder, or downloads COCO 2017. Writes
+    data/acquire/source.json: the path of the data set, and the hash and counts of its annotations.
     """
     _run_stage("acquire", params)
 
 
 @app.command(group=stages, sort_key=1)
 def ingest(*, params: ParamsFile = PARAMS) -> None:
-    """Read COCO's JSON, check every record and image, write validated tables and pack the images into shards.
+    """Validate records and images; pack images into shards.
 
-    Writes data/ingest: people.parquet, rejects.parquet with reasons, and the image shards of each split.
+    Reads data/acquire and the files that it names; writes data/ingest: people.parquet, rejects.parquet with
+    reasons, and the image shards {train,val}/part-*.parquet. Later stages read no other images.
     """
     _run_stage("ingest", params)
 
 
 @app.command(group=stages, sort_key=2)
 def estimator(*, params: ParamsFile = PARAMS) -> None:
-    """Train the single-person keypoint estimator on ground-truth boxes (Ray Train).
+    """Train the single-person estimator for imputation.
 
-    Writes data/estimator/estimator.safetensors with its metrics and plots.
+    Reads data/ingest; writes data/estimator/estimator.safetensors, metrics and plots. Runs on Ray Train;
+    after a kill it resumes from the last checkpoint.
     """
     _run_stage("estimator", params)
 
 
 @app.command(group=stages, sort_key=3)
 def impute(*, params: ParamsFile = PARAMS) -> None:
-    """Give small training people that have a mask but no keypoints estimated ones (Ray Data).
+    """Estimate keypoints of small training people without any.
 
-    Writes data/impute/people.parquet and a picture, imputed.png.
+    Reads data/ingest and data/estimator; writes data/impute: people.parquet and imputed.png. Runs on Ray
+    Data.
     """
     _run_stage("impute", params)
 
 
 @app.command(group=stages, sort_key=4)
 def targets(*, params: ParamsFile = PARAMS) -> None:
-    """Write the people to train and score on, row for row beside the image shards.
+    """Write the people to train and evaluate on.
 
-    Writes data/targets/train/part-*.parquet and data/targets/val/part-*.parquet.
+    Reads data/ingest and data/impute; writes data/targets/{train,val}/part-*.parquet, row for row as the
+    image shards.
     """
     _run_stage("targets", params)
 
 
 @app.command(group=stages, sort_key=5)
 def train(*, params: ParamsFile = PARAMS) -> None:
-    """Train the network (Ray Train). A killed run continues from its last checkpoint.
+    """Train the network.
 
-    Writes data/train/model.safetensors with its metrics and learning curves.
+    Reads data/ingest and data/targets; writes data/train/model.safetensors, metrics and learning curves. Runs
+    on Ray Train; after a kill it resumes from the last checkpoint.
     """
     _run_stage("train", params)
 
 
 @app.command(group=stages, sort_key=6)
 def infer(*, params: ParamsFile = PARAMS) -> None:
-    """Find people in the validation shards, at one scale or several (Ray Data).
+    """Predict the people of the validation images.
 
-    Writes data/infer/part-*.parquet, one row per image: poses, masks and scores.
+    Reads data/ingest and data/train; writes data/infer: part-*.parquet, one row per image with poses, masks
+    and scores, and model.safetensors, whose card holds the decoding parameters. Runs on Ray Data.
     """
     _run_stage("infer", params)
 
 
 @app.command(group=stages, sort_key=7)
 def evaluate(*, params: ParamsFile = PARAMS) -> None:
-    """Score keypoints and masks with pycocotools; draw curves and a gallery.
+    """Score keypoints and masks; draw curves and a gallery.
 
-    Writes data/metrics/evaluate.json, data/plots/evaluate, and data/evaluate: gallery and report.md.
+    Reads data/ingest, data/targets and data/infer; writes data/metrics/evaluate.json, data/plots/evaluate and
+    data/evaluate: gallery.jpg, gallery/ and report.md. Scores are pycocotools'.
     """
     _run_stage("evaluate", params)
 
@@ -154,10 +162,11 @@ def oracle(
     max_people: Annotated[int, Parameter(help="Proposals per image.")] = 20,
     output: Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")] = None,
 ) -> None:
-    """Score the codec alone: encode annotated people and decode them as if a perfect network had.
+    """Score the codec alone, as with a perfect network.
 
-    What is lost is lost by the representation. Without --complete most of it is annotation gaps: the
-    bound printed beside the scores is what following defined edges could find at best.
+    Reads COCO annotations, encodes the people and decodes the fields; prints AP and AR. The loss is that of
+    the representation. Without --complete most of it comes from unlabelled keypoints, where the tree is
+    broken: the bound printed last is the AP of the connected keypoints.
     """
     from personlab.codec.decode import Decoder
     from personlab.metrics import oracle, report
@@ -165,7 +174,7 @@ def oracle(
 
     scores = oracle.score(
         oracle.read(annotations),
-        # Targets are what refined fields should be: there is nothing left to refine.
+        # targets are refined fields already
         Decoder(trace_refinements=0, long_refinements=0, max_people=max_people),
         side=side,
         stride=stride,
@@ -175,8 +184,8 @@ def oracle(
     print(report.text(scores.keypoints), report.text(scores.segm), sep="\n\n")
     print(f"\nkeypoints AP of the defined edges, without any decoder: {scores.bound:.3f}")
     if output:
-        found = {"keypoints": report.metrics(scores.keypoints), "segm": report.metrics(scores.segm)}
-        write_atomic(output, json.dumps(found | {"bound": scores.bound}, indent=2) + "\n")
+        tasks = {"keypoints": report.metrics(scores.keypoints), "segm": report.metrics(scores.segm)}
+        write_json(output, tasks | {"bound": scores.bound})
 
 
 @app.command(group=tools)
@@ -229,27 +238,26 @@ def infer_batch(
     pictures: Annotated[
         str,
         Parameter(
-            help="Folder, pattern ('photos/**/*.jpg'), Parquet file with pictures in its rows, or file that "
-            "lists paths or URIs. Here or on an object store (s3://, gs://, abfs://, hdfs://)."
+            help="Folder, pattern ('photos/**/*.jpg'), Parquet file with images in its rows, or file that "
+            "lists paths or URIs. Local or on an object store (s3://, gs://, abfs://, hdfs://)."
         ),
     ],
     /,
     *,
     weights: Weights,
-    out: Annotated[str, Parameter(help="Folder to write to, path or URI: empty, or with a run to go on.")],
+    out: Annotated[str, Parameter(help="Folder to write to, path or URI: empty, or with a run to resume.")],
     side: Side = None,
     pyramid: Pyramid = None,
     stride: OutputStride = DEFAULTS.stride,
     max_people: MaxPeople = None,
-    part_size: Annotated[
-        PositiveInt, Parameter(help="Pictures a part: what a kill can cost, and how many files there are.")
-    ] = 64,
+    part_size: Annotated[PositiveInt, Parameter(help="Images per part, the unit of work and of files.")] = 64,
     device: Device = "cpu",
 ) -> None:
-    """Find people in any number of pictures, on all processors or GPUs of this machine or of RAY_ADDRESS.
+    """Predict any number of images in parallel, resumably.
 
-    Writes part-*.parquet, errors-*.parquet for pictures that cannot be read, and manifest.json when all are
-    done. Killed at any point, the same command goes on and makes the same files.
+    Runs on all CPUs or GPUs of this machine, or of the Ray cluster at RAY_ADDRESS. Writes part-*.parquet,
+    errors-*.parquet for images that cannot be read, and manifest.json at the end. After a kill the same
+    command resumes and writes the same files.
     """
     from personlab.data import images
     from personlab.distributed import batch
@@ -266,14 +274,17 @@ def infer_batch(
 
 @app.command(group=tools)
 def overlays(
-    pictures: Annotated[str, Parameter(help="The pictures of the run, named as for infer-batch.")],
+    pictures: Annotated[str, Parameter(help="The images of the run, given as to infer-batch.")],
     /,
     *,
     run: Annotated[str, Parameter(help="Folder or URI that infer-batch wrote to.")],
     out: Annotated[Path, Parameter(help="Folder to write to.")],
     count: Annotated[PositiveInt, Parameter(help="How many, spread over the run.")] = 12,
 ) -> None:
-    """Draw the people that infer-batch found into some of the pictures, to look at."""
+    """Draw predictions of infer-batch into images.
+
+    Reads the images and the part-*.parquet of the run; writes pictures to --out.
+    """
     from personlab.inference import inputs
     from personlab.inference.overlays import draw
     from personlab.utils.storage import Folder
@@ -324,9 +335,9 @@ def report(
     checkout: Annotated[Path, Parameter(name="--from", help="Folder in which 'dvc repro' has run.")] = Path(),
     out: Annotated[Path, Parameter(help="File to write.")] = Path("data/report/index.html"),
 ) -> None:
-    """Show the results beside the champion's on one page: scores, parameters, curves, pictures.
+    """Write an HTML page of results beside the champion's.
 
-    The file holds everything that it shows and asks nobody for anything.
+    Reads data/ and models/champion; writes one self-contained file: scores, parameters, curves, pictures.
     """
     from personlab.registry.models import Registry
     from personlab.report import page
@@ -344,11 +355,11 @@ def import_weights(
     *,
     out: Annotated[Path, Parameter(help="Checkpoint to write: FILE.safetensors, and FILE.json beside it.")],
 ) -> None:
-    """Turn a network that Google published, BodyPix or PoseNet for TensorFlow.js, into a checkpoint.
+    """Convert BodyPix or PoseNet to a checkpoint.
 
-    MobileNetV1 and ResNet-50, in full or quantised. The file of any one stride serves all output strides.
-    Downloads are kept in ~/.cache/personlab. PoseNet finds poses only; BodyPix' heads for body parts are left
-    out.
+    Reads a TensorFlow.js graph model that Google published (MobileNetV1 or ResNet-50, also quantised); the
+    file of any stride serves all output strides. Writes --out and its card. Downloads are kept in
+    ~/.cache/personlab. PoseNet finds poses only; BodyPix' heads for body parts are dropped.
     """
     from personlab.weights.bodypix import import_weights
 
@@ -365,9 +376,10 @@ def export(
     form: Annotated[Literal["onnx"], Parameter(name="--format", help="Kind of file.")] = "onnx",
     stride: Annotated[Literal[8, 16, 32], Parameter(help="Output stride.")] = 16,
 ) -> None:
-    """Write a network for other runtimes: images of any size in, fields out (probabilities and pixels).
+    """Export a network to ONNX.
 
-    What goes in and comes out is described in personlab/weights/onnx.py.
+    Reads a checkpoint; writes --out, from images of any size to fields (probabilities and offsets in pixels).
+    Inputs and outputs are described in personlab/weights/onnx.py.
     """
     from personlab.weights import onnx
 
@@ -375,7 +387,7 @@ def export(
 
 
 def main() -> None:
-    """Run a command; what a user can put right is said without a traceback, and ends with status 1."""
+    """Run a command; a UserError is printed without a traceback and exits with status 1."""
     logs.start()
     try:
         app()

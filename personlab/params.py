@@ -1,8 +1,8 @@
 """The parameters of the pipeline: params.yaml as frozen pydantic models.
 
-There are three kinds. A *stage section* decides the result of its stage and is a DVC dependency of exactly the
-stages that use it. `decode` says how fields become people; it is used by `infer` and travels with the model
-that `infer` judged. `compute` says where and how stages run; no stage depends on it.
+There are three kinds. A *stage section* decides the result of its stage and is a DVC dependency of exactly
+the stages that use it. `decode` says how fields become people; it is used by `infer` and travels with the
+model that `infer` judged. `compute` says where and how stages run; no stage depends on it.
 
 An unknown or misspelt key in params.yaml is an error. Parameters that older versions saved beside models stay
 readable: `from_saved` renames what has been renamed, fills in what was added later and ignores what has gone.
@@ -179,10 +179,16 @@ class Train(Section):
 
 
 class Infer(Section):
-    """Which sizes the network looks at."""
+    """Input sizes and output stride of the network in prediction."""
 
     sides: tuple[PositiveInt, ...] = Field(default=(801,), min_length=1)
     stride: Stride = 16
+
+
+class Evaluate(Section):
+    """Scores, curves and pictures."""
+
+    gallery: PositiveInt = 24
 
 
 class Decode(Section):
@@ -202,12 +208,6 @@ class Decode(Section):
         """The defaults, which go with disks of R = 32 pixels, with lengths scaled to disks of `radius`."""
         ratio = radius / 32.0
         return cls(nms_radius=10.0 * ratio, bin=2.0 * ratio)
-
-
-class Evaluate(Section):
-    """Scores and pictures."""
-
-    gallery: PositiveInt = 24
 
 
 class Compute(Section):
@@ -230,8 +230,8 @@ class Params(Section):
     model: Model = Model()
     train: Train = Train()
     infer: Infer = Infer()
-    decode: Decode = Decode()
     evaluate: Evaluate = Evaluate()
+    decode: Decode = Decode()
     compute: Compute = Compute()
 
     @model_validator(mode="after")
@@ -273,8 +273,11 @@ def _explain(detail: Any) -> str:
 
 
 def _hint(key: str) -> str:
-    if key in _MOVED or key.partition(".")[0] in _MOVED_SECTIONS:
-        return f"; it is now '{_MOVED[key]}'" if key in _MOVED else "; its keys have moved, see params.yaml"
+    section, _, name = key.rpartition(".")
+    if key in _MOVED or (section and name in Compute.model_fields):
+        return f"; it is now '{_MOVED.get(key, f'compute.{name}')}'"
+    if key in _MOVED_SECTIONS:
+        return "; its keys are in other sections now, see params.yaml"
     return " (misspelt?)"
 
 
@@ -307,10 +310,10 @@ _OLD_DEFAULTS: Final = {"infer": {"sides": [1401], "stride": 8}, "impute": {"max
 
 
 def from_saved(raw: Mapping[str, Any]) -> Params:
-    """Parameters that any version saved, in today's terms.
+    """Parameters that any version saved, as this version's.
 
-    Keys that have moved are found under their old names, keys that are missing get the meaning they had when
-    they were missing, and keys that no longer exist are left out.
+    Keys that have moved are read under their old names, missing keys get the default they had in the version
+    that saved the file, and keys that no longer exist are dropped.
 
     Raises:
         ValidationError: a value is not of its key's type.
@@ -321,13 +324,13 @@ def from_saved(raw: Mapping[str, Any]) -> Params:
     if "decode" not in tree:  # a version up to 0.1
         for section, defaults in _OLD_DEFAULTS.items():
             tree[section] = defaults | tree.get(section, {})
-        for old, new in _MOVED.items():
-            (section, key), (new_section, new_key) = old.split("."), new.split(".")
-            if key in tree.get(section, {}):
-                tree.setdefault(new_section, {})[new_key] = tree[section].pop(key)
-        weights = tree.get("train", {}).get("loss_weights")
-        if isinstance(weights, list | tuple):
-            tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))
+    for old, new in _MOVED.items():
+        (section, key), (new_section, new_key) = old.split("."), new.split(".")
+        if key in tree.get(section, {}):
+            tree.setdefault(new_section, {}).setdefault(new_key, tree[section][key])
+    weights = tree.get("train", {}).get("loss_weights")
+    if isinstance(weights, list | tuple):
+        tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))
     for section in ("model", "estimator"):
         backbone = tree.get(section, {}).get("backbone")
         if backbone in _RENAMED_BACKBONES:

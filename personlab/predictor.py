@@ -1,7 +1,4 @@
-"""From an image to the people in it: the network and the codec as one thing.
-
-What the command line, a notebook and a Ray actor all call.
-"""
+"""Predict the people of an image: the network and the decoder of its fields as one object."""
 
 from dataclasses import dataclass
 from itertools import repeat
@@ -21,9 +18,10 @@ from personlab.people import Detection
 
 @dataclass(frozen=True)
 class Predictor:
-    """Finds people in images of any size.
+    """Predicts the people of images of any size.
 
-    sides: the longest side, in pixels, that the image is resized to at each level of the pyramid.
+    Attributes:
+        sides: longest side of the network's input at each level of the pyramid, pixels.
     """
 
     network: PersonLab
@@ -41,30 +39,30 @@ class Predictor:
         max_people: int | None = None,
         gpu: bool = False,
     ) -> Self:
-        """Load the weights at `path`.
+        """Load a checkpoint.
 
         Args:
-            path: a checkpoint, *.safetensors, with its card beside it.
-            infer: input sizes and stride; by default one side of 801 pixels and stride 16.
-            decode: decoding parameters; by default those that the model was judged with (its card's), or the
-                paper's, scaled to the model's radius, where it has not been judged.
-            max_people: proposals per image, if other than `decode` says.
-            gpu: compute the network on CUDA.
+            path: the weights (*.safetensors), with their card beside them.
+            infer: input sizes and output stride. Default: one side of 801 pixels, stride 16.
+            decode: decoding parameters. Default: see `decoding`.
+            max_people: proposals per image, instead of `decode.max_people`.
+            gpu: run the network on CUDA.
 
         Raises:
             UserError: the checkpoint cannot be read, or there is no CUDA device.
         """
         infer = infer or params.Infer()
         if gpu and not torch.cuda.is_available():
-            raise UserError("no CUDA device here; use the CPU, or a PyTorch built for CUDA and its driver")
+            raise UserError("no CUDA device; use the CPU, or install a PyTorch built for CUDA and its driver")
         device = torch.device("cuda" if gpu else "cpu")
         network = from_checkpoint(path, stride=infer.stride).to(device)
-        return cls(network, decoder(network, decode or decoding(network, max_people)), infer.sides, device)
+        decode = decoding(network, max_people, decode)
+        return cls(network, decoder(network, decode), infer.sides, device)
 
     def __call__(self, image: ImageArray) -> list[Detection]:
-        """The people of an RGB image (height x width x 3, uint8), best first, in the image's own pixels.
+        """The people of an RGB image (height x width x 3, uint8), best first, in pixels of the image.
 
-        Without masks if the network finds poses only.
+        A network without mask heads gives people without masks.
 
         Raises:
             UserError: the network computes values that are not finite.
@@ -81,22 +79,28 @@ class Predictor:
 
     @torch.inference_mode()
     def level(self, image: ImageArray, side: int) -> Level:
-        """The fields of an image resized so that its longest side is `side` pixels."""
+        """The fields of an image whose longest side is resized to `side` pixels."""
         scale, height, width = fit(image.shape[0], image.shape[1], side)
         stride = self.network.stride
         transform = Transform(scale, (0.0, 0.0), padded_side(height, stride), padded_side(width, stride))
-        seen = torch.from_numpy(transform.image(image)).permute(2, 0, 1)[None].to(self.device)
-        return Level(self.network(seen).probabilities(), scale)
+        pixels = torch.from_numpy(transform.image(image)).permute(2, 0, 1)[None].to(self.device)
+        return Level(self.network(pixels).probabilities(), scale)
 
 
-def decoding(network: PersonLab, max_people: int | None = None) -> params.Decode:
-    """The decoding parameters that a model is served with unless others are given."""
-    decode = network.decode or params.Decode.scaled(network.model.radius)
+def decoding(
+    network: PersonLab, max_people: int | None = None, decode: params.Decode | None = None
+) -> params.Decode:
+    """The decoding parameters of a network: `decode` if given; else those that its card records, which it was
+    evaluated with; else the paper's, with lengths scaled to the network's radius R.
+
+    max_people: overrides the proposals per image.
+    """
+    decode = decode or network.decode or params.Decode.scaled(network.model.radius)
     return decode.model_copy(update={"max_people": max_people}) if max_people else decode
 
 
 def decoder(network: PersonLab, decode: params.Decode | None = None) -> Decoder:
-    """The decoder of a network's fields. A network trained without refinement is decoded without it."""
+    """The decoder of a network's fields; without refinement if the network was trained without."""
     settings = (decode or decoding(network)).model_dump()
     if not network.model.refine:
         settings |= {"trace_refinements": 0, "long_refinements": 0}

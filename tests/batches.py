@@ -1,4 +1,4 @@
-"""What tests of batch inference share: a tiny random network, tiny pictures, and what a run left behind."""
+"""Helpers for tests of batch inference: a tiny random network, tiny images, and checks of a run's files."""
 
 import hashlib
 from pathlib import Path
@@ -13,10 +13,11 @@ from personlab.inference.inputs import Listing
 from personlab.inference.job import INPUTS, MANIFEST, PLAN, DecodeImage, Job, Manifest, make_plan
 from personlab.model import checkpoint
 from personlab.model.network import build
-from personlab.params import Infer, Model
+from personlab.params import Decode, Infer, Model
 from personlab.utils.storage import Folder
 
-INFER, MAX_PEOPLE = Infer(sides=(65,), stride=16), 2
+INFER = Infer(sides=(65,), stride=16)
+DECODE = Decode.scaled(12).model_copy(update={"max_people": 2})  # the default of these weights
 
 
 def save_weights(path: Path, seed: int = 0) -> Path:
@@ -37,7 +38,7 @@ def save_pictures(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def spoil(path: Path, how: int) -> None:
-    """Make a picture unreadable, in one of three ways."""
+    """Make an image unreadable, in one of three ways."""
     if how % 3 == 0:
         path.write_bytes(path.read_bytes()[:200])  # broken off
     elif how % 3 == 1:
@@ -53,11 +54,12 @@ def job(
     *,
     part_size: int = 4,
     infer: Infer = INFER,
-    decode: DecodeImage = images.decode,
+    decode: Decode = DECODE,
+    read: DecodeImage = picture.decode,
 ) -> tuple[Job, Listing]:
     listing = inputs.find(str(wanted))
-    plan = make_plan(listing, weights, infer, max_people=MAX_PEOPLE, part_size=part_size)
-    return Job(plan, listing.root, Folder(str(out)), weights, decode), listing
+    plan = make_plan(listing, weights, infer, decode, part_size=part_size)
+    return Job(plan, listing.root, Folder(str(out)), weights, read), listing
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -70,7 +72,7 @@ def digests(out: Path) -> dict[str, str]:
 
 
 def check_truth(out: Path) -> Manifest:
-    """See that the manifest says what the files hold, and that there are no other files."""
+    """Check that the manifest describes the files, and that there are no others."""
     manifest = Manifest.model_validate_json((out / MANIFEST).read_text())
     assert manifest.images == manifest.predictions + manifest.errors
     assert [part.number for part in manifest.parts] == list(range(len(manifest.parts)))

@@ -1,5 +1,6 @@
-"""How a part is made and known, and what a run's folder accepts, without Ray."""
+"""Plans, parts and the folder of a batch run, without Ray."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from personlab.inference.inputs import Listing
 from personlab.inference.job import Job, Part, Worker
 from personlab.params import Infer
 from personlab.people import Detection
-from tests.batches import INFER, check_truth, digests, job, save_pictures, save_weights, spoil
+from tests.batches import DECODE, INFER, check_truth, digests, job, save_pictures, save_weights, spoil
 
 IMAGES = 10
 
@@ -33,13 +34,13 @@ def pictures(tmp_path: Path) -> Path:
 def begin(given: tuple[Job, Listing]) -> Worker:
     made, listing = given
     made.out.create()
-    batch.settle(made, listing)
+    batch.write_plan(made, listing)
     return Worker(made)
 
 
 def make_all(worker: Worker) -> list[Part]:
-    parts = [worker.make(number) for number in worker.job.plan.parts]
-    batch.finish(worker.job, parts)
+    parts = [worker.make_part(number) for number in worker.job.plan.parts]
+    batch.write_manifest(worker.job, parts)
     return parts
 
 
@@ -76,7 +77,7 @@ def test_every_image_is_predicted_once_as_the_predictor_would(
 def test_predictions_can_be_read_as_those_of_the_pipeline(
     pictures: Path, weights: Path, tmp_path: Path
 ) -> None:
-    begin(job(pictures, weights, tmp_path / "out")).make(0)
+    begin(job(pictures, weights, tmp_path / "out")).make_part(0)
     table = tables.read_table(tmp_path / "out/part-00000.parquet", tables.PREDICTIONS)
     tables.validate(table)
 
@@ -86,8 +87,8 @@ def test_the_bytes_depend_on_the_plan_alone(pictures: Path, weights: Path, tmp_p
     make_all(begin(job(pictures, weights, tmp_path / "a")))
     pictures.rename(tmp_path / "moved")
     worker = begin(job(f"file://{tmp_path}/moved", weights, f"fsspec+file://{tmp_path}/b"))
-    parts = [worker.make(number) for number in (2, 0, 1, 0)][:3]
-    batch.finish(worker.job, sorted(parts, key=lambda part: part.number))
+    parts = [worker.make_part(number) for number in (2, 0, 1, 0)][:3]
+    batch.write_manifest(worker.job, sorted(parts, key=lambda part: part.number))
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     check_truth(tmp_path / "b")
 
@@ -101,7 +102,7 @@ def test_what_cannot_be_read_is_listed_with_reasons(pictures: Path, weights: Pat
     reasons = errors(tmp_path / "out")
     assert list(reasons) == ["001.png", "002.png", "005.png", "006.png"]
     assert "truncated" in reasons["001.png"]
-    assert "is not an image" in reasons["002.png"]
+    assert "not an image" in reasons["002.png"]
     assert reasons["006.png"] == "no such file"
     assert check_truth(tmp_path / "out").errors == 4
 
@@ -122,7 +123,7 @@ def test_a_decoder_that_stumbles_costs_one_image(pictures: Path, weights: Path, 
             raise IndexError("no such scan line")
         return picture.decode(content)
 
-    make_all(begin(job(pictures, weights, tmp_path / "out", decode=decode)))
+    make_all(begin(job(pictures, weights, tmp_path / "out", read=decode)))
     assert errors(tmp_path / "out") == {"003.png": "IndexError: no such scan line"}
     check_truth(tmp_path / "out")
 
@@ -148,9 +149,9 @@ def test_errors_of_an_earlier_attempt_do_not_stay(pictures: Path, weights: Path,
     good = (pictures / "000.png").read_bytes()
     spoil(pictures / "000.png", 1)
     worker = begin(job(pictures, weights, tmp_path / "out"))
-    assert worker.make(0).errors == 1
+    assert worker.make_part(0).errors == 1
     (pictures / "000.png").write_bytes(good)
-    assert worker.make(0).errors == 0
+    assert worker.make_part(0).errors == 0
     make_all(worker)
     assert check_truth(tmp_path / "out").errors == 0
 
@@ -184,41 +185,41 @@ class TestFinished:
         return begin(job(pictures, weights, tmp_path / "out"))
 
     def test_as_made(self, worker: Worker) -> None:
-        assert batch.finished(worker.job, 0) is None
-        made = worker.make(0)
-        assert made == batch.finished(worker.job, 0)
+        assert batch.read_part(worker.job, 0) is None
+        made = worker.make_part(0)
+        assert made == batch.read_part(worker.job, 0)
         assert (made.predictions, made.errors, len(made.sha256)) == (3, 1, 2)
 
     def test_without_its_errors(self, worker: Worker, tmp_path: Path) -> None:
-        worker.make(0)
+        worker.make_part(0)
         (tmp_path / "out/errors-00000.parquet").unlink()
-        assert batch.finished(worker.job, 0) is None
+        assert batch.read_part(worker.job, 0) is None
 
     def test_broken_off(self, worker: Worker, tmp_path: Path) -> None:
-        worker.make(0)
+        worker.make_part(0)
         path = tmp_path / "out/part-00000.parquet"
         path.write_bytes(path.read_bytes()[:-50])
-        assert batch.finished(worker.job, 0) is None
+        assert batch.read_part(worker.job, 0) is None
 
     def test_that_cannot_be_opened(self, worker: Worker, tmp_path: Path) -> None:
         (tmp_path / "out/part-00000.parquet").mkdir()
-        assert batch.finished(worker.job, 0) is None
+        assert batch.read_part(worker.job, 0) is None
 
     def test_another_part_under_its_name(self, worker: Worker, tmp_path: Path) -> None:
-        worker.make(1)
+        worker.make_part(1)
         (tmp_path / "out/part-00001.parquet").rename(tmp_path / "out/part-00000.parquet")
-        assert batch.finished(worker.job, 0) is None
+        assert batch.read_part(worker.job, 0) is None
 
     def test_of_another_plan(self, worker: Worker) -> None:
-        worker.make(0)
+        worker.make_part(0)
         other = worker.job.plan.model_copy(update={"weights": "others"})
-        assert batch.finished(replace(worker.job, plan=other), 0) is None
+        assert batch.read_part(replace(worker.job, plan=other), 0) is None
 
 
 class TestSettle:
     """A folder takes one run and no other."""
 
-    @pytest.mark.parametrize("change", ["weights", "infer", "images", "part_size"])
+    @pytest.mark.parametrize("change", ["weights", "infer", "decode", "images", "part_size"])
     def test_other_runs_are_refused(self, pictures: Path, weights: Path, tmp_path: Path, change: str) -> None:
         make_all(begin(job(pictures, weights, tmp_path / "out")))
         before = digests(tmp_path / "out")
@@ -227,6 +228,8 @@ class TestSettle:
             weights = save_weights(tmp_path / "other.safetensors", seed=1)
         elif change == "infer":
             settings["infer"] = INFER.model_copy(update={"sides": (97,)})
+        elif change == "decode":
+            settings["decode"] = DECODE.model_copy(update={"nms": "hard"})
         elif change == "images":
             (pictures / "003.png").rename(pictures / "new.png")
             change = "inputs"
@@ -244,25 +247,51 @@ class TestSettle:
 
     def test_a_folder_of_other_things_is_refused(self, pictures: Path, weights: Path, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
-        (tmp_path / "out/part-00000.parquet").write_text("somebody's")
+        (tmp_path / "out/part-00000.parquet").write_text("other")
         with pytest.raises(UserError, match=r"holds part-00000\.parquet and no run"):
             begin(job(pictures, weights, tmp_path / "out"))
-        assert (tmp_path / "out/part-00000.parquet").read_text() == "somebody's"
+        assert (tmp_path / "out/part-00000.parquet").read_text() == "other"
 
     def test_a_plan_of_another_version_is_refused(
         self, pictures: Path, weights: Path, tmp_path: Path
     ) -> None:
-        begin(job(pictures, weights, tmp_path / "out"))
-        (tmp_path / "out/plan.json").write_text("{}")
-        with pytest.raises(UserError, match="none of this version"):
-            begin(job(pictures, weights, tmp_path / "out"))
+        given = job(pictures, weights, tmp_path / "out")
+        begin(given)
+        now = given[0].plan.model_dump(mode="json")
+        decode = now.pop("decode")
+        v01 = now | {
+            "infer": {
+                **now["infer"],
+                "scoring": "expected-oks",
+                "nms": "soft",
+                "max_people": 2,
+                "gpu": False,
+            },
+            "codec": {
+                "radius": 12.0,
+                "mid_refinements": 2,
+                "long_refinements": 2,
+                "nms_radius": 5.0,
+                "bin": 1.0,
+            },
+        }
+        later = now | {"decode": decode | {"tracking": True}}
+        for other in (v01, later, {}):
+            (tmp_path / "out/plan.json").write_text(json.dumps(other))
+            with pytest.raises(
+                UserError, match=r"plan\.json is not of this version of personlab .*choose another"
+            ):
+                begin(given)
+        (tmp_path / "out/plan.json").write_text(json.dumps(now | {"decode": decode, "version": "0.0.9"}))
+        with pytest.raises(UserError, match="holds a run with other version; choose another folder"):
+            begin(given)
 
 
 def test_no_manifest_while_an_image_is_missing(pictures: Path, weights: Path, tmp_path: Path) -> None:
     worker = begin(job(pictures, weights, tmp_path / "out"))
-    parts = [worker.make(number) for number in (0, 2)]
+    parts = [worker.make_part(number) for number in (0, 2)]
     with pytest.raises(UserError, match="10 images in, 6 predictions and 0 errors out"):
-        batch.finish(worker.job, parts)
+        batch.write_manifest(worker.job, parts)
     assert not (tmp_path / "out/manifest.json").exists()
 
 
@@ -270,11 +299,11 @@ def test_no_manifest_over_a_plan_that_another_run_wrote(
     pictures: Path, weights: Path, tmp_path: Path
 ) -> None:
     worker = begin(job(pictures, weights, tmp_path / "out"))
-    parts = [worker.make(number) for number in range(3)]
+    parts = [worker.make_part(number) for number in range(3)]
     other = worker.job.plan.model_copy(update={"infer": Infer(sides=(33,))})
     (tmp_path / "out/plan.json").write_text(other.model_dump_json())
-    with pytest.raises(UserError, match="another run has taken this folder"):
-        batch.finish(worker.job, parts)
+    with pytest.raises(UserError, match="another run has written to this folder"):
+        batch.write_manifest(worker.job, parts)
 
 
 def test_leftovers_of_killed_processes_are_swept(pictures: Path, weights: Path, tmp_path: Path) -> None:
@@ -282,7 +311,7 @@ def test_leftovers_of_killed_processes_are_swept(pictures: Path, weights: Path, 
     for name in (".part-00000.parquet.0a", "..part-00000.parquet.0a.partial", ".0a"):
         (tmp_path / "out" / name).write_text("half")
     make_all(worker)
-    batch.sweep(worker.job.out)
+    batch.delete_temporary(worker.job.out)
     check_truth(tmp_path / "out")
 
 
@@ -290,13 +319,13 @@ def test_weights_that_changed_are_not_used(pictures: Path, tmp_path: Path) -> No
     weights = save_weights(tmp_path / "w.safetensors")
     given = job(pictures, weights, tmp_path / "out")
     save_weights(weights, seed=1)
-    with pytest.raises(UserError, match="not what the run began with"):
+    with pytest.raises(UserError, match="has changed since the run began"):
         begin(given)
 
 
 def test_a_part_that_cannot_be_written_is_an_error(pictures: Path, weights: Path, tmp_path: Path) -> None:
     worker = begin(job(pictures, weights, tmp_path / "out"))
     (tmp_path / "out/part-00001.parquet").mkdir()
-    worker.make(0)
+    worker.make_part(0)
     with pytest.raises(UserError, match="cannot be written to"):
-        worker.make(1)
+        worker.make_part(1)

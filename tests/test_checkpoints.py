@@ -1,6 +1,7 @@
-"""What a training run goes on from, without Ray: the newest checkpoint that is whole."""
+"""Runs and their checkpoints, without Ray: what names a run, and the newest checkpoint that is whole."""
 
 import logging
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from personlab.distributed import checkpoints
 from personlab.distributed.checkpoints import Run, run_of
 from personlab.errors import UserError
-from personlab.params import Compute, Estimator, Model, Train
+from personlab.params import Compute, Decode, Estimator, Model, Params, Train
 from personlab.stages import estimator, train
 from tests.conftest import ROOT
 
@@ -109,7 +110,7 @@ def test_two_at_once(run: Run) -> None:
 def test_the_end_has_to_be_there(run: Run) -> None:
     assert run.finished(15)["step"] == 15
     damage(run, 15, "another bit")
-    with pytest.raises(UserError, match="the same command goes on"):
+    with pytest.raises(UserError, match="the last checkpoint is damaged"):
         run.finished(15)
 
 
@@ -123,40 +124,96 @@ def test_a_run_is_named_by_its_parameters_and_inputs(tmp_path: Path) -> None:
     assert run_of(tmp_path, "train", [Train()], [tmp_path / "in"]).name != one.name
 
 
+def training_name(
+    root: Path, *, init: str | None = None, compute: Compute | None = None, **changes: Any
+) -> str:
+    recipe = train.Recipe(model=Model(init=init), train=Train(**changes))
+    return train.training_run(recipe, compute or Compute(), root).name
+
+
 @pytest.mark.parametrize("init", [None, "init.safetensors"])
-def test_what_changes_nothing_is_not_in_the_name(tmp_path: Path, init: str | None) -> None:
-    """With frozen statistics a run may go on with other workers: the steps are the same."""
-
-    def name(compute: Compute | None = None, **changes: Any) -> str:
-        recipe = train.Recipe(model=Model(init=init), train=Train(**changes))
-        return train.training_run(recipe, compute or Compute(), tmp_path).name
-
-    elsewhere = Compute(gpu=True, max_failures=9, checkpoint_every=7, ray_address="auto")
-    assert name(elsewhere) == name()
-    assert (name(Compute(workers=4)) == name()) == (init is not None)
+def test_a_training_resumes_whatever_compute_says(tmp_path: Path, init: str | None) -> None:
+    """With frozen statistics also with other workers: the steps are the same."""
+    before = training_name(tmp_path, init=init)
+    elsewhere = Compute(
+        gpu=True, max_failures=9, checkpoint_every=7, ray_address="auto", storage_path="/mnt/shared"
+    )
+    assert training_name(tmp_path, init=init, compute=elsewhere) == before
+    four = training_name(tmp_path, init=init, compute=Compute(workers=4))
+    assert (four == before) == (init is not None)
     for change in ({"seed": 1}, {"precision": "bfloat16"}, {"validate_every": 5}):
-        assert name(**change) != name()
+        assert training_name(tmp_path, init=init, **change) != before
 
 
-def code(stage: str) -> set[Path]:
-    """The code that a stage of dvc.yaml depends on, files and folders."""
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the code that the stages take for their own."""
+    copy = tmp_path / "personlab"
+    shutil.copytree(ROOT / "personlab", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    for stage in (train, estimator):
+        monkeypatch.setattr(stage, "__file__", str(copy / "stages" / Path(stage.__file__).name))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("edited", "same"),
+    [
+        *[
+            ("codec/score.py", True),
+            ("codec/masks.py", True),
+            ("predictor.py", True),
+            ("metrics/oks.py", True),
+        ],
+        *[("codec/encode.py", False), ("model/losses.py", False), ("data/augment.py", False)],
+        *[("training/engine.py", False), ("stages/train.py", False)],
+    ],
+)
+def test_a_training_resumes_with_another_decoder_and_not_with_another_encoder(
+    package: Path, edited: str, same: bool
+) -> None:
+    before = training_name(package.parent)
+    with (package / edited).open("a") as file:
+        file.write("# edited\n")
+    assert (training_name(package.parent) == before) is same
+
+
+def test_no_parameter_of_decoding_or_prediction_is_one_of_training() -> None:
+    assert {*train.Recipe.model_fields} & {"decode", "infer", "evaluate", "compute"} == set()
+    assert {*Decode.model_fields} & {*Model.model_fields, *Train.model_fields} == set()
+
+
+def test_an_estimator_resumes_whatever_compute_says(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = []
+
+    def stop(run: Run) -> None:
+        names.append(run.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "lock", stop)
+    monkeypatch.setattr(estimator, "people_with_keypoints", lambda *_: {1: [None]})
+    for compute in (Compute(), Compute(gpu=True, checkpoint_every=3, max_failures=9, workers=2)):
+        with pytest.raises(KeyboardInterrupt):
+            estimator.run(Params(compute=compute), package.parent)
+    assert names[0] == names[1]
+
+
+def code_of(stage: str) -> set[Path]:
+    """The code that dvc.yaml lists."""
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
-    return {ROOT / each for each in deps if each.startswith("personlab/")}
+    return {ROOT / dep for dep in deps if dep.startswith("personlab/")}
 
 
-def test_an_estimators_run_depends_on_its_initial_weights_and_its_code(tmp_path: Path) -> None:
+def test_an_estimators_run_depends_on_its_initial_weights_and_code(tmp_path: Path) -> None:
     inputs = estimator._inputs(Estimator(init="init.safetensors"), tmp_path)
     assert tmp_path / "init.safetensors" in inputs
-    assert {path for path in inputs if path.is_relative_to(ROOT / "personlab")} == code("estimator")
+    assert code_of("estimator") == {path for path in inputs if path.is_relative_to(ROOT)}
 
 
-def test_a_training_run_depends_on_its_initial_weights_and_its_code(tmp_path: Path) -> None:
-    """But not on how fields are decoded."""
+def test_a_training_run_depends_on_its_initial_weights_and_code(tmp_path: Path) -> None:
     recipe = train.Recipe(model=Model(init="init.safetensors"), train=Train())
     inputs = train._inputs(recipe, tmp_path)
     assert {tmp_path / "init.safetensors", tmp_path / "init.json"} <= set(inputs)
-    assert {path for path in inputs if path.is_relative_to(ROOT / "personlab")} == code("train")
-    assert not any(path.name in ("codec", "score.py", "decode.py") for path in inputs)
+    assert code_of("train") == {path for path in inputs if path.is_relative_to(ROOT)}
 
 
 @pytest.mark.parametrize(

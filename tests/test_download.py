@@ -22,7 +22,7 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; `breaks` and `answers` say what goes wrong in the requests to come, one each."""
+    """Serves `files`; `breaks` and `answers` say what fails in the next requests, one each."""
 
     daemon_threads = True
 
@@ -33,7 +33,10 @@ class Server(ThreadingHTTPServer):
         self.answers: list[int] = []  # status codes instead of content
         self.ignores_range = False
         self.says_length = True
+        self.validators: dict[str, str] = {}  # headers: ETag, Last-Modified
+        self.ignores_if_range = False
         self.ranges: list[str | None] = []  # of the requests so far
+        self.if_ranges: list[str | None] = []
 
     def handle_error(self, *_: Any) -> None: ...  # clients that hang up are part of the tests
 
@@ -50,6 +53,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         server.ranges.append(self.headers["Range"])
+        server.if_ranges.append(self.headers["If-Range"])
         if server.answers:
             self.send_error(server.answers.pop(0))
             return
@@ -58,7 +62,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         content = server.files[self.path]
         start = 0
-        if self.headers["Range"] and not server.ignores_range:
+        condition = self.headers["If-Range"]
+        same = condition is None or condition in server.validators.values() or server.ignores_if_range
+        if self.headers["Range"] and same and not server.ignores_range:
             start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
                 self.send_error(416)
@@ -67,6 +73,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
+        for name, value in server.validators.items():
+            self.send_header(name, value)
         if server.says_length:
             self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
@@ -130,8 +138,8 @@ def test_a_server_that_is_busy_is_asked_again(server: Server, path: Path) -> Non
 
 def test_the_next_run_goes_on_where_one_gave_up(server: Server, path: Path) -> None:
     server.breaks = [2_000_000] + [0] * module.ATTEMPTS
-    with pytest.raises(UserError, match=r"gave up after 6 attempts. Run again to go on from byte 2000000"):
-        get(server, path, size=len(CONTENT))
+    with pytest.raises(UserError, match=r"gave up after 6 attempts with 2000000 bytes; run again later"):
+        get(server, path, size=len(CONTENT), md5=MD5)
     assert not path.exists()
     server.breaks, server.ranges = [], []
     get(server, path, size=len(CONTENT), md5=MD5)
@@ -165,6 +173,49 @@ def test_a_part_longer_than_the_file_is_started_over(server: Server, path: Path)
     part_of(path).write_bytes(CONTENT + b"more")
     get(server, path, size=len(CONTENT), md5=MD5)
     assert_complete(path)
+
+
+# --- a file without checksum that may change on the server --------------------------------------------------
+
+ETAG, DATE = {"ETag": '"1"'}, {"Last-Modified": "Sat, 31 Oct 2026 09:00:00 GMT"}
+
+
+@pytest.mark.parametrize("validators", [ETAG, DATE, ETAG | DATE])
+def test_a_resumed_download_asks_for_the_rest_of_the_same_file(
+    server: Server, path: Path, validators: dict[str, str]
+) -> None:
+    server.validators, server.breaks = validators, [2_000_000]
+    get(server, path)
+    assert_complete(path)
+    assert server.ranges == [None, "bytes=2000000-"]
+    assert server.if_ranges == [None, next(iter(validators.values()))]
+
+
+@pytest.mark.parametrize("ignores_if_range", [False, True])
+def test_a_file_that_changed_is_not_glued_to_the_old_one(
+    server: Server, path: Path, ignores_if_range: bool
+) -> None:
+    server.files["/file.zip"] = bytes(len(CONTENT))
+    server.validators, server.breaks = {"ETag": '"old"'}, [2_000_000] + [0] * module.ATTEMPTS
+    with pytest.raises(UserError, match="gave up"):
+        get(server, path)
+    assert part_of(path).stat().st_size == 2_000_000
+    server.files["/file.zip"], server.validators = CONTENT, {"ETag": '"new"'}
+    server.ignores_if_range = ignores_if_range
+    server.breaks = [1_000_000] * (2 if ignores_if_range else 1)
+    get(server, path)
+    assert_complete(path)
+    assert server.if_ranges[-1] == '"new"'
+
+
+@pytest.mark.parametrize("validators", [{}, {"ETag": 'W/"weak"'} | DATE])
+def test_without_a_strong_validator_the_download_starts_again(
+    server: Server, path: Path, validators: dict[str, str]
+) -> None:
+    server.validators, server.breaks = validators, [2_000_000]
+    get(server, path)
+    assert_complete(path)
+    assert server.ranges == [None, None]
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------
@@ -246,8 +297,8 @@ def test_a_disk_that_fills_up_keeps_the_part(
     path.parent.mkdir()
     part_of(path).write_bytes(CONTENT[:1000])
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(UserError, match=r"the disk is full; make room and run again to go on"):
-        get(server, path)
+    with pytest.raises(UserError, match=r"the disk is full; make room and run again to continue"):
+        get(server, path, md5=MD5)
     monkeypatch.undo()
     assert part_of(path).read_bytes() == CONTENT[:1000]
 
@@ -292,7 +343,7 @@ def test_a_link_is_refused(tmp_path: Path) -> None:
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     entries = {"data/bomb": b"0" * 10_000_000}
     archive = write_zip(tmp_path / "a.zip", entries, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match=r"would unpack to 10000000; not believed"):
+    with pytest.raises(UserError, match=r"would unpack to 10000000, a zip bomb"):
         unzip(archive, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 

@@ -17,6 +17,7 @@ from personlab.codec.fields import cells, stack
 from personlab.errors import UserError
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
+from personlab.model.precision import autocast, is_fast
 from personlab.skeleton import K
 from personlab.training.engine import Average, Batch, Supervised, optimizer, set_learning_rate, train_step
 
@@ -92,6 +93,24 @@ def test_it_learns_one_batch(name: str, precision: params.Precision) -> None:
     supervised = Supervised(made, OBJECTIVE)
     totals = [train_step(supervised, given, stepping, precision=precision)["total"] for _ in range(30)]
     assert totals[-1] < 0.75 * totals[0]
+
+
+@pytest.mark.parametrize(("capability", "fast"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
+def test_auto_is_bfloat16_only_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch, capability: str, fast: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, capability: True})
+    device = torch.device("cpu")
+    assert is_fast(device) is fast
+    product = {}
+    for precision in ("auto", "float32", "bfloat16"):
+        with autocast(device, precision):
+            product[precision] = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    assert product == {
+        "auto": torch.bfloat16 if fast else torch.float32,
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+    }
 
 
 def test_optimizers_are_what_the_parameters_say() -> None:

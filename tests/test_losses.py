@@ -18,7 +18,7 @@ from tests.reference import losses as reference
 
 SHAPES = {"heatmap": (K,), "short": (K, 2), "mid": (E, 2), "seg": (), "long": (K, 2)}
 NAMES = ("heatmap", "seg", "short", "mid", "long")
-ONES = params.LossWeights(heatmap=1, seg=1, short=1, mid=1, long=1)
+EQUAL = params.LossWeights(**dict.fromkeys(NAMES, 1.0))
 
 
 def random_fields(generator: torch.Generator, batch: int, height: int, width: int, scale: float) -> Fields:
@@ -126,8 +126,8 @@ def test_what_stands_at_undefined_positions_does_not_matter(garbage: float) -> N
     clean = with_gradients(fields)
     found, expected = losses(bad, bad_targets, radius=32.0), losses(clean, targets, radius=32.0)
     assert values(found) == values(expected)
-    found.total(ONES).backward()
-    expected.total(ONES).backward()
+    found.total(EQUAL).backward()
+    expected.total(EQUAL).backward()
     for name, tensor in bad.tensors().items():
         assert torch.equal(tensor.grad, clean.tensors()[name].grad)
         assert not tensor.grad.masked_select(~known[name]).any()

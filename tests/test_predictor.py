@@ -1,5 +1,8 @@
 """From image to people, with a network that sees perfectly: what comes out are the people that are there."""
 
+import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +18,19 @@ from personlab.codec.fields import Fields, padded_side
 from personlab.data.example import project_people
 from personlab.data.transform import Transform, fit
 from personlab.errors import UserError
+from personlab.inference import inputs
+from personlab.inference.job import make_plan
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab, build
 from personlab.people import Annotation
 from personlab.predictor import Predictor, decoder
 from personlab.skeleton import K
+from tests.batches import save_pictures
+from tests.conftest import ROOT
 
 HEIGHT, WIDTH, STRIDE = 240, 320, 8
 MODEL = params.Model(width=8)
+V01 = ROOT / "tests/fixtures/v0.1/model.safetensors"
 
 
 def person(left: float, top: float, size: float) -> Annotation:
@@ -46,7 +54,7 @@ PEOPLE = [person(20, 30, 90), person(180, 100, 120)]
 
 
 class Clairvoyant(nn.Module):
-    """Knows the people; tells at what scale it sees them from the size of its input."""
+    """Knows the people; the size of its input tells at what scale."""
 
     model, decode, stride = MODEL, None, STRIDE
 
@@ -76,12 +84,16 @@ def test_people_are_found_in_the_pixels_of_the_image(sides: tuple[int, ...]) -> 
         assert best.score > 0.8
 
 
-def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
+def save(path: Path, radius: float = 32.0, **card: object) -> Path:
     torch.manual_seed(0)
-    network = build(MODEL, stride=16).eval()
-    checkpoint.save(tmp_path / "model.safetensors", network.state_dict(), network.card({}))
-    infer = params.Infer(sides=(129,), stride=16)
-    predictor = Predictor.from_checkpoint(tmp_path / "model.safetensors", infer, max_people=3)
+    network = build(MODEL.model_copy(update={"radius": radius}), stride=16)
+    checkpoint.save(path, network.state_dict(), network.card({}) | card)
+    return path
+
+
+def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
+    weights = save(tmp_path / "model.safetensors")
+    predictor = Predictor.from_checkpoint(weights, params.Infer(sides=(129,)), max_people=3)
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     first, second = predictor(image), predictor(image)
     assert len(first) <= 3
@@ -90,33 +102,63 @@ def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_network_trained_without_refinement_is_decoded_without() -> None:
-    network = build(params.Model(width=8, refine=False), stride=16)
-    made = decoder(network)
+    made = decoder(build(params.Model(width=8, refine=False), stride=16))
     assert (made.trace_refinements, made.long_refinements) == (0, 0)
 
 
-def test_decoding_is_the_judged_one_or_the_papers_scaled_to_the_radius(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    network = build(params.Model(width=8, radius=16.0), stride=16)
-    for card, decode in (
-        ({}, params.Decode(nms_radius=5.0, bin=1.0)),
-        ({"decode": {"nms_radius": 3.0, "nms": "hard"}}, params.Decode(nms_radius=3.0, nms="hard")),
-    ):
-        checkpoint.save(path, network.state_dict(), network.card({}) | card)
-        found = Predictor.from_checkpoint(path)
-        assert found.decoder == Decoder(radius=16.0, **decode.model_dump())
-        assert (found.sides, found.network.stride) == ((801,), 16)
-        given = Predictor.from_checkpoint(path, decode=params.Decode(max_people=3))
-        assert given.decoder == Decoder(radius=16.0, max_people=3)
-        assert Predictor.from_checkpoint(path, max_people=7).decoder.max_people == 7
+def decoding_of(weights: Path, *, decode: params.Decode | None = None, **options: int) -> dict[str, object]:
+    """All parameters of the decoder that a checkpoint gets, its radius too."""
+    settings = asdict(Predictor.from_checkpoint(weights, decode=decode, **options).decoder)
+    assert settings.pop("long_refinements") == 2
+    return settings
+
+
+def test_there_is_one_set_of_defaults(tmp_path: Path) -> None:
+    """Of the checkpoint's card, or else the paper's at the network's radius; given ones come first."""
+    paper = params.Decode()
+    assert decoding_of(save(tmp_path / "a.safetensors")) == {"radius": 32.0} | paper.model_dump()
+    small = save(tmp_path / "b.safetensors", radius=8.0)
+    scaled = paper.model_copy(update={"nms_radius": 2.5, "bin": 0.5})
+    assert decoding_of(small) == {"radius": 8.0} | scaled.model_dump()
+    judged = params.Decode(nms_radius=4, nms="hard", max_people=7)
+    served = save(tmp_path / "c.safetensors", radius=8.0, decode=judged.model_dump())
+    assert decoding_of(served) == {"radius": 8.0} | judged.model_dump()
+    assert decoding_of(served, max_people=3) == {"radius": 8.0} | judged.model_dump() | {"max_people": 3}
+    assert decoding_of(served, decode=paper, max_people=3) == {"radius": 8.0} | paper.model_dump() | {
+        "max_people": 3
+    }
+    predictor = Predictor.from_checkpoint(served)
+    assert (predictor.sides, predictor.network.stride) == (params.Infer().sides, params.Infer().stride)
+    listing = inputs.find(str(save_pictures(tmp_path / "in", 1)))
+    plan = make_plan(listing, served, params.Infer(), part_size=1)
+    assert plan.decode == judged
+    assert make_plan(listing, small, params.Infer(), max_people=3, part_size=1).decode == scaled.model_copy(
+        update={"max_people": 3}
+    )
+
+
+def test_a_checkpoint_of_version_01_is_decoded_as_it_was() -> None:
+    assert decoding_of(V01) == {"radius": 12.0} | params.Decode(nms_radius=5, bin=1).model_dump()
+    assert (
+        Predictor.from_checkpoint(V01, params.Infer(sides=(65,)))(np.zeros((48, 64, 3), np.uint8)) is not None
+    )
+
+
+def test_what_other_versions_put_into_a_card_does_not_matter(tmp_path: Path) -> None:
+    shutil.copyfile(V01, tmp_path / "w.safetensors")
+    card = json.loads(V01.with_suffix(".json").read_text())
+    card["model"] |= {"dropout": 0.1}
+    card["codec"] |= {"tiles": 4}
+    card |= {"quantised": True, "infer": {"speed": "fast"}}
+    (tmp_path / "w.json").write_text(json.dumps(card))
+    assert decoding_of(tmp_path / "w.safetensors") == decoding_of(V01)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (200, 3)])
 def test_odd_shapes_are_images_too(height: int, width: int) -> None:
     torch.manual_seed(0)
     network = build(MODEL, stride=16).eval()
-    infer = params.Infer(sides=(65,), stride=16)
-    predictor = Predictor(network, decoder(network), infer.sides, torch.device("cpu"))
+    predictor = Predictor(network, decoder(network), (65,), torch.device("cpu"))
     for detection in predictor(np.zeros((height, width, 3), np.uint8)):
         assert rle_tools.decode({"size": [height, width], "counts": detection.rle}).shape == (height, width)
 
@@ -126,8 +168,7 @@ def test_a_network_without_mask_heads_finds_poses_without_masks() -> None:
     network = PersonLab(MODEL, stride=16, masks=False).eval()
     for weight in network.heads.parameters():
         nn.init.normal_(weight, std=0.1)
-    infer = params.Infer(sides=(65, 97), stride=16)
-    predictor = Predictor(network, decoder(network), infer.sides, torch.device("cpu"))
+    predictor = Predictor(network, decoder(network), (65, 97), torch.device("cpu"))
     found = predictor(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     assert len(found) > 0
     assert all(person.rle == b"" for person in found)

@@ -57,7 +57,7 @@ def test_what_cannot_be_read_or_decoded_is_listed_and_stops_nothing(
             os.abort()
         return picture.decode(content)
 
-    manifest = batch.run(*job(pictures, weights, tmp_path / "out", decode=decode))
+    manifest = batch.run(*job(pictures, weights, tmp_path / "out", read=decode))
     assert (manifest.images, manifest.predictions, manifest.errors) == (IMAGES, IMAGES - 4, 4)
     check_truth(tmp_path / "out")
     reasons = {
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_to(pictures: Path, weights: Path, tmp_p
 
     given = job(pictures, weights, tmp_path / "out")
     (tmp_path / "out").mkdir()
-    batch.batch.settle(*given)
+    batch.batch.write_plan(*given)
     (tmp_path / "out/part-00003.parquet").mkdir()  # in the middle of the run
     with pytest.raises(UserError, match="cannot be written to"):
         batch.run(*given)
@@ -147,5 +147,5 @@ def test_an_actor_that_cannot_start_is_explained(pictures: Path, weights: Path, 
     weights = save_weights(tmp_path / "w.safetensors")
     given = job(pictures, weights, tmp_path / "out")
     save_weights(weights, seed=1)
-    with pytest.raises(UserError, match="not what the run began with"):
+    with pytest.raises(UserError, match="has changed since the run began"):
         batch.run(*given)

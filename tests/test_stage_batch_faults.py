@@ -41,9 +41,9 @@ def expected(folder: Path) -> dict[str, str]:
     """What a plain loop without Ray makes."""
     given, listing = job(folder / "in", folder / "w.safetensors", folder / "plain", part_size=PART)
     given.out.create()
-    batch.settle(given, listing)
+    batch.write_plan(given, listing)
     worker = Worker(given)
-    batch.finish(given, [worker.make(number) for number in given.plan.parts])
+    batch.write_manifest(given, [worker.make_part(number) for number in given.plan.parts])
     return digests(folder / "plain")
 
 
@@ -101,7 +101,7 @@ def test_a_killed_driver_goes_on_and_another_run_is_refused(
         assert {name: (out / name).stat().st_mtime_ns for name in done} == done  # nothing is made again
         done = {path.name: path.stat().st_mtime_ns for path in run.parts()}
         assert not (out / "manifest.json").exists()
-    assert "going on" in Run(folder, out, ray_cluster).end()
+    assert "resuming" in Run(folder, out, ray_cluster).end()
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done
     assert digests(out) == expected
     assert check_truth(out).errors == IMAGES // 20

@@ -1,4 +1,4 @@
-"""Inference over shards: one part a shard, every image under its own id, the same bytes however it is run."""
+"""infer: a part per shard, every image under its own id, the same bytes on any cluster; the served model."""
 
 import hashlib
 import json
@@ -10,12 +10,14 @@ import pyarrow as pa
 import pytest
 
 from personlab import tables
+from personlab.cli import app
 from personlab.data.example import pixels
 from personlab.errors import UserError
-from personlab.params import Acquire, Decode, Infer, Ingest, Params, Sample
+from personlab.params import Acquire, Compute, Decode, Infer, Ingest, Params, Sample
 from personlab.predictor import Predictor
 from personlab.stages import acquire, infer, ingest
 from tests.batches import save_weights
+from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
@@ -25,6 +27,7 @@ PARAMS = Params(
     infer=Infer(sides=(65,), stride=16),
     decode=Decode(nms_radius=5, bin=1, max_people=2),
 )
+MODEL = "data/infer/model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +37,20 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     acquire.run(PARAMS, root)
     ingest.run(PARAMS, root)
     val = root / "data/ingest/val"
-    rows = [
-        row
-        for part in sorted(val.glob("*.parquet"))
-        for row in tables.read_table(part, tables.IMAGES).to_pylist()
-    ]
+    rows = [row for part in sorted(val.iterdir()) for row in rows_of(part)]
     for number in range(0, len(rows), 7):
-        shard = pa.Table.from_pylist(rows[number : number + 7], schema=tables.IMAGES)
-        path = val / f"part-{number // 7:05}.parquet"
-        tables.write_table(shard, path, params_hash="")
-    (root / "data/train").mkdir()
+        write_rows(val / f"part-{number // 7:05}.parquet", rows[number : number + 7])
     save_weights(root / "data/train/model.safetensors")
     return root
+
+
+def rows_of(part: Path) -> list[dict]:
+    rows: list[dict] = tables.read_table(part, tables.IMAGES).to_pylist()
+    return rows
+
+
+def write_rows(part: Path, rows: list[dict]) -> None:
+    tables.write_table(pa.Table.from_pylist(rows, schema=tables.IMAGES), part, params_hash="")
 
 
 @pytest.fixture
@@ -67,6 +72,11 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
+def predictions(root: Path) -> list[dict]:
+    parts = sorted((root / "data/infer").glob("part-*.parquet"))
+    return [row for part in parts for row in tables.read_table(part, tables.PREDICTIONS).to_pylist()]
+
+
 def test_every_image_is_predicted_in_the_part_of_its_shard(inferred: Path) -> None:
     predictor = Predictor.from_checkpoint(
         inferred / "data/train/model.safetensors", PARAMS.infer, PARAMS.decode
@@ -75,15 +85,14 @@ def test_every_image_is_predicted_in_the_part_of_its_shard(inferred: Path) -> No
     vals = sorted((inferred / "data/ingest/val").glob("part-*.parquet"))
     assert len(vals) == 6
     for shard in vals:
-        images = tables.read_table(shard, tables.IMAGES).to_pylist()
+        images = rows_of(shard)
         found = tables.read_table(inferred / "data/infer" / shard.name, tables.PREDICTIONS).to_pylist()
         assert [row["image_id"] for row in found] == [row["image_id"] for row in images]
         written = (inferred / "data/infer" / shard.name).read_bytes()
         digest = tables.params_hash(PARAMS.infer, PARAMS.decode)
         plain = pa.Table.from_pylist(found, schema=tables.PREDICTIONS)
         assert written == tables.table_bytes(plain, params_hash=digest)
-        image = pixels(images[0])
-        for person, expected in zip(found[0]["people"], predictor(image), strict=True):
+        for person, expected in zip(found[0]["people"], predictor(pixels(images[0])), strict=True):
             np.testing.assert_array_equal(person["keypoints"], expected.keypoints.ravel())
             assert person["mask"] == expected.rle
         people += sum(len(row["people"]) for row in found)
@@ -93,7 +102,49 @@ def test_every_image_is_predicted_in_the_part_of_its_shard(inferred: Path) -> No
     assert not list((inferred / "runs").iterdir())
 
 
-def test_a_stage_killed_half_way_goes_on_to_the_same_bytes(
+def test_the_served_model_is_the_trained_one_and_its_decoding(inferred: Path) -> None:
+    trained = inferred / "data/train/model.safetensors"
+    assert (inferred / MODEL).read_bytes() == trained.read_bytes()
+    card, before = (json.loads(path.with_suffix(".json").read_text()) for path in (inferred / MODEL, trained))
+    assert card == before | {"decode": PARAMS.decode.model_dump()}
+
+
+def test_predict_decodes_as_infer_did(
+    inferred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoding parameter changed after training: infer, its model and predict use the new value."""
+    decode = Decode(nms_radius=9, bin=2, nms="hard", scoring="hough", trace_refinements=0, max_people=3)
+    assert Predictor.from_checkpoint(inferred / MODEL).decoder.nms_radius == 5
+    shutil.copytree(inferred / "data", tmp_path / "data")
+    infer.run(PARAMS.model_copy(update={"decode": decode, "compute": Compute(max_failures=7)}), tmp_path)
+    served = Predictor.from_checkpoint(tmp_path / MODEL).decoder
+    assert {name: getattr(served, name) for name in Decode.model_fields} == decode.model_dump()
+
+    (tmp_path / "in").mkdir()
+    for row in rows_of(tmp_path / "data/ingest/val/part-00000.parquet"):
+        (tmp_path / "in" / f"{row['image_id']:012}.jpg").write_bytes(row["image"])
+    monkeypatch.chdir(tmp_path)
+    options = ["--weights", MODEL, "--out", "out", "--format", "parquet", "--side", "65", "--stride", "16"]
+    app(["predict", "in", *options], result_action="return_value")
+    expected = {row["image_id"]: row["people"] for row in predictions(tmp_path)}
+    found = tables.read_table(tmp_path / "out/predictions.parquet", tables.PREDICTIONS).to_pylist()
+    assert len(found) == 7
+    for row in found:
+        assert row["people"] == expected[row["image_id"]]
+    before = {row["image_id"]: row["people"] for row in predictions(inferred)}
+    assert any(row["people"] != before[row["image_id"]] for row in found)
+
+
+def test_a_model_of_version_01_keeps_its_radius(project: Path) -> None:
+    """Its radius is in the card's section `codec`, beside a decoding that the new one replaces."""
+    for suffix in (".safetensors", ".json"):
+        shutil.copyfile(ROOT / f"tests/fixtures/v0.1/model{suffix}", project / f"data/train/model{suffix}")
+    infer.run(PARAMS.model_copy(update={"decode": Decode(nms_radius=7, bin=1)}), project)
+    served = Predictor.from_checkpoint(project / MODEL).decoder
+    assert (served.radius, served.nms_radius, served.bin) == (12, 7, 1)
+
+
+def test_a_stage_killed_half_way_resumes_to_the_same_bytes(
     project: Path, inferred: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
@@ -109,17 +160,17 @@ def test_a_stage_killed_half_way_goes_on_to_the_same_bytes(
     kept = (work / "part-00000.parquet").stat().st_mtime_ns
     with monkeypatch.context() as patched:
         patched.setattr(infer.shutil, "rmtree", lambda _: None)
-        infer.run(PARAMS, project)
+        infer.run(PARAMS.model_copy(update={"compute": Compute(checkpoint_every=9)}), project)
     assert (work / "part-00000.parquet").stat().st_mtime_ns == kept
     assert digests(project / "data/infer") == digests(inferred / "data/infer")
 
 
 def test_an_image_that_cannot_be_read_stops_the_stage(project: Path) -> None:
     path = project / "data/ingest/val/part-00002.parquet"
-    rows = tables.read_table(path, tables.IMAGES).to_pylist()
+    rows = rows_of(path)
     rows[3]["image"] = rows[3]["image"][:2]
-    tables.write_table(pa.Table.from_pylist(rows, schema=tables.IMAGES), path, params_hash="")
-    with pytest.raises(UserError, match=r"part-00002\.parquet#3: .*is not an image"):
+    write_rows(path, rows)
+    with pytest.raises(UserError, match=r"part-00002\.parquet#3: .*not an image"):
         infer.run(PARAMS, project)
     assert not (project / "data/infer").exists()
     assert not list((project / "runs").iterdir())

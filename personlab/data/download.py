@@ -1,7 +1,8 @@
-"""Download large files over HTTP so that an interruption costs nothing, and unpack them safely.
+"""Download large files over HTTP with resumption, and unpack zip archives safely.
 
-A download grows in `<name>.part` and gets its name when size and checksum are right. An interrupted one is
-taken up where it stopped, within a run and by the next run.
+A download is written to `<name>.part` and renamed when its size and checksum are right. An interrupted
+download is resumed, by the same run and by the next one. The ETag or Last-Modified of the file is kept beside
+the part: if the file has changed on the server meanwhile, it is downloaded anew.
 """
 
 import errno
@@ -29,18 +30,18 @@ log = logging.getLogger("personlab")
 
 CHUNK: Final = 1 << 20  # bytes
 TIMEOUT: Final = 60.0  # seconds without a byte
-ATTEMPTS: Final = 6  # in a row that brought nothing
-MAX_RATIO: Final = 20  # an archive that grows more than this is no dataset (COCO's JSON grows 3.4 times)
+ATTEMPTS: Final = 6  # consecutive ones without progress
+MAX_RATIO: Final = 20  # of unpacked to packed size (COCO's JSON: 3.4); more is taken for a zip bomb
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip to download and the folder it holds. md5: hexadecimal; size in bytes; None where not known."""
+    """A zip archive to download, and the one folder in it."""
 
-    path: str  # under the base URL
+    path: str  # relative to the base URL
     folder: str
-    size: int | None
-    md5: str | None
+    size: int | None  # bytes
+    md5: str | None  # hexadecimal
 
     @property
     def name(self) -> str:
@@ -60,9 +61,9 @@ COCO_2017: Final = (
 
 
 def fetch_archives(url: str, folder: Path, archives: tuple[Archive, ...] = COCO_2017) -> None:
-    """Bring every archive's folder into `folder`; what is already there is not fetched again.
+    """Download archives and unpack them into `folder`, except those whose folders exist already.
 
-    The zips stay beside the folders, for whoever wants to keep them.
+    The archives are kept beside their folders.
 
     Raises:
         UserError: see `download` and `unzip`.
@@ -70,7 +71,7 @@ def fetch_archives(url: str, folder: Path, archives: tuple[Archive, ...] = COCO_
     for archive in archives:
         target = folder / archive.folder
         if target.is_dir():  # it got its name when it was complete
-            log.info("%s is there already", target)
+            log.info("%s exists already", target)
             continue
         zipped = folder / archive.name
         download(f"{url.rstrip('/')}/{archive.path}", zipped, size=archive.size, md5=archive.md5)
@@ -82,7 +83,7 @@ def fetch_archives(url: str, folder: Path, archives: tuple[Archive, ...] = COCO_
 
 
 class _InterruptedError(Exception):
-    """Why an attempt ended early; worth another."""
+    """An attempt failed in a way that another may not."""
 
 
 def download(
@@ -94,15 +95,21 @@ def download(
     md5: str | None = None,
     pause: float = 1.0,
 ) -> None:
-    """Download a file, resuming `<path>.part` if there is one; nothing is done if `path` is right already.
+    """Download a file, unless `path` exists with the right size and checksum.
 
-    Failures that may pass (connection lost, server busy) are tried again after `pause` seconds, then twice
-    that, and so on, until ATTEMPTS in a row bring nothing. size: what the file must have, most: what it may
-    have, in bytes.
+    `<path>.part` is resumed if the checksum or the server's ETag or Last-Modified will tell that its two
+    halves are of one file. Temporary failures (connection lost, server busy) are retried until ATTEMPTS in a
+    row have made no progress.
+
+    Args:
+        size: required size in bytes.
+        most: largest size accepted, bytes.
+        md5: required checksum, hexadecimal.
+        pause: seconds before the first retry, doubled before each further one.
 
     Raises:
-        UserError: the server refuses, offers a file of another size or too large a one, or cannot be reached;
-            the disk is full; the file's size or checksum is wrong. The message says what to do.
+        UserError: the server refuses, sends a file of the wrong size, or cannot be reached; the disk is full;
+            the size or checksum is wrong.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url}: not an http(s) address")
@@ -117,33 +124,43 @@ def download(
     while True:
         before = _size(part)
         try:
-            _attempt(url, part, size, most)
+            _attempt(url, part, size, most, resumable=md5 is not None)
             break
         except _InterruptedError as error:
             failures = failures + 1 if _size(part) <= before else 1
             if failures == ATTEMPTS:
                 raise UserError(
-                    f"{url}: {error}; gave up after {ATTEMPTS} attempts. "
-                    f"Run again to go on from byte {_size(part)}"
+                    f"{url}: {error}; gave up after {ATTEMPTS} attempts with {_size(part)} bytes; "
+                    "run again later"
                 ) from None
             log.info("%s: %s; trying again", url, error)
             time.sleep(pause * 2 ** (failures - 1))
     wrong = _wrong(part, size, md5)
+    _validator_file(part).unlink(missing_ok=True)
     if wrong:
         part.unlink()
-        raise UserError(f"{url}: {wrong}; deleted. Run again; if it stays so, check the address")
+        raise UserError(f"{url}: {wrong}; deleted. Run again; if that does not help, check the address")
     part.rename(path)
 
 
-def _attempt(url: str, part: Path, size: int | None, most: int | None) -> None:
-    """Append to `part` what it lacks."""
-    start = _size(part)
+def _attempt(url: str, part: Path, size: int | None, most: int | None, *, resumable: bool) -> None:
+    """Append the rest of the file to `part`, or write all of it.
+
+    resumable: append also if the part's validator is not known.
+    """
+    validator = _read_validator(part)
+    start = _size(part) if validator or resumable else 0
     if size is not None and start == size:
         return
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    with _open(request, part) as response:
-        if response.status != 206:  # the server sends all of it again
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    if start and validator:
+        headers["If-Range"] = validator  # the server sends all of it if it has changed
+    with _open(urllib.request.Request(url, headers=headers), part) as response:
+        if response.status != http.client.PARTIAL_CONTENT:
             start = 0
+        elif validator and _validator(response) not in (None, validator):  # the server ignores If-Range
+            _discard(part)
+            raise _InterruptedError("the file has changed on the server")
         total = _total(response, start)
         if size is not None and total is not None and total != size:
             raise UserError(
@@ -162,7 +179,7 @@ def _open(request: urllib.request.Request, part: Path) -> Any:
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()
+            _discard(part)
             raise _InterruptedError("the file ends before what was downloaded earlier") from None
         if error.code == http.client.TOO_MANY_REQUESTS or error.code >= 500:
             raise _InterruptedError(f"the server answers {error.code} {error.reason}") from None
@@ -174,8 +191,8 @@ def _open(request: urllib.request.Request, part: Path) -> Any:
 
 
 def _total(response: Any, start: int) -> int | None:
-    """Size of the whole file, as far as the server tells."""
-    if response.status == 206:
+    """Size of the whole file, if the server states it."""
+    if response.status == http.client.PARTIAL_CONTENT:
         first, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if first.partition("-")[0] != str(start) or not total.isdigit():
             raise UserError(f"{response.url}: the server resumes at the wrong place; delete the .part file")
@@ -186,14 +203,18 @@ def _total(response: Any, start: int) -> int | None:
 
 def _check_most(url: str, size: int, most: int | None) -> None:
     if most is not None and size > most:
-        raise UserError(f"{url}: more than {most} bytes, which it cannot rightly have; check the address")
+        raise UserError(f"{url}: more than {most} bytes, the most it may have; check the address")
 
 
 def _copy(response: Any, part: Path, start: int, total: int | None, most: int | None) -> None:
     chunks = iter(partial(_read, response), b"")
     count = None if total is None else -(-(total - start) // CHUNK)
     try:
-        with part.open("ab" if start else "wb") as file:
+        if not start:
+            _discard(part)  # before the validator changes
+            if validator := _validator(response):
+                _validator_file(part).write_text(validator, encoding="latin-1")
+        with part.open("ab") as file:
             for chunk in progress(chunks, total=count, label=f"{part.stem} (MiB)"):
                 file.write(chunk)
                 _check_most(response.url, file.tell(), most)
@@ -206,6 +227,31 @@ def _read(response: Any) -> bytes:
         return bytes(response.read(CHUNK))
     except (OSError, http.client.HTTPException) as error:
         raise _InterruptedError(f"the connection broke ({error})") from None
+
+
+def _validator(response: Any) -> str | None:
+    """The strong validator of a file (RFC 9110, section 13.1.5): two answers with the same one are of one
+    file."""
+    etag: str | None = response.headers.get("ETag")
+    if etag is None:
+        modified: str | None = response.headers.get("Last-Modified")
+        return modified
+    return None if etag.startswith("W/") else etag
+
+
+def _validator_file(part: Path) -> Path:
+    return part.with_name(part.name + ".validator")
+
+
+def _read_validator(part: Path) -> str | None:
+    """The validator of the file that a part is of, if the server sent one."""
+    file = _validator_file(part)
+    return file.read_text(encoding="latin-1") or None if file.exists() else None
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _validator_file(part).unlink(missing_ok=True)
 
 
 def _wrong(path: Path, size: int | None, md5: str | None) -> str | None:
@@ -224,11 +270,11 @@ def _wrong(path: Path, size: int | None, md5: str | None) -> str | None:
 
 
 def unzip(archive: Path, folder: Path) -> None:
-    """Unpack a zip that holds one folder, named as `folder` is; `folder` appears when it is complete.
+    """Unpack a zip archive of one folder to `folder`, which has the same name, atomically.
 
     Raises:
-        UserError: the archive is damaged, holds anything but that folder's files (a name that climbs out of
-            it, a link), unpacks to an implausible size, or the disk is full.
+        UserError: the archive is damaged, has entries outside of that folder or links, would unpack to more
+            than MAX_RATIO times its size, or the disk is full.
     """
     try:
         with zipfile.ZipFile(archive) as zipped, atomic_folder(folder) as partial_folder:
@@ -259,7 +305,7 @@ def _inside(archive: Path, entry: zipfile.ZipInfo, folder: str) -> Path:
 def _unpacked_size(archive: Path, files: list[zipfile.ZipInfo]) -> int:
     total, packed = sum(entry.file_size for entry in files), archive.stat().st_size
     if total > MAX_RATIO * packed:
-        raise UserError(f"{archive}: {packed} bytes would unpack to {total}; not believed, nothing unpacked")
+        raise UserError(f"{archive}: {packed} bytes would unpack to {total}, a zip bomb; nothing unpacked")
     return total
 
 
@@ -279,5 +325,5 @@ def _check_space(path: Path, needed: int) -> None:
 def _full(path: Path, error: OSError) -> Exception:
     """What to raise for a failed write."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{path}: the disk is full; make room and run again to go on")
+        return UserError(f"{path}: the disk is full; make room and run again to continue")
     return UserError(f"{path}: cannot be written ({error})")

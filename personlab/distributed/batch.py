@@ -1,7 +1,7 @@
 """Batch inference on a Ray cluster: a pool of actors makes the parts of a run (personlab/inference/job.py).
 
-The driver holds no images and no people, only a line for each part, and an actor the results of one part:
-memory does not grow with the number of images.
+The driver holds one line for each part and an actor the results of one part, so memory does not grow with the
+number of images.
 """
 
 import logging
@@ -33,45 +33,45 @@ log = logging.getLogger("personlab")
 
 Row = dict[str, Any]
 
-_RETRIES = 8  # of a part whose process or node died; an image that kills is given up after three
+_RETRIES = 8  # of a part whose process or node died; an image that kills its process is given up after three
 
 
 def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str | None = None) -> Manifest:
-    """Do what is not yet done of a run: write its parts, and manifest.json when all are there.
+    """Start or resume a run: write its missing parts, then manifest.json.
 
     address: of a Ray cluster, as for `connect`.
 
     Raises:
-        UserError: the folder holds another run, or something else; another run is writing to it; it cannot
-            be written to; a part failed again and again.
+        UserError: the folder holds another run or other files, is locked by another process, or cannot be
+            written to; a part failed in every attempt.
     """
     plan, out = job.plan, job.out
     out.create()
     with out.locked():
-        batch.settle(job, listing)
-        files = batch.sweep(out, RECORD)
-        begun = [number for number in plan.parts if part_name(number) in files]
-        manifest = batch.manifest_of(job)
-        if manifest and len(begun) == len(plan.parts):
+        batch.write_plan(job, listing)
+        files = batch.delete_temporary(out, RECORD)
+        written = [number for number in plan.parts if part_name(number) in files]
+        manifest = batch.read_manifest(job)
+        if manifest and len(written) == len(plan.parts):
             log.info("%s: %s is complete", label, out.place)
             return manifest
         start = time.monotonic()
         with connect(address):
-            parts = {part.number: part for part in _kept(job, begun, label)}
+            parts = {part.number: part for part in _read_parts(job, written, label)}
             if parts:
-                log.info("%s: going on, %d of %d parts are done", label, len(parts), len(plan.parts))
+                log.info("%s: resuming, %d of %d parts are done", label, len(parts), len(plan.parts))
             missing = [number for number in plan.parts if number not in parts]
             total = sum(len(plan.ids(number)) for number in missing)
 
             def images() -> Iterator[int]:
-                for part in _made(job, missing):
+                for part in _make_parts(job, missing):
                     parts[part.number] = part
                     yield from plan.ids(part.number)
 
             for _ in progress(images(), total=plan.images, begun=plan.images - total, label=label):
                 pass
         seconds = time.monotonic() - start
-        manifest = batch.finish(job, [parts[number] for number in sorted(parts)])
+        manifest = batch.write_manifest(job, [parts[number] for number in sorted(parts)])
     log.info(
         "%s: %d images in = %d predictions + %d errors, %d people; %.2f images/s, Ray's start included",
         *(label, manifest.images, manifest.predictions, manifest.errors, manifest.people, total / seconds),
@@ -79,24 +79,24 @@ def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str 
     return manifest
 
 
-def _kept(job: Job, numbers: Sequence[int], label: str) -> Iterator[Part]:
-    """Those of the parts that are finished."""
+def _read_parts(job: Job, numbers: Sequence[int], label: str) -> Iterator[Part]:
+    """The parts whose files are complete."""
     if not numbers:
         return
-    done = _units(numbers).map(partial(_check, job, Path.cwd()), num_cpus=1)
-    for row in progress(done.iter_rows(), total=len(numbers), label=f"{label}: parts checked"):
+    rows = _one_block_each(numbers).map(partial(_read_part, job, Path.cwd()), num_cpus=1)
+    for row in progress(rows.iter_rows(), total=len(numbers), label=f"{label}: parts checked"):
         if row["part"]:
             yield Part.model_validate_json(row["part"])
 
 
-def _check(job: Job, here: Path, row: Row) -> Row:
-    _go(here)
-    part = batch.finished(job, row["number"])
+def _read_part(job: Job, folder: Path, row: Row) -> Row:
+    _change_folder(folder)
+    part = batch.read_part(job, row["number"])
     return {"part": part.model_dump_json() if part else ""}
 
 
-def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
-    """The parts, made anew, as they are finished."""
+def _make_parts(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
+    """Make parts, in the order in which they finish."""
     if not numbers:
         return
     gpu = job.gpu
@@ -104,10 +104,10 @@ def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
     devices = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
     actors = max(1, min(devices, len(numbers)))
     with warnings.catch_warnings():
-        # Ray will drop this way to say it, and has no other yet. Without a limit, what kills its process
-        # every time is tried for ever.
+        # Ray deprecates options such as max_task_retries here, without a replacement. Its default is to retry
+        # for ever, also a part whose image kills its process every time.
         warnings.simplefilter("ignore")
-        made = _units(numbers).map(
+        rows = _one_block_each(numbers).map(
             _Actor,
             fn_constructor_args=(job, Path.cwd()),
             compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
@@ -116,31 +116,31 @@ def _made(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
             max_task_retries=_RETRIES,
         )
     try:
-        for row in made.iter_rows():
+        for row in rows.iter_rows():
             if row["failure"]:
                 raise UserError(row["failure"])
             yield Part.model_validate_json(row["part"])
     except RayError as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"{job.out.place}: not finished: {reason}; the same command goes on") from error
+        raise UserError(f"{job.out.place}: not finished: {reason}; run the same command to resume") from error
 
 
-def _units(numbers: Sequence[int]) -> ray.data.Dataset:
-    """Parts to be done, each a block of its own, so that each is a task of its own."""
+def _one_block_each(numbers: Sequence[int]) -> ray.data.Dataset:
+    """Numbers of parts, each in its own block, so that each is its own task."""
     return ray.data.from_items([{"number": n} for n in numbers], override_num_blocks=len(numbers))
 
 
-def _go(here: Path) -> None:
-    """Let relative paths mean what they mean to the driver: a cluster's processes were started elsewhere."""
-    with suppress(OSError):  # nodes that do not have the folder can do without it, where no path is relative
-        os.chdir(here)
+def _change_folder(folder: Path) -> None:
+    """Change to the driver's folder, so that relative paths work in the processes of a cluster."""
+    with suppress(OSError):  # a node may lack the folder; absolute paths work without it
+        os.chdir(folder)
 
 
 class _Actor:
-    """A worker whose UserErrors reach the driver as values, without Ray's wrapping."""
+    """A `Worker` that returns UserErrors as values: Ray would wrap them in its own exceptions."""
 
-    def __init__(self, job: Job, here: Path) -> None:
-        _go(here)
+    def __init__(self, job: Job, folder: Path) -> None:
+        _change_folder(folder)
         malloc.disable_trim()
         try:
             self.worker: Worker | UserError = Worker(job)
@@ -151,6 +151,6 @@ class _Actor:
         try:
             if isinstance(self.worker, UserError):
                 raise self.worker
-            return {"part": self.worker.make(row["number"]).model_dump_json(), "failure": ""}
+            return {"part": self.worker.make_part(row["number"]).model_dump_json(), "failure": ""}
         except UserError as error:
             return {"part": "", "failure": str(error)}

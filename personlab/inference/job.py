@@ -1,10 +1,10 @@
-"""Batch inference without the cluster: what a run is, what a part of it is, and how a part is made.
+"""Batch inference without a cluster: the plan of a run, its parts, and a worker that makes them.
 
-A run is planned first: its images, sorted, are cut into parts of equal size. A part is one unit of work: its
-images are read, and the people in them written to part-00000.parquet (tables.NAMED_PREDICTIONS); those that
-cannot be read are written to errors-00000.parquet (tables.FAILURES) before, if there are any. Files appear
-complete or not at all, and their bytes depend on the plan and the images alone. So whatever is killed, lost
-or done twice, the folder of a run holds only what is right, and what is missing can be told.
+A plan divides the sorted images of a run into parts of equal size. A part is one unit of work: its
+predictions are written to part-00000.parquet (tables.NAMED_PREDICTIONS), after the images that cannot be
+read, if any, to errors-00000.parquet (tables.FAILURES). Files are written atomically, and their bytes depend
+on the plan and the images alone. A run that was interrupted anywhere, or done twice, therefore ends with the
+same files.
 """
 
 import hashlib
@@ -33,19 +33,19 @@ from personlab.utils.storage import LOCK, Folder, writing
 
 Row = dict[str, Any]
 DecodeImage = Callable[[bytes], ImageArray]
-Seen = tuple[str, ImageArray | UserError]  # name and pixels of an image, or why there are none
+NamedImage = tuple[str, ImageArray | UserError]  # UserError: the image cannot be read
 T = TypeVar("T")
 
 PLAN: Final = "plan.json"
 INPUTS: Final = "inputs.parquet"
 MANIFEST: Final = "manifest.json"
 
-_FETCHERS = 8  # threads: object stores take their time
-_FETCHED_AHEAD, _DECODED_AHEAD = 16, 2  # images
+_FETCH_THREADS = 8  # object stores are slow to answer
+_FETCH_DEPTH, _DECODE_DEPTH = 16, 2  # images
 
 
 class Plan(Section):
-    """All that the bytes of a run depend on, but the bytes of its images."""
+    """Everything that the files of a run depend on, except the contents of its images."""
 
     version: str
     images: int
@@ -64,22 +64,22 @@ class Plan(Section):
         return range(-(-self.images // self.part_size))
 
     def ids(self, part: int) -> range:
-        """The images of a part: their places in the listing."""
+        """The image ids of a part: indices into the listing."""
         return range(part * self.part_size, min(self.images, (part + 1) * self.part_size))
 
 
 class Part(Section):
-    """What the files of a finished part hold. sha256: of part-*.parquet, then of errors-*.parquet, if any."""
+    """The contents of a finished part."""
 
     number: int
     predictions: int
     errors: int
     people: int
-    sha256: list[str]
+    sha256: list[str]  # of part-*.parquet and, if it exists, of errors-*.parquet
 
 
 class Manifest(Section):
-    """A finished run, in which images = predictions + errors."""
+    """A finished run; images = predictions + errors."""
 
     plan: str  # its digest
     images: int
@@ -91,10 +91,11 @@ class Manifest(Section):
 
 @dataclass(frozen=True)
 class Job:
-    """A run, as whoever makes a part of it has to know it.
+    """A run as a worker needs it.
 
-    decode: pixels (height x width x 3, uint8, RGB) of the bytes of an image. What it raises is the reason why
-    there are none.
+    Attributes:
+        decode: turns the bytes of an image file into height x width x 3 uint8 RGB; an exception is recorded
+            as the reason why the image cannot be read.
     """
 
     plan: Plan
@@ -118,7 +119,7 @@ def make_plan(
     max_people: int | None = None,
     part_size: int,
 ) -> Plan:
-    """The plan of a run; parameters as for `Predictor.from_checkpoint`.
+    """The plan of a run; arguments as for `Predictor.from_checkpoint`.
 
     Raises:
         UserError: the checkpoint cannot be read.
@@ -131,17 +132,17 @@ def make_plan(
         inputs=hashlib.sha256(_inputs(listing, part_size)).hexdigest(),
         weights=_digest_of(weights),
         infer=infer,
-        decode=decode or decoding(network, max_people),
+        decode=decoding(network, max_people, decode),
     )
 
 
-def settle(job: Job, listing: Listing) -> None:
-    """Write the plan to the run's folder, or see that it is the one that is there.
+def write_plan(job: Job, listing: Listing) -> None:
+    """Write the plan to the run's folder, or check that the plan there is the same.
 
     Raises:
-        UserError: the folder holds another run, or something else, or it cannot be written to.
+        UserError: the folder holds another run or other files, or cannot be written to.
     """
-    stored = _stored(job.out)
+    stored = _read_plan(job.out)
     if stored:
         others = [name for name in Plan.model_fields if getattr(stored, name) != getattr(job.plan, name)]
         if others:
@@ -155,17 +156,20 @@ def settle(job: Job, listing: Listing) -> None:
         job.out.write(PLAN, (job.plan.model_dump_json(indent=2) + "\n").encode())
 
 
-def _stored(out: Folder) -> Plan | None:
+def _read_plan(out: Folder) -> Plan | None:
     try:
         return Plan.model_validate_json(out.read(PLAN))
     except FileNotFoundError:
         return None
     except ValidationError:
-        raise UserError(f"{out.place}: its {PLAN} is none of this version; choose another folder") from None
+        raise UserError(
+            f"{out.place}: {PLAN} is not of this version of personlab ({__version__}); finish the run with the "
+            "version that began it, or choose another folder"
+        ) from None
 
 
 def _inputs(listing: Listing, part_size: int) -> bytes:
-    """inputs.parquet: a row group for each part."""
+    """The contents of inputs.parquet, one row group for each part."""
     return tables.table_bytes(listing.entries, params_hash="", row_group_size=part_size)
 
 
@@ -173,8 +177,11 @@ def _digest_of(weights: Path) -> str:
     return hashlib.sha256(weights.read_bytes() + weights.with_suffix(".json").read_bytes()).hexdigest()
 
 
-def sweep(out: Folder, *keep: str) -> set[str]:
-    """Names of the files; what killed processes left behind is deleted, but for names that begin so."""
+def delete_temporary(out: Folder, *keep: str) -> set[str]:
+    """Delete the temporary files of killed processes, except those whose names start with `keep`.
+
+    Returns the names of all files before.
+    """
     names = set(out.files())
     for name in names:
         if name.startswith(".") and not name.startswith((LOCK, *keep)):
@@ -182,8 +189,8 @@ def sweep(out: Folder, *keep: str) -> set[str]:
     return names
 
 
-def manifest_of(job: Job) -> Manifest | None:
-    """The manifest, if the run is finished."""
+def read_manifest(job: Job) -> Manifest | None:
+    """The manifest of the run, if it is finished."""
     try:
         manifest = Manifest.model_validate_json(job.out.read(MANIFEST))
     except (FileNotFoundError, ValidationError):
@@ -191,11 +198,11 @@ def manifest_of(job: Job) -> Manifest | None:
     return manifest if manifest.plan == job.plan.digest else None
 
 
-def finish(job: Job, parts: Sequence[Part]) -> Manifest:
-    """Write the manifest of all parts, in order.
+def write_manifest(job: Job, parts: Sequence[Part]) -> Manifest:
+    """Write the manifest of a run; `parts` are all of its parts in order.
 
     Raises:
-        UserError: an image is not accounted for, or another run has taken the folder.
+        UserError: an image is missing, or another run has written its plan to the folder.
     """
     manifest = Manifest(
         plan=job.plan.digest,
@@ -208,19 +215,19 @@ def finish(job: Job, parts: Sequence[Part]) -> Manifest:
     if manifest.predictions + manifest.errors != manifest.images:
         raise UserError(
             f"{job.out.place}: {manifest.images} images in, {manifest.predictions} predictions and "
-            f"{manifest.errors} errors out; the same command again does what is missing"
+            f"{manifest.errors} errors out; run the same command again"
         )
-    # Where folders cannot be locked, two runs that started at once may each have written a plan.
-    if _stored(job.out) != job.plan:
-        raise UserError(f"{job.out.place}: another run has taken this folder; choose another one")
+    # Folders that cannot be locked may have got the plans of two runs that started at once.
+    if _read_plan(job.out) != job.plan:
+        raise UserError(f"{job.out.place}: another run has written to this folder; choose another one")
     with writing(job.out.place):
-        sweep(job.out)
+        delete_temporary(job.out)
         job.out.write(MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
 
 
-def finished(job: Job, number: int) -> Part | None:
-    """What the files of a part hold, read back; None if that is not all of it, or of another plan."""
+def read_part(job: Job, number: int) -> Part | None:
+    """The contents of a part, read from its files; None if they are incomplete or of another plan."""
     ids = job.plan.ids(number)
     try:
         files = [job.out.read(part_name(number))]
@@ -243,41 +250,42 @@ def finished(job: Job, number: int) -> Part | None:
 
 
 def _parsed(content: bytes, schema: pa.Schema, plan: Plan) -> pa.Table:
-    """The table in a file; no rows if another plan made it."""
+    """The table in a file; empty if it is of another plan."""
     table = pq.read_table(pa.BufferReader(content))
     same = table.schema.equals(schema) and tables.params_hash_of(table.schema) == plan.digest
     return table if same else schema.empty_table()
 
 
 class Worker:
-    """Makes parts, with a predictor that is loaded once."""
+    """Makes parts with a predictor that is loaded once."""
 
     def __init__(self, job: Job) -> None:
-        """
+        """Load the predictor.
+
         Raises:
-            UserError: the checkpoint cannot be read, or is no longer the plan's.
+            UserError: the checkpoint cannot be read, or is not the plan's.
         """
         if _digest_of(job.weights) != job.plan.weights:
-            raise UserError(f"{job.weights}: is not what the run began with")
+            raise UserError(f"{job.weights}: has changed since the run began; put the old weights back")
         self.job = job
         self.predictor = Predictor.from_checkpoint(job.weights, job.plan.infer, job.plan.decode, gpu=job.gpu)
 
-    def make(self, number: int) -> Part:
-        """Find the people in the images of a part, and write its files.
+    def make_part(self, number: int) -> Part:
+        """Predict the images of a part and write its files.
 
         Raises:
             UserError: they cannot be written.
         """
-        found, failed = list[Row](), list[Row]()
+        predictions, failures = list[Row](), list[Row]()
         with writing(self.job.out.place), attempt(self.job.out, number) as this:
-            images = self._one_by_one(number, this) if this.careful else self._ahead(number)
+            images = self._one_by_one(number, this) if this.careful else self._prefetched(number)
             for image_id, (name, image) in zip(self.job.plan.ids(number), images, strict=True):
-                outcome = self._people_in(image)
-                kept = failed if "reason" in outcome else found
-                kept.append({"image_id": image_id, "image": name} | outcome)
-            self._write(errors_name(number), failed, tables.FAILURES)
-            self._write(part_name(number), found, tables.NAMED_PREDICTIONS)
-        part = finished(self.job, number)
+                row = self._predict(image)
+                rows = failures if "reason" in row else predictions
+                rows.append({"image_id": image_id, "image": name} | row)
+            self._write(errors_name(number), failures, tables.FAILURES)
+            self._write(part_name(number), predictions, tables.NAMED_PREDICTIONS)
+        part = read_part(self.job, number)
         if part is None:
             raise UserError(f"{self.job.out.place}: {part_name(number)} is not what was written to it")
         return part
@@ -285,36 +293,36 @@ class Worker:
     def _contents(self, number: int) -> Iterator[tuple[str, Fetch]]:
         return inputs.contents(self.job.listing_root, self._listing.read_row_group(number))
 
-    def _ahead(self, number: int) -> Iterator[Seen]:
-        """The images of a part, read while earlier ones are being looked at."""
+    def _prefetched(self, number: int) -> Iterator[NamedImage]:
+        """The images of a part, read ahead by threads."""
         fetched = prefetch(
-            lambda entry: (entry[0], _tried(entry[1])),
+            lambda entry: (entry[0], _result(entry[1])),
             self._contents(number),
-            threads=_FETCHERS,
-            depth=_FETCHED_AHEAD,
+            threads=_FETCH_THREADS,
+            depth=_FETCH_DEPTH,
         )
         return prefetch(
-            lambda entry: (entry[0], _then(self.job.decode, entry[1])),
+            lambda entry: (entry[0], _apply(self.job.decode, entry[1])),
             fetched,
             threads=1,
-            depth=_DECODED_AHEAD,
+            depth=_DECODE_DEPTH,
         )
 
-    def _one_by_one(self, number: int, this: Attempt) -> Iterator[Seen]:
-        """The images of a part, none read before the last is done with."""
+    def _one_by_one(self, number: int, this: Attempt) -> Iterator[NamedImage]:
+        """The images of a part, each read when the one before it is done."""
         for image_id, (name, fetch) in zip(self.job.plan.ids(number), self._contents(number), strict=True):
             if this.gives_up(image_id):
                 yield name, UserError("kills the process that reads it or looks for people in it")
             else:
                 this.takes(image_id)
-                yield name, _then(self.job.decode, _tried(fetch))
+                yield name, _apply(self.job.decode, _result(fetch))
 
     @cached_property
     def _listing(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.job.out.open(INPUTS))
 
-    def _people_in(self, image: ImageArray | UserError) -> Row:
-        people = _then(self.predictor, image)
+    def _predict(self, image: ImageArray | UserError) -> Row:
+        people = _apply(self.predictor, image)
         if isinstance(people, UserError) or isinstance(image, UserError):
             return {"reason": str(people)}
         height, width = image.shape[:2]
@@ -322,21 +330,22 @@ class Worker:
 
     def _write(self, name: str, rows: list[Row], schema: pa.Schema) -> None:
         if not rows and schema == tables.FAILURES:
-            self.job.out.delete(name)  # an earlier attempt may have had some
+            self.job.out.delete(name)  # of an earlier attempt
             return
         table = pa.Table.from_pylist(rows, schema=schema)
         self.job.out.write(name, tables.table_bytes(table, params_hash=self.job.plan.digest))
 
 
-def _tried(work: Callable[[], T]) -> T | UserError:
-    """What is wrong with one image must not stop the others, whatever it is."""
+def _result(function: Callable[[], T]) -> T | UserError:
+    """What a function returns, or the error that it raises: one bad image must not stop the others."""
     try:
-        return work()
+        return function()
     except UserError as error:
         return error
     except Exception as error:
         return UserError(f"{type(error).__name__}: {error}")
 
 
-def _then(work: Callable[[Any], T], value: Any) -> T | UserError:
-    return value if isinstance(value, UserError) else _tried(lambda: work(value))
+def _apply(function: Callable[[Any], T], value: Any) -> T | UserError:
+    """The `_result` of a function of a value; an error as the value is returned."""
+    return value if isinstance(value, UserError) else _result(lambda: function(value))

@@ -1,1 +1,1 @@
-"""The networks, their losses, and checkpoints: our own and published ones."""
+"""Networks, their losses, and checkpoints."""

@@ -1,8 +1,7 @@
-"""Weights on disk: a safetensors file and, beside it under the same name, a JSON card that says what it is.
+"""Checkpoints: weights in a safetensors file, described by a JSON card beside it under the same name.
 
-Nothing is ever unpickled. The card records the SHA-256 of its weights: the two files are renamed into place
-one after the other, and a pair torn by a kill, or mixed up by hand, is found out when it is loaded. The same
-content gives the same bytes.
+Nothing is ever unpickled. The card holds the SHA-256 of its weights, so that a pair that does not belong
+together is refused. The same content gives the same bytes.
 """
 
 import hashlib
@@ -17,29 +16,29 @@ import torch
 from torch import Tensor, nn
 
 from personlab.errors import UserError
-from personlab.utils.files import write_atomic
+from personlab.utils.files import write_atomic, write_json
 
 _DIGEST = "sha256"
 
 
 def save(path: Path, state: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
-    """Write `state` to `path` (*.safetensors) and `card` to the .json beside it, each renamed when complete.
+    """Write weights to `path` (*.safetensors) and their card to the .json beside it, both atomically.
 
     Raises:
         UserError: a weight is not finite; nothing is written.
+        ValueError: a number in the card is not finite; nothing is written.
     """
     _check_finite(state, path)
-    # One memory layout on disk, whatever the network was trained in (safetensors wants it contiguous).
+    # safetensors takes contiguous tensors only, and the memory layout must not show in the bytes
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     weights = safetensors.torch.save(plain)
     digest = hashlib.sha256(weights).hexdigest()
-    text = json.dumps({**card, _DIGEST: digest}, indent=2, sort_keys=True, allow_nan=False)
+    write_json(path.with_suffix(".json"), {**card, _DIGEST: digest}, sort_keys=True)
     write_atomic(path, weights)
-    write_atomic(path.with_suffix(".json"), text + "\n")
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights and the card that `save` wrote.
+    """Read the weights and the card that `save` wrote.
 
     Raises:
         UserError: as `load_weights`; or the card is missing, is not JSON, or belongs to other weights.
@@ -61,7 +60,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of any safetensors file, on the CPU.
+    """Read the tensors of any safetensors file.
 
     Raises:
         UserError: no such file, not safetensors, or weights that are NaN or infinite.
@@ -70,14 +69,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load `state`, read from `path`, into `module`: every name there, nothing left over, every shape right.
+    """Load `state`, read from `path`, into `module`; names and shapes have to match.
 
-    Only batch normalisation's `num_batches_tracked` may be absent, as in old torchvision files: with a fixed
-    momentum nothing reads it.
+    Only `num_batches_tracked` of batch normalisation may be missing, as in old torchvision files: it is not
+    used with a fixed momentum.
 
     Raises:
-        UserError: it does not fit; the message lists the first names that are missing, unexpected or
-            misshapen.
+        UserError: names are missing or unexpected, or shapes differ; the message lists the first of each.
     """
     own = module.state_dict()
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
@@ -105,7 +103,7 @@ def _read(path: Path) -> bytes:
 
 def _tensors(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
-        state = dict(sorted(safetensors.torch.load(content).items()))  # they come in a new order every time
+        state = dict(sorted(safetensors.torch.load(content).items()))  # loaded in random order
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path}: not a safetensors file ({error}); pickled weights (.pt, .pth) are never opened, "

@@ -1,8 +1,8 @@
 """The single-person pose estimator that imputes keypoints (G-RMI: Papandreou et al. 2017, section 3.2).
 
-It looks at a crop around one person and predicts, for every keypoint, a heatmap (is it within R of this
-cell?) and offsets to it; Hough voting fuses the two into a precise position. Unlike PersonLab's own fields
-these are about one person: others in the crop are background.
+From a crop around one person it predicts, for every keypoint, a heatmap (the probability that the keypoint is
+within R of a cell) and offsets to it; Hough voting combines the two to a position. Other people in the crop
+are background.
 """
 
 import math
@@ -29,9 +29,9 @@ from personlab.model.backbones.resnet import Normalise
 from personlab.people import FloatArray
 from personlab.skeleton import KEYPOINTS, K
 
-# G-RMI weighs the heatmap's loss four times the offsets'.
+# Weight of the heatmap loss against the offset loss (G-RMI).
 _HEATMAP_WEIGHT: Final = 4.0
-# Accumulator bins of the decoder, in crop pixels: wide enough that votes which agree meet in one place.
+# Width of a bin of the Hough accumulator, crop pixels: wide enough for votes that agree to share bins.
 _BIN: Final = 4.0
 
 _FORMAT: Final = "personlab-estimator-1"
@@ -39,17 +39,14 @@ _FORMAT: Final = "personlab-estimator-1"
 
 @dataclass(frozen=True)
 class PersonFields:
-    """What the estimator predicts of a batch of crops; B x K x H x W cells."""
+    """The estimator's output for a batch of crops."""
 
     heatmap: Tensor  # B x K x H x W, logits
     short: Tensor  # B x K x 2 x H x W, keypoint - cell, (x, y) in crop pixels
 
 
 class Estimator(nn.Module):
-    """An atrous backbone with one 1x1 convolution per field.
-
-    settings: the network, its stride, the crop's size and the radius R of the disks.
-    """
+    """An atrous backbone with one 1x1 convolution per field."""
 
     def __init__(self, settings: params.Estimator) -> None:
         super().__init__()
@@ -64,22 +61,22 @@ class Estimator(nn.Module):
         self.heatmap = nn.Conv2d(channels, K, 1)
         self.short = nn.Conv2d(channels, 2 * K, 1)
         self.normalise = Normalise(*self.backbone.pixels)
-        # Training starts from heatmaps that are almost nowhere 1, as they are.
+        # Initial heatmap probability: the share of the crop that a disk covers.
         prior = math.pi * settings.radius**2 / (settings.crop_height * settings.crop_width)
         nn.init.constant_(self.heatmap.bias, math.log(prior / (1 - prior)))  # type: ignore[arg-type]
 
     def forward(self, crops: Tensor) -> PersonFields:
-        """crops: B x 3 x crop_height x crop_width RGB, uint8 or floats in 0..255."""
+        """The fields of B x 3 x crop_height x crop_width RGB crops, uint8 or floats in 0..255."""
         images = self.normalise(crops)
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))[1]
-        # The convolution's unit is the radius, so that training moves numbers of about 1.
+        # the convolution predicts in units of R, so that its outputs are of about 1
         short = self.short(features).unflatten(1, (K, 2)).float() * self.settings.radius
         return PersonFields(heatmap=self.heatmap(features).float(), short=short)
 
     def loss(self, fields: PersonFields, keypoints: Tensor, labelled: Tensor) -> Tensor:
         """Logistic loss over all cells plus L1 / R of the offsets on the disks.
 
-        keypoints: B x K x 2 crop pixels; labelled: B x K. Unlabelled keypoints define nothing.
+        keypoints: B x K x 2 crop pixels; labelled: B x K. Unlabelled keypoints are left out.
         """
         height, width = fields.heatmap.shape[-2:]
         position = cell_positions(height, width, self.settings.stride, keypoints.device)
@@ -91,9 +88,9 @@ class Estimator(nn.Module):
 
     @torch.inference_mode()
     def estimate(self, crops: Sequence[ImageArray], transforms: Sequence[Transform]) -> FloatArray:
-        """Keypoints of people whose crops (see `data.crops`) these are: N x K x 3.
+        """The keypoints of N people: N x K x 3 of x, y (pixels of the original image) and confidence.
 
-        x and y are pixels of the image that the transform looks at, the third is the confidence.
+        transforms: from the original image to each crop (see `data.crops`).
         """
         batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self.heatmap.weight.device)
         settings = self.settings
@@ -103,9 +100,9 @@ class Estimator(nn.Module):
         return found
 
     def card(self, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The card of a checkpoint: all that `from_checkpoint` needs.
+        """The card of a checkpoint of this estimator.
 
-        training: where the weights come from, for people to read.
+        training: provenance of the weights, for information only.
         """
         return {
             "format": _FORMAT,
@@ -116,7 +113,8 @@ class Estimator(nn.Module):
 
 
 def build(settings: params.Estimator, root: Path = Path()) -> Estimator:
-    """An estimator to train: random weights, or a backbone from `settings.init`, a path relative to `root`.
+    """An estimator to train; the weights of its backbone are random or those of `settings.init`, below
+    `root`.
 
     Raises:
         UserError: `settings.init` cannot be read or does not fit the backbone.
@@ -128,7 +126,7 @@ def build(settings: params.Estimator, root: Path = Path()) -> Estimator:
 
 
 def from_checkpoint(path: Path) -> Estimator:
-    """The estimator saved at `path` (*.safetensors), ready to estimate.
+    """Load a checkpoint (*.safetensors) as an estimator in evaluation mode.
 
     Raises:
         UserError: the file cannot be read, or is not an estimator of this skeleton.
@@ -150,20 +148,20 @@ def from_checkpoint(path: Path) -> Estimator:
 def person_targets(
     keypoints: Tensor, labelled: Tensor, position: Tensor, *, radius: float
 ) -> tuple[Tensor, Tensor]:
-    """Offsets to the keypoints, B x K x 2 x H x W, and the disks on which they count, B x K x H x W.
+    """Target offsets (B x K x 2 x H x W) and the disks where they are defined (B x K x H x W).
 
-    The disks are also the heatmap's targets. keypoints: B x K x 2 crop pixels; labelled: B x K; position:
-    2 x H x W of the output cells.
+    The disks are also the heatmap targets. keypoints: B x K x 2 crop pixels; labelled: B x K; position:
+    2 x H x W, of the output cells.
     """
     towards = keypoints[..., None, None] - position
     return towards, (towards.square().sum(2) <= radius**2) & labelled[..., None, None]
 
 
 def decode(fields: PersonFields, settings: params.Estimator) -> Tensor:
-    """Where the votes of all cells meet: B x K x 3 of x, y in crop pixels and confidence in [0, 1].
+    """Hough voting: B x K x 3 of x, y in crop pixels and confidence in [0, 1].
 
-    The position is the centre of the 3 x 3 bins around the fullest bin of the Hough accumulator, the
-    confidence the votes in them: about 1 if a whole disk of certain votes agrees. No votes: position 0, 0.
+    The position is the centroid of the 3 x 3 bins around the accumulator's maximum, the confidence their sum:
+    about 1 if a whole disk of certain votes agrees. Without any votes the position is (0, 0).
     """
     weight = settings.stride**2 / (math.pi * settings.radius**2)
     found = []
@@ -175,7 +173,8 @@ def decode(fields: PersonFields, settings: params.Estimator) -> Tensor:
 
 
 def _peaks(score: Tensor) -> Tensor:
-    """The one peak of each of K score maps: K x 3 of x, y in pixels and mass."""
+    """Centroid and sum of the 3 x 3 bins around the maximum of each of K maps: K x 3 of x, y (pixels),
+    sum."""
     best, columns = score.flatten(1).argmax(1), score.shape[-1]
     steps = torch.tensor([-1, 0, 1])
     row, column = (best // columns)[:, None] + steps, (best % columns)[:, None] + steps  # K x 3

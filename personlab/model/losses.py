@@ -1,8 +1,8 @@
-"""What training minimises (paper, sections 3.1 to 3.3 and 4.1).
+"""The losses of training (paper, sections 3.1 to 3.3 and 4.1).
 
 Heatmaps and segmentation: mean logistic loss over the valid positions. Offsets: mean L1 distance in units of
-R over the positions where they are defined. Undefined positions contribute nothing, whatever stands there;
-where nothing at all is defined a loss is exactly 0 with gradient 0. Everything is computed in float32.
+R over the positions where they are defined. Values at other positions do not matter, NaN included; a loss
+that is defined nowhere is 0 with gradient 0. All losses are computed in float32.
 """
 
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ from personlab.skeleton import K
 
 @dataclass(frozen=True)
 class Losses:
-    """The five losses of a batch, each a scalar, in the order in which the paper weighs them."""
+    """The five losses of a batch, scalars, in the paper's order."""
 
     heatmap: Tensor
     seg: Tensor
@@ -38,7 +38,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Objective:
-    """The losses as training takes them: on refined offsets, and with their weights."""
+    """The losses of refined offsets, and their weights."""
 
     radius: float  # R, input pixels
     weights: params.LossWeights
@@ -50,19 +50,19 @@ class Objective:
         return cls(model.radius, train.loss_weights, steps=STEPS if model.refine else 0)
 
     def __call__(self, predicted: Fields, targets: Targets, counts: Tensor | None = None) -> Losses:
-        """The losses of the network's raw output; float32 under autocast too."""
+        """The losses of the network's raw output, float32 also under autocast; `counts` as for `losses`."""
         with torch.autocast(predicted.heatmap.device.type, enabled=False):
             refined = refine(predicted.float(), mid_steps=self.steps, long_steps=self.steps)
             return losses(refined, targets, radius=self.radius, counts=counts)
 
 
 def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor | None = None) -> Losses:
-    """The five losses of fields whose heatmap and seg are logits, over the whole batch.
+    """The five losses of a batch of fields; heatmap and seg are logits, offsets are refined already.
 
-    radius: R in input pixels, the unit in which offsets are judged. Offsets are judged as they are: refine
-    them first if training refines.
-    counts: what each sum over positions is divided by, where the batch is part of a larger one; else its own
-    `positions`.
+    Args:
+        radius: R in input pixels, the unit of the offset losses.
+        counts: divisors of the five sums over positions (5), if the batch is a share of a larger one.
+            Default: the batch's own `positions`.
     """
     predicted, wanted = predicted.float(), targets.fields.float()
     heatmap_valid = targets.heatmap_valid[:, None].expand_as(predicted.heatmap)
@@ -77,7 +77,7 @@ def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor
 
 
 def positions(targets: Targets) -> Tensor:
-    """Over how many positions each of the losses is the mean, in their order; may be 0. 5, int64."""
+    """Number of positions that each loss is averaged over, in their order (5, int64); may be 0."""
     return torch.stack(
         [
             targets.heatmap_valid.sum() * K,

@@ -1,7 +1,7 @@
 """The network: an atrous backbone and one 1x1 convolution per field (paper, sections 3 and 4.1).
 
-RGB images in, fields out: logits for heatmap and seg, offsets in input pixels. During training a second set
-of heads reads a layer in the middle of the backbone (intermediate supervision); inference does not run it.
+RGB images in, fields out: logits for heatmap and seg, offsets in input pixels. Training has a second set of
+heads on a middle layer of the backbone (intermediate supervision), which inference does not run.
 """
 
 import math
@@ -22,21 +22,20 @@ from personlab.model import checkpoint
 from personlab.model.backbones.resnet import Normalise
 from personlab.skeleton import EDGES, KEYPOINTS, E, K
 
-# Training starts from heatmaps that are almost nowhere 1, as they are.
+# Initial heatmap probability: the targets are 0 almost everywhere.
 _HEATMAP_PRIOR: Final = 0.02
 _HEAD_STD: Final = 0.001
 
 _FORMAT: Final = "personlab-1"
-_POSES: Final = ("heatmap", "short", "mid")  # the fields that poses are made of
+_POSES: Final = ("heatmap", "short", "mid")  # the fields that poses are decoded from
 _INTERMEDIATE: Final = "intermediate."
 
 
 class Heads(nn.ModuleDict):
-    """One 1x1 convolution per field.
+    """One 1x1 convolution per field; without `masks` none for seg and long.
 
-    What the offset convolutions put out is in units of `radius` and is multiplied by it: the numbers that
-    training moves are then about 1 for every field, as it is with the losses, while everybody else sees
-    input pixels. Without `masks` there are no heads for seg and long.
+    The offset convolutions predict in units of R (`radius`), so that the outputs of all heads are of about
+    the same size; `forward` scales them to input pixels.
     """
 
     def __init__(self, inputs: int, radius: float, *, masks: bool = True) -> None:
@@ -50,10 +49,9 @@ class Heads(nn.ModuleDict):
         nn.init.constant_(cast(Tensor, self["heatmap"].bias), prior)
 
     def forward(self, features: Tensor, stride: int) -> Fields:
-        """Fields from B x C x H x W features at `stride`; float32 always.
+        """Fields of B x C x H x W features at output stride `stride`, float32 also under autocast.
 
-        Under autocast the heads stay in float32: in bfloat16 an offset of 200 pixels would be rounded to
-        a whole pixel, and the heads are cheap.
+        In bfloat16 an offset of 200 pixels would be rounded to a whole pixel, and the heads are cheap.
         """
         with torch.autocast(features.device.type, enabled=False):
             out = {name: self._field(name, features.float()) for name in CHANNELS}
@@ -73,11 +71,13 @@ class Heads(nn.ModuleDict):
 
 
 class PersonLab(nn.Module):
-    """Images to fields.
+    """Images to fields. `build` makes a network to train, `from_checkpoint` loads a trained one.
 
-    `build` makes one to train, `from_checkpoint` one that was trained. `stride` is the output stride; the
-    same weights serve every stride. Weights given by `model.init` keep their normalisation statistics.
-    Without `masks` it finds poses only, as PoseNet does.
+    Args:
+        model: architecture and radius. With `model.init` the batch normalisation statistics are frozen.
+        stride: output stride; the same weights work at every stride.
+        masks: predict seg and long too; without them the network finds poses only, as PoseNet does.
+        decode: decoding parameters that the network was evaluated with, if it has been.
     """
 
     def __init__(
@@ -101,16 +101,16 @@ class PersonLab(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Fields:
-        """Fields of B x 3 x H x W RGB images, uint8 or floats in 0..255; H and W are stride * n + 1.
+        """Fields of B x 3 x H x W RGB images, uint8 or floats in 0..255.
 
         Raises:
-            ValueError: a side that is not stride * n + 1.
+            ValueError: H or W is not stride * n + 1.
         """
         fields: Fields = self.heads(self._features(images)[1], self.stride)
         return fields
 
     def forward_training(self, images: Tensor) -> tuple[Fields, Fields]:
-        """As `forward`, together with the fields that the middle of the network predicts: (final, middle)."""
+        """The fields of the final and of the intermediate heads; images as for `forward`."""
         middle, final = self._features(images)
         return self.heads(final, self.stride), self.intermediate(middle, self.stride)
 
@@ -122,9 +122,9 @@ class PersonLab(nn.Module):
         return features
 
     def card(self, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The card of a checkpoint: all that `from_checkpoint` needs.
+        """The card of a checkpoint of this network.
 
-        training: where the weights come from, for people to read (parameters, hash of the data, steps).
+        training: provenance of the weights (parameters, source), for information only.
         """
         return {
             "format": _FORMAT,
@@ -136,11 +136,11 @@ class PersonLab(nn.Module):
 
 
 def build(model: params.Model, *, stride: params.Stride, root: Path = Path()) -> PersonLab:
-    """A network to train: random weights, or those of `model.init` (a path, relative to `root`).
+    """A network to train, with random weights or those of the file `model.init` (relative to `root`).
 
-    `model.init` is a checkpoint of this program (heads included, unless `model.init_heads` is false; imported
-    weights have no intermediate ones, which then start fresh), or a torchvision ResNet state dict in
-    safetensors (backbone only; its classifier is dropped).
+    The file is a checkpoint of personlab, whose heads are used if `model.init_heads` is true, or the state
+    dict of a torchvision ResNet in safetensors, whose classifier is dropped. Heads that the file lacks are
+    random.
 
     Raises:
         UserError: `model.init` cannot be read or does not fit the network.
@@ -160,10 +160,11 @@ def build(model: params.Model, *, stride: params.Stride, root: Path = Path()) ->
 
 
 def from_checkpoint(path: Path, *, stride: params.Stride) -> PersonLab:
-    """The network whose weights and card are at `path`, in evaluation mode, at any output stride.
+    """Load a checkpoint as a network in evaluation mode, at any output stride.
 
     Raises:
-        UserError: the files cannot be read, are not a PersonLab network's, or know another skeleton.
+        UserError: the weights or their card cannot be read, are not a PersonLab network's, or have another
+            skeleton.
     """
     saved = _read(path)
     network = PersonLab(saved.model, stride=stride, masks=saved.masks, decode=saved.decode)
@@ -172,9 +173,7 @@ def from_checkpoint(path: Path, *, stride: params.Stride) -> PersonLab:
 
 
 def _fit(network: PersonLab, state: dict[str, Tensor], path: Path) -> None:
-    """Load a checkpoint. Where it has no intermediate heads at all (inference runs none, and imported weights
-    have none) the network's own, fresh ones stay.
-    """
+    """Load a state dict. Imported weights have no intermediate heads: the network keeps its random ones."""
     if not any(name.startswith(_INTERMEDIATE) for name in state):
         own = network.state_dict().items()
         state = state | {name: tensor for name, tensor in own if name.startswith(_INTERMEDIATE)}
@@ -183,11 +182,11 @@ def _fit(network: PersonLab, state: dict[str, Tensor], path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Saved:
-    """A checkpoint and what its card says."""
+    """A checkpoint's weights and the contents of its card."""
 
     state: dict[str, Tensor]
     model: params.Model
-    decode: params.Decode | None  # None before `infer` has judged the model
+    decode: params.Decode | None  # None until `infer` has predicted with the model
     masks: bool
 
 
@@ -196,16 +195,16 @@ def _check_trainable(saved: _Saved, model: params.Model, path: Path) -> None:
     if given != wanted:
         raise UserError(
             f"{path}: a {given[0]} of width {given[1]}, not a {wanted[0]} of width {wanted[1]}: "
-            "set model.backbone and model.width to what it is"
+            "set model.backbone and model.width to its own"
         )
     if saved.model.radius != model.radius:
         raise UserError(
-            f"{path}: trained with model.radius {saved.model.radius:g}, not {model.radius:g}, and its "
-            "offsets are in that unit: use the same radius, or set model.init_heads to false"
+            f"{path}: trained with model.radius {saved.model.radius:g}, not {model.radius:g}, the unit of "
+            "its offsets: use the same radius, or set model.init_heads to false"
         )
     if not saved.masks:
         raise UserError(
-            f"{path}: finds poses only, and training needs heads for masks too; start from others, or set "
+            f"{path}: finds poses only, and training needs heads for masks too: use other weights, or set "
             "model.init_heads to false"
         )
 
@@ -216,14 +215,14 @@ def _read(path: Path) -> _Saved:
     if card.get("format") != _FORMAT:
         raise UserError(f"{sidecar}: format {card.get('format')!r}, not {_FORMAT!r}: not a PersonLab network")
     if card.get("skeleton") != _skeleton():
-        raise UserError(f"{sidecar}: trained for other keypoints or edges than this version has; train again")
+        raise UserError(f"{sidecar}: has other keypoints or edges than this version; train again")
+    if not isinstance(card.get("model"), dict):
+        raise UserError(f"{sidecar}: does not describe a network (no 'model')")
     try:
         settings = params.from_saved(card)
     except ValidationError as error:
         raise UserError(f"{sidecar}: does not describe a network: {error}") from None
-    if not isinstance(card.get("model"), dict):
-        raise UserError(f"{sidecar}: does not describe a network (no 'model')")
-    fields = card.get("fields", list(CHANNELS))  # older cards do not say: all of them
+    fields = card.get("fields", list(CHANNELS))  # the first cards lack the key
     if fields not in (list(CHANNELS), list(_POSES)):
         raise UserError(f"{sidecar}: fields {fields!r}, neither {list(CHANNELS)} nor {list(_POSES)}")
     decode = settings.decode if {"decode", "codec"} & card.keys() else None

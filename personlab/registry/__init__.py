@@ -1,1 +1,1 @@
-"""Which trained models were good enough: where each came from, promotion's rule, who is champion now."""
+"""Promoted models: versions, lineage, the champion, and the rule of promotion."""

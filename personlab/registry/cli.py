@@ -1,11 +1,11 @@
-"""`personlab models`: which models were promoted, and which one is champion."""
+"""List, promote and roll back models."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from personlab.utils.files import write_atomic
+from personlab.params import Compute
+from personlab.utils.files import write_json
 
 if TYPE_CHECKING:  # --help must not wait for pyarrow and pycocotools
     from personlab.registry.models import Version
@@ -23,7 +24,10 @@ app = cyclopts.App(name="models", help=__doc__)
 
 @app.command(name="list")
 def list_models() -> None:
-    """List every version, oldest first; an arrow marks the champion."""
+    """List the versions.
+
+    Reads models/versions/*/lineage.json; prints a line for each, oldest first, with an arrow at the champion.
+    """
     from personlab.registry.models import Registry
 
     registry = Registry(Path.cwd())
@@ -31,7 +35,7 @@ def list_models() -> None:
     for version in registry.versions():
         print("->" if version == champion else "  ", _line(version))
     if not champion:
-        print("no champion yet; 'personlab models promote' makes one of the model in data/train")
+        print("no champion yet; 'personlab models promote' promotes the model in data/infer")
 
 
 @app.command
@@ -41,47 +45,53 @@ def promote(
     rule: Annotated[
         Literal["better", "not-worse", "always", "never"],
         Parameter(
-            help="better: no task worse and one better, each by more than chance explains; not-worse: a "
-            "higher AP is enough for the one; always; never: compare only."
+            help="better: one task significantly better and none worse; not-worse: one AP higher and no task "
+            "significantly worse; always; never: compare only."
         ),
     ] = "better",
-    why: Annotated[str, Parameter(help="Recorded with it.")] = "",
+    why: Annotated[str, Parameter(help="A reason to record.")] = "",
     output: Annotated[Path | None, Parameter(name="--json", help="Also write the verdict here.")] = None,
 ) -> None:
-    """Make the model in data/train the champion, if the rule finds it better than the one there is.
+    """Make the model in data/infer the champion, if it is better.
 
-    Both models' predictions of the same validation images are compared, keypoints and masks, by a paired
-    bootstrap. Exit status 1 if it is not promoted. What made the model has to be committed, or saved as a DVC
-    experiment.
+    Reads data/ and dvc.lock, which has to be committed or saved as a DVC experiment; writes
+    models/versions/N-*, models/champion and a Git tag. The keypoints and masks of both models on the same
+    validation images are compared by a paired bootstrap. The exit status is 1 if the model is not promoted.
     """
     from personlab.registry.models import Candidate, Registry
 
-    verdict, version = Registry(Path.cwd()).promote(Candidate(checkout.resolve()), rule, _predict_again, why)
+    candidate = Candidate(checkout.resolve())
+    predict = partial(_predict_again, candidate.params.compute)
+    verdict, version = Registry(Path.cwd()).promote(candidate, rule, predict, why)
     print(verdict)
     if version:
         print(f"champion: {_line(version)}")
     if output:
         lineage = version.lineage.model_dump(mode="json") if version else None
-        found = {"outcome": verdict.outcome, **_plain(asdict(verdict)), "version": lineage}
-        write_atomic(output, json.dumps(found, indent=2) + "\n")
+        write_json(output, {"outcome": verdict.outcome, **_plain(asdict(verdict)), "version": lineage})
     sys.exit(0 if verdict.promoted else 1)
 
 
 @app.command
 def rollback(
-    version: Annotated[int | None, Parameter(help="Its number. [default: the champion before]")] = None,
+    version: Annotated[
+        int | None, Parameter(help="Number of the version. [default: the last champion]")
+    ] = None,
     /,
     *,
-    why: Annotated[str, Parameter(help="Recorded with it.")] = "",
+    why: Annotated[str, Parameter(help="A reason to record.")] = "",
 ) -> None:
-    """Make an earlier version the champion again, byte for byte."""
+    """Make an earlier version the champion again.
+
+    Reads models/versions; writes models/champion and a Git tag.
+    """
     from personlab.registry.models import Registry
 
     print(f"champion: {_line(Registry(Path.cwd()).rollback(version, why))}")
 
 
 def _plain(value: Any) -> Any:
-    """Without NaN, which JSON does not know."""
+    """A value with None for NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -99,8 +109,8 @@ def _line(version: "Version") -> str:
 
 
 @contextmanager
-def _predict_again(version: "Version", images: Path) -> Iterator[Path]:
-    """A version's predictions of other validation images than those it was judged by."""
+def _predict_again(compute: Compute, version: "Version", images: Path) -> Iterator[Path]:
+    """Predictions of a version on validation images other than those it was evaluated on."""
     from personlab.stages import infer
 
     with TemporaryDirectory() as name:
@@ -108,5 +118,5 @@ def _predict_again(version: "Version", images: Path) -> Iterator[Path]:
         for source, place in ((images, "data/ingest/val"), (version.folder, "data/train")):
             (project / place).parent.mkdir(parents=True, exist_ok=True)
             (project / place).symlink_to(source.resolve())
-        infer.run(version.lineage.settings, project)
+        infer.run(version.settings.model_copy(update={"compute": compute}), project)
         yield project / "data/infer"

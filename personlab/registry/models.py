@@ -1,13 +1,12 @@
-"""The models that were promoted, and the one that is champion now.
+"""The versions of the model that were promoted, and the champion among them.
 
-    models/versions/3-1a2b3c4d/   immutable: weights and card, the predictions they were judged by, scores
+    models/versions/3-1a2b3c4d/   immutable: weights and card, the predictions they were evaluated by, scores
                                   and curves, parameters, lineage.json
-    models/champion               a link to one of them, replaced by a rename: whoever opens
-                                  models/champion/model.safetensors gets one version or the other, whole
+    models/champion               a symbolic link to one of the versions, replaced atomically
 
-A version appears by a rename when it is complete, and is never changed or deleted: to roll back is to link
-the older one again. Every such act is recorded in Git (see provenance). The folder itself is not: weights are
-too large for Git, and DVC's cache holds them too, under the commit that the lineage names.
+A version is renamed into place when it is complete and never changed or deleted; a rollback links an older
+version again. Promotions and rollbacks are recorded in Git (see provenance). The weights are not in Git but
+in DVC's cache, under the commit that the lineage names.
 """
 
 import fcntl
@@ -27,44 +26,49 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from personlab import params as parameters
 from personlab.errors import UserError
 from personlab.metrics.coco import ground_truth
-from personlab.params import Params
+from personlab.params import Decode, Params
 from personlab.registry import promotion, provenance
 from personlab.registry.promotion import Predictions, Rule, Verdict
 from personlab.tables import shards
-from personlab.utils.files import atomic_folder, replace_link, write_atomic
+from personlab.utils.files import atomic_folder, replace_link, write_json
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
-# a candidate's files by the names that they get in a version
+# name in a version: file of the candidate
 _FILES = {
     WEIGHTS: "data/infer/model.safetensors",
     CARD: "data/infer/model.json",
     "metrics.json": "data/metrics/evaluate.json",
     "params.yaml": "params.yaml",
 }
+_MODEL = shutil.ignore_patterns(WEIGHTS, CARD)  # beside the predictions in data/infer
 _IMAGES, _TARGETS = "data/ingest/val", "data/targets/val"
 
 
 class Lineage(BaseModel):
-    """lineage.json: where a version came from. Keys that this version does not know are kept."""
+    """The provenance of a version, lineage.json. Unknown keys, of other versions of personlab, are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     version: int
     weights: str  # SHA-256
-    replaces: int | None  # the champion before
+    replaces: int | None  # version of the previous champion
     when: datetime
     why: str
     commit: str
     experiment: str | None  # DVC's
     data: provenance.Data
-    params: dict[str, Any]  # as the version of the program that promoted it wrote them
+    params: dict[str, Any]  # as written by the version of personlab that promoted it
     metrics: dict[str, dict[str, float | None]]
 
     @property
     def settings(self) -> Params:
-        """The parameters in today's terms."""
+        """The parameters, as this version of personlab names them."""
         return parameters.from_saved(self.params)
+
+
+# What decides the predictions of a served model: SHA-256 of the weights, and the decoding parameters.
+Served = tuple[str, Decode]
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,23 @@ class Version:
             return Lineage.model_validate_json(path.read_bytes())
         except (FileNotFoundError, ValidationError) as error:
             raise UserError(
-                f"{path}: not the lineage of a model ({error}); put the folder back whole"
+                f"{path}: not the lineage of a model ({error}); restore the whole folder"
             ) from None
+
+    @cached_property
+    def settings(self) -> Params:
+        try:
+            return self.lineage.settings
+        except ValidationError as error:
+            raise UserError(f"{self.folder / 'lineage.json'}: params: {error}") from None
 
     @property
     def weights(self) -> Path:
         return self.folder / WEIGHTS
+
+    @property
+    def served(self) -> Served:
+        return self.lineage.weights, self.settings.decode
 
     @property
     def predictions(self) -> Path:
@@ -109,6 +124,10 @@ class Candidate:
         return _sha256(self.folder / _FILES[WEIGHTS])
 
     @property
+    def served(self) -> Served:
+        return self.weights, self.params.decode
+
+    @property
     def predictions(self) -> Path:
         return self.folder / "data/infer"
 
@@ -121,15 +140,15 @@ class Candidate:
         return self.folder / _TARGETS
 
 
-# what a version finds in other validation shards than it was judged by: a folder of predictions, for a while
+# Predictions of a version on validation shards other than those it was evaluated on, in a temporary folder.
 PredictAgain = Callable[[Version, Path], AbstractContextManager[Path]]
 
 
 @dataclass(frozen=True)
 class Registry:
-    """The models of one project."""
+    """The versions of a project's model."""
 
-    root: Path  # the project's folder
+    root: Path  # folder of the project
 
     def versions(self) -> list[Version]:
         """Oldest first."""
@@ -141,55 +160,55 @@ class Registry:
         if not link.is_symlink():
             return None
         if not link.exists():
-            raise UserError(f"{link}: its version is gone; put it back or 'personlab models rollback N'")
+            raise UserError(
+                f"{link}: its version is missing; restore it or run 'personlab models rollback N'"
+            )
         return Version(link.resolve())
 
     def judge(self, candidate: Candidate, rule: Rule, predict_again: PredictAgain) -> Verdict:
-        """Compare a candidate with the champion; nothing is changed.
+        """Compare a candidate with the champion. Changes nothing.
 
-        Weights that a person rolled back, or that better ones replaced, are not compared again: a schedule
-        that makes them once more must not undo that. The rule `always` may.
+        A model that was replaced or rolled back is not promoted again, except by the rule `always`: a
+        scheduled run that trains it once more must not undo a rollback.
 
         Raises:
-            UserError: the candidate is not complete, or of more than one run.
+            UserError: files of the candidate are missing, or of different runs.
         """
         data, champion = candidate.data, self.champion()
         if champion is None:
             return Verdict(rule != "never", "there is no champion yet")
-        if candidate.weights == champion.lineage.weights and _same(
-            candidate.predictions, champion.predictions
-        ):
+        if candidate.served == champion.served and _same(candidate.predictions, champion.predictions):
             why = f"it is the champion, version {champion.lineage.version}"
             return Verdict(False, why, unchanged=True)
-        if rule not in ("always", "never") and (retired := self._retired(candidate.weights, champion)):
+        if rule not in ("always", "never") and (retired := self._retired(candidate, champion)):
             number = retired.lineage.version
-            why = f"these are version {number}'s weights, replaced or rolled back already; "
-            return Verdict(False, f"{why}'personlab models rollback {number}' brings them back")
+            why = f"it is version {number}, which was replaced or rolled back; "
+            return Verdict(False, f"{why}'personlab models rollback {number}' brings it back")
         images = shards.annotated(candidate.images, candidate.targets)
 
-        def found(predictions: Path, params: Params) -> Predictions:
+        def read(predictions: Path, params: Params) -> Predictions:
             return Predictions(
                 shards.detections(predictions, images, candidate.images), params.decode.max_people
             )
 
         with _predictions(champion, data, candidate.images, predict_again) as predictions:
-            old = found(predictions, champion.lineage.settings)
-        new = found(candidate.predictions, candidate.params)
+            old = read(predictions, champion.settings)
+        new = read(candidate.predictions, candidate.params)
         return promotion.decide(promotion.compare(ground_truth(images.values()), old, new), rule)
 
     def promote(
         self, candidate: Candidate, rule: Rule, predict_again: PredictAgain, why: str = ""
     ) -> tuple[Verdict, Version | None]:
-        """Make a candidate the champion if the rule says so.
+        """Make a candidate the champion if `judge` promotes it.
 
         Args:
-            why: put before the rule's own reason.
+            why: recorded before the rule's own reason.
 
         Returns:
             The verdict, and the new version if it was promoted.
 
         Raises:
-            UserError: as `judge`; or no commit and no experiment holds the state that made the candidate.
+            UserError: as `judge`; or the candidate's dvc.lock is in no commit and no DVC experiment.
         """
         with self._alone():
             verdict = self.judge(candidate, rule, predict_again)
@@ -200,7 +219,7 @@ class Registry:
             return verdict, version
 
     def rollback(self, number: int | None = None, why: str = "") -> Version:
-        """Make an earlier version champion again: by number, or the one that the champion replaced.
+        """Make an earlier version the champion again. Default: the one that the champion replaced.
 
         Raises:
             UserError: there is no such version, or it is the champion.
@@ -211,7 +230,7 @@ class Registry:
             wanted = before if number is None else number
             if wanted is None:
                 raise UserError(
-                    "no earlier champion to roll back to; 'personlab models list' lists what there is"
+                    "no earlier champion to roll back to; 'personlab models list' lists the versions"
                 )
             known = {version.lineage.version: version for version in self.versions()}
             if wanted not in known:
@@ -225,11 +244,12 @@ class Registry:
     def _folder(self) -> Path:
         return self.root / "models"
 
-    def _retired(self, weights: str, champion: Version) -> Version | None:
-        """The last version with these weights, if they are not the champion's."""
-        if weights == champion.lineage.weights:
+    def _retired(self, candidate: Candidate, champion: Version) -> Version | None:
+        """The last version that is the candidate's model, if the champion is not."""
+        if candidate.served == champion.served:
             return None
-        return next((each for each in reversed(self.versions()) if each.lineage.weights == weights), None)
+        same = (each for each in reversed(self.versions()) if each.lineage.weights == candidate.weights)
+        return next((each for each in same if each.served == candidate.served), None)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -259,11 +279,9 @@ class Registry:
         with atomic_folder(final) as folder:
             for name, source in _FILES.items():
                 shutil.copyfile(candidate.folder / source, folder / name)
-            shutil.copytree(
-                candidate.predictions, folder / "predictions", ignore=shutil.ignore_patterns("model.*")
-            )
+            shutil.copytree(candidate.predictions, folder / "predictions", ignore=_MODEL)
             shutil.copytree(candidate.folder / "data/plots/evaluate", folder / "plots")
-            write_atomic(folder / "lineage.json", lineage.model_dump_json(indent=2) + "\n")
+            write_json(folder / "lineage.json", lineage.model_dump(mode="json"))
         return Version(final)
 
     def _crown(self, version: Version, message: str) -> None:

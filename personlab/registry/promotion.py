@@ -1,12 +1,12 @@
-"""Whether a new model takes the champion's place: a paired bootstrap over the same validation images.
+"""The rule of promotion: a paired bootstrap over the validation images compares a candidate with the
+champion.
 
-Both models are scored on the same resamplings of the images, so what is uncertain is their difference alone
-and not how hard the images are. A task is *worse* if the interval that holds 95% of the differences of AP
-lies wholly below zero, *better* if wholly above; between them nothing has been shown.
+Both models are scored on the same resamplings of the images, so the interval is that of their difference,
+without the variance between images. A task is *worse* if the interval that holds 95% of the differences of AP
+lies below zero, *better* if it lies above.
 
-The default rule wants evidence, not luck: of two models that are equally good one nearly always has the
-higher AP in one task or the other, and a schedule that promoted on that would wander downhill one interval
-at a time.
+The default rule requires a significant improvement: of two equally good models one nearly always has the
+higher AP in one of the tasks, and promotions on that evidence would let the quality drift downwards.
 """
 
 import math
@@ -23,8 +23,8 @@ from personlab.people import Detection
 
 Rule = Literal["better", "not-worse", "always", "never"]
 RULES: Final[Mapping[Rule, str]] = {
-    "better": "neither task worse by more than chance explains, and one better by more than that",
-    "not-worse": "neither task worse by more than chance explains, and one with a higher AP",
+    "better": "one task significantly better, none significantly worse",
+    "not-worse": "one task with a higher AP, none significantly worse",
     "always": "whatever the scores are",
     "never": "compared and reported only",
 }
@@ -35,7 +35,7 @@ _TASKS: Final[tuple[Task, ...]] = ("keypoints", "segm")
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one model found in the validation images, by image id."""
+    """The predictions of a model on the validation images, by image id."""
 
     people: Mapping[int, Sequence[Detection]]
     max_people: int  # masks per image that count, as in its evaluation
@@ -43,12 +43,12 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task's AP of both models; NaN where there is nobody to find."""
+    """The APs of both models in one task; NaN without any annotated people."""
 
     task: Task
     champion: float
     candidate: float
-    low: float  # where the difference, candidate - champion, lies in 95% of the resamplings
+    low: float  # 95% interval of the difference candidate - champion
     high: float
 
     @property
@@ -61,18 +61,18 @@ class Comparison:
 
     def __str__(self) -> str:
         if math.isnan(self.candidate - self.champion):
-            return f"{TITLES[self.task]}: nobody to find"
-        change, sure = self.candidate - self.champion, f"{COVERAGE:.0%}: {self.low:+.3f} to {self.high:+.3f}"
-        word = "better" if self.better else "worse" if self.worse else "no sure difference"
+            return f"{TITLES[self.task]}: no annotated people"
+        change, interval = self.candidate - self.champion, f"{self.low:+.3f} to {self.high:+.3f}"
+        outcome = "better" if self.better else "worse" if self.worse else "no significant difference"
         aps = f"AP {self.champion:.3f} -> {self.candidate:.3f}"
-        return f"{TITLES[self.task]}: {aps}, {change:+.3f} ({sure}), {word}"
+        return f"{TITLES[self.task]}: {aps}, {change:+.3f} ({COVERAGE:.0%}: {interval}), {outcome}"
 
 
 @dataclass(frozen=True)
 class Verdict:
     promoted: bool
     why: str  # one line
-    comparisons: tuple[Comparison, ...] = ()  # empty where nothing had to be compared
+    comparisons: tuple[Comparison, ...] = ()  # empty if nothing was compared
     unchanged: bool = False  # the candidate is the champion
 
     @property
@@ -85,12 +85,12 @@ class Verdict:
 
 
 def compare(truth: COCO, champion: Predictions, candidate: Predictions) -> tuple[Comparison, ...]:
-    """Both models' APs on the images of `truth`, task by task."""
+    """Compare the APs of two models on the images of `truth`, task by task."""
     return tuple(_compare(truth, champion, candidate, task) for task in _TASKS)
 
 
 def decide(comparisons: Iterable[Comparison], rule: Rule) -> Verdict:
-    """Apply the rule to what was compared; a task with nobody to find has no say."""
+    """Apply a rule; a task without annotated people does not count."""
     comparisons = tuple(comparisons)
     return Verdict(*_decide(comparisons, rule), comparisons)
 

@@ -1,9 +1,9 @@
-"""Where a model came from, and the record of what became of it: Git's commits and DVC's lock file.
+"""The provenance of models: the Git commits and DVC lock files that made them, and tags of promotions.
 
-DVC's lock file names everything that made a model by hash: code, parameters, data, outputs. So the commit or
-DVC experiment with that very dvc.lock is the state that made the model, and checking it out brings it back.
-Promotions and rollbacks are recorded as annotated tags, champion/1, champion/2, ..., on those states: they
-travel with `git push --tags`, and neither branch nor working tree is touched.
+dvc.lock holds the hashes of the code, parameters, data and outputs of a run. The commit or DVC experiment
+with the same dvc.lock is therefore the state that made a model, and checking it out restores the model.
+Promotions and rollbacks are annotated tags champion/1, champion/2, ... on these states: `git push --tags`
+shares them, and branches and the working tree are not touched.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from personlab.errors import UserError
-from personlab.params import Section
 from personlab.utils.git import git
 
 LOCK = "dvc.lock"
@@ -23,8 +23,10 @@ _EXPERIMENTS = "refs/exps/"
 _FALLBACK = ("-c", "user.name=personlab", "-c", "user.email=personlab@localhost")
 
 
-class Data(Section):
-    """DVC's hashes of the image and target shards of each split."""
+class Data(BaseModel):
+    """DVC's hashes of the image and target shards of each split. Unknown keys are kept."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     train: str
     val: str
@@ -32,17 +34,17 @@ class Data(Section):
 
 @dataclass(frozen=True)
 class State:
-    """A commit, and the name of the DVC experiment that it is, if it is one."""
+    """The commit that made a model."""
 
     commit: str
-    experiment: str | None
+    experiment: str | None  # its name, if the commit is a DVC experiment
 
 
 def state_of(folder: Path) -> State:
-    """The commit, or else the experiment, whose dvc.lock is the one in `folder`, a Git checkout.
+    """The commit or DVC experiment with the same dvc.lock as `folder`, a Git checkout; HEAD comes first.
 
     Raises:
-        UserError: there is none, so that nothing could bring this model back; or no Git checkout.
+        UserError: there is none, or `folder` is not a Git checkout.
     """
     path = git(folder, "rev-parse", "--show-prefix") + LOCK
     lock = git(folder, "hash-object", LOCK)
@@ -56,16 +58,16 @@ def state_of(folder: Path) -> State:
             experiment = None if name == "HEAD" else name.rpartition("/")[2]
             return State(git(folder, "rev-parse", name), experiment)
     raise UserError(
-        f"{folder / LOCK}: in no commit and no DVC experiment, so nothing could bring this model back; run "
+        f"{folder / LOCK}: in no commit and no DVC experiment, so the model could not be restored; run "
         "'dvc exp save' (or commit params.yaml and dvc.lock), then promote again"
     )
 
 
 def acquired(folder: Path) -> str:
-    """DVC's hash of what the pipeline in `folder` started from: the images and annotations.
+    """DVC's hash of the images and annotations that the pipeline in `folder` began with.
 
     Raises:
-        UserError: the pipeline has not run, or its lock file is not of this pipeline.
+        UserError: dvc.lock is missing or not of this pipeline.
     """
     try:
         return _entries(_lock(folder), "acquire", "outs")["data/acquire"]
@@ -74,10 +76,10 @@ def acquired(folder: Path) -> str:
 
 
 def data_of(folder: Path) -> Data:
-    """The shards that the model in `folder` was trained and measured on.
+    """The shards that the model in `folder` was trained and evaluated on.
 
     Raises:
-        UserError: dvc.lock is missing or not of this pipeline, or the stages' outputs are not one run's.
+        UserError: dvc.lock is missing or not of this pipeline, or the outputs are of different runs.
     """
     lock = _lock(folder)
     try:
@@ -90,8 +92,9 @@ def data_of(folder: Path) -> Data:
         data = Data(train=_shards(trained, "train"), val=_shards(evaluated, "val"))
     except (KeyError, TypeError):
         raise UserError(f"{folder / LOCK}: not this pipeline's; run 'dvc repro'") from None
-    if not (together and _md5(folder / "data/train/model.safetensors") == weights):
-        raise UserError(f"{folder}: weights, predictions and scores are not of one run; run 'dvc repro'")
+    # infer copies the weights of train
+    if not (together and _md5(folder / "data/infer/model.safetensors") == weights):
+        raise UserError(f"{folder}: weights, predictions and scores are of different runs; run 'dvc repro'")
     return data
 
 
@@ -109,7 +112,7 @@ def record(folder: Path, commit: str, message: str) -> str:
 
 
 def _identity(folder: Path) -> tuple[str, ...]:
-    """Nothing where Git knows who we are; a scheduled run may be nobody."""
+    """Options that give Git a committer if none is configured, as for scheduled runs."""
     known = subprocess.run(("git", "var", "GIT_COMMITTER_IDENT"), cwd=folder, capture_output=True)
     return () if known.returncode == 0 else _FALLBACK
 

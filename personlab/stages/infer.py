@@ -1,14 +1,16 @@
 """Predict the people of the validation images, and export the model as it is served.
 
-Prediction is a batch run (distributed/batch.py) over the image shards, regrouped into one part per shard: the
-same shards and weights give the same files, however many actors there were. The run is kept in runs/, outside
-DVC's outputs, under a name derived from all that decides it; after a kill, the stage resumes it.
+Prediction is a batch run (distributed/batch.py) over the image shards, whose parts are then regrouped to one
+part per shard: the same shards and weights give the same files with any number of actors. The run is kept in
+runs/, outside DVC's outputs, under a hash of its inputs and parameters, so that the stage can resume it after
+a kill.
 
-The exported model is the trained one with the decoding parameters in its card. Prediction, promotion and
-export use this one: a model is served with the decoding that it was judged by.
+The exported model is the trained one with the decoding parameters added to its card. Prediction and promotion
+use it: a model is served with the decoding that it was evaluated with.
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -23,17 +25,16 @@ from personlab.distributed import batch
 from personlab.errors import UserError
 from personlab.inference import inputs
 from personlab.inference.job import Job, Plan, make_plan
-from personlab.model import checkpoint
 from personlab.params import Params
 from personlab.tables.shards import part_name
 from personlab.utils.files import atomic_folder, write_json
 from personlab.utils.storage import Folder
 
-_PART: Final = 16  # images: few, so that all actors end at about the same time
+_PART_SIZE: Final = 16  # images: few, so that all actors end at about the same time
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/infer: predictions part-*.parquet (tables.PREDICTIONS) and model.safetensors; and metrics.
+    """Write data/infer: part-*.parquet (tables.PREDICTIONS), model.safetensors and its card; and metrics.
 
     Raises:
         UserError: the checkpoint, a shard or an image in it cannot be read.
@@ -41,12 +42,12 @@ def run(params: Params, root: Path) -> None:
     folder, weights = root.resolve() / "data/ingest/val", root.resolve() / "data/train/model.safetensors"
     shards = sorted(folder.glob("part-*.parquet"))
     listing = inputs.find(str(folder))
-    plan = make_plan(listing, weights, params.infer, params.decode, part_size=_PART)
+    plan = make_plan(listing, weights, params.infer, params.decode, part_size=_PART_SIZE)
     work = root.resolve() / "runs" / f"infer-{_digest(plan, shards)}"
     decode = partial(images.decode, apply_exif=False)
     job = Job(plan, listing.root, Folder(str(work)), weights, decode, gpu=params.compute.gpu)
-    found = batch.run(job, listing, label="infer", address=params.compute.ray_address)
-    if found.errors:
+    manifest = batch.run(job, listing, label="infer", address=params.compute.ray_address)
+    if manifest.errors:
         reason = _first_error(work)
         shutil.rmtree(work)
         raise UserError(f"{folder}: {reason}")
@@ -55,9 +56,10 @@ def run(params: Params, root: Path) -> None:
     with atomic_folder(root / "data/infer") as output:
         for number, part in enumerate(_by_shard(shards, [work / part_name(part) for part in plan.parts])):
             tables.write_table(part, output / part_name(number), params_hash=digest)
-        state, card = checkpoint.load(weights)
-        checkpoint.save(output / "model.safetensors", state, card | {"decode": params.decode.model_dump()})
-    write_json(root / "data/metrics/infer.json", {"images": found.images, "people": found.people})
+        shutil.copyfile(weights, output / weights.name)
+        card = json.loads(weights.with_suffix(".json").read_bytes())
+        write_json(output / "model.json", card | {"decode": params.decode.model_dump()})
+    write_json(root / "data/metrics/infer.json", {"images": manifest.images, "people": manifest.people})
     shutil.rmtree(work)
 
 
@@ -67,7 +69,7 @@ def _first_error(work: Path) -> str:
 
 
 def _by_shard(shards: Iterable[Path], parts: Iterable[Path]) -> Iterator[pa.Table]:
-    """The predictions of each shard, under its images' ids."""
+    """The predictions of each shard, with the ids of its images."""
     source = (tables.read_table(part, tables.PREDICTIONS) for part in parts)
     held = tables.PREDICTIONS.empty_table()
     for shard in shards:
@@ -75,7 +77,7 @@ def _by_shard(shards: Iterable[Path], parts: Iterable[Path]) -> Iterator[pa.Tabl
         while len(held) < len(ids):
             held = pa.concat_tables([held, next(source)])
         part = held[: len(ids)].set_column(0, tables.PREDICTIONS.field("image_id"), ids)
-        yield part.combine_chunks()  # chunks would show in the bytes of the file
+        yield part.combine_chunks()  # chunks would change the bytes of the file
         held = held[len(ids) :]
 
 

@@ -1,8 +1,8 @@
 """Train the network with Ray Train, and export its averaged weights.
 
-After a kill, the same command resumes from the last checkpoint (distributed/checkpoints.py). The view of an
-image at a step depends only on the seed, the epoch and the image, so a resumed run and an uninterrupted one
-end with the same weights.
+After a kill, the same command resumes from the last checkpoint (distributed/checkpoints.py). The augmentation
+of an image depends only on the seed, the epoch and the image, so a resumed run ends with the same weights as
+an uninterrupted one.
 """
 
 import logging
@@ -42,22 +42,22 @@ from personlab.utils.prefetch import prefetch
 log = logging.getLogger("personlab")
 
 _LOG_EVERY: Final = 50  # steps
-# The code that decides how it learns, besides this file: a run is resumed only with the same code.
+# Code that decides the weights, besides this file: a run is resumed only with the same code.
 _CODE: Final = ("codec/encode.py", "codec/fields.py", "codec/refine.py", "data", "model", "training")
 _CURVES: Final = {"loss": "loss", "ap": "AP on val images"}
 
-Points = list[tuple[int, dict[str, float]]]  # curves that share their steps: step, values by name
+Points = list[tuple[int, dict[str, float]]]  # (step, value of each curve)
 
 
 class Recipe(Section):
-    """Everything that decides the result of a training run, except its data and code."""
+    """The parameters that decide the weights of a training run."""
 
     model: Model
     train: Train
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/train/model.safetensors with its card, metrics and plots.
+    """Write data/train/model.safetensors, its card, metrics and learning curves.
 
     Raises:
         UserError: there are no images to train on, the loss is not finite, or a disk is full.
@@ -74,9 +74,9 @@ def run(params: Params, root: Path) -> None:
 def training_run(recipe: Recipe, compute: Compute, root: Path) -> Run:
     """The run of a recipe on the data in `root`.
 
-    With frozen normalisation statistics the number of workers changes nothing but rounding, and a run is
-    resumed with any number. Otherwise each worker normalises by its own share of a batch, and runs with
-    different numbers of workers are different runs.
+    With frozen normalisation statistics the number of workers changes rounding only, and a run can be resumed
+    with any number. Otherwise each worker normalises by its own share of a batch, and runs with different
+    numbers of workers are different runs.
     """
     sections: list[Section] = [recipe.model, recipe.train]
     if recipe.model.init is None and compute.workers > 1:
@@ -85,7 +85,7 @@ def training_run(recipe: Recipe, compute: Compute, root: Path) -> Run:
 
 
 def _inputs(recipe: Recipe, root: Path) -> list[Path]:
-    """What a run depends on besides its parameters: data, initial weights and code."""
+    """The files that a run depends on: data, initial weights and code."""
     package = Path(__file__).parents[1]
     data = [root / "data" / stage / split for stage in ("ingest", "targets") for split in ("train", "val")]
     init = [root / recipe.model.init] if recipe.model.init else []
@@ -97,8 +97,8 @@ def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any)
     needs = {"CPU": 0.5, "GPU": int(compute.gpu)}
     mend = "lower compute.workers" + (" or set compute.gpu to false" if compute.gpu else "")
     require(compute.workers, cpus=needs["CPU"], gpus=needs["GPU"], mend=mend)
-    # Ray would give a worker the threads of its half of a processor. This has to be set before the worker
-    # imports torch, which does not follow later changes.
+    # Ray would set the threads by the half CPU that a worker requests. torch reads the variable when it is
+    # imported, so it has to be set before.
     threads = {"OMP_NUM_THREADS": str(processors_each(compute.workers, gpu=compute.gpu))}
     return TorchTrainer(
         _work,
@@ -113,7 +113,7 @@ def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any)
             num_workers=compute.workers,
             use_gpu=compute.gpu,
             resources_per_worker=needs,
-            # GPUs of one node exchange gradients faster; workers on processors of one node share its cores.
+            # GPUs of one node exchange gradients faster; CPU workers on one node would share its cores
             placement_strategy="PACK" if compute.gpu else "SPREAD",
         ),
         run_config=replace(run.config(compute.max_failures), worker_runtime_env={"env_vars": threads}),
@@ -121,7 +121,7 @@ def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any)
 
 
 def _export(recipe: Recipe, run: Run, root: Path) -> None:
-    """Write the stage's outputs from the last checkpoint of a run."""
+    """Write the outputs of the stage from the last checkpoint of a run."""
     state = run.finished(recipe.train.steps)
     network = build(recipe.model, stride=recipe.train.stride, root=root)
     with atomic_folder(root / "data/train") as output:
@@ -160,22 +160,22 @@ def _work(config: dict[str, Any]) -> None:
     )
 
     parallel = prepare_model(supervised, move_to_device=False)
-    pace = _Pace()
-    batches = _batches(recipe, root / "data", device, done=progress.step)
-    for step, batch in zip(range(progress.step + 1, train.steps + 1), pace.timed(batches), strict=False):
+    throughput = _Throughput()
+    batches = throughput.timed(_batches(recipe, root / "data", device, done=progress.step))
+    for step, batch in zip(range(progress.step + 1, train.steps + 1), batches, strict=False):
         engine.set_learning_rate(progress.optimizer, train, step)
         losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
         last = step == train.steps
         progress.advance(step, losses, last=last)
         if validation and step % train.validate_every == 0:
-            with pace.interrupted():  # the other workers wait for this one before the next step
+            with throughput.paused():  # the other workers wait for this one before the next step
                 progress.ap.append((step, validation(progress.average.of(network))))
         if is_rank_zero():
             _report(board, step, progress)
         if step % config["checkpoint_every"] == 0 or last:
             checkpoints.save(run, step, progress.state)
     if is_rank_zero():
-        ray.get(board.post.remote(progress.step, pace.summary()))
+        ray.get(board.post.remote(progress.step, throughput.summary()))
 
 
 def _average(train: Train) -> Average:
@@ -184,7 +184,7 @@ def _average(train: Train) -> Average:
 
 @dataclass
 class _Curve:
-    """Losses, each the mean over the `_LOG_EVERY` steps up to its own (over fewer, after the last step)."""
+    """Loss curves; each point is the mean over the steps since the last one."""
 
     points: Points = field(default_factory=list)
     recent: list[dict[str, float]] = field(default_factory=list)
@@ -199,7 +199,7 @@ class _Curve:
 
 @dataclass
 class _Progress:
-    """What a checkpoint holds: everything that a resumed run needs to end with the same weights."""
+    """The state of a run, as checkpoints hold it."""
 
     network: PersonLab
     optimizer: torch.optim.Optimizer
@@ -235,54 +235,55 @@ class _Progress:
         self.step, self.losses = state["step"], state["losses"]
 
 
-class _Pace:
-    """Images per second of a worker from its second batch on, and the share of time it waits for data."""
+class _Throughput:
+    """Images per second of a worker, from its second batch on, and the share of time that it waits for
+    data."""
 
     def __init__(self) -> None:
-        self.images, self.waited, self.validated, self.began = 0, 0.0, 0.0, time.monotonic()
+        self.images, self.waited, self.validated, self.start = 0, 0.0, 0.0, time.monotonic()
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        yield next(batches)  # the first one waits for the first shards
-        self.began = time.monotonic()
+        yield next(batches)  # its time includes reading the first shards
+        self.start = time.monotonic()
         while True:
-            asked = time.monotonic()
+            start = time.monotonic()
             batch = next(batches)
-            self.waited += time.monotonic() - asked
+            self.waited += time.monotonic() - start
             self.images += len(batch.images)
             yield batch
 
     @contextmanager
-    def interrupted(self) -> Iterator[None]:
-        """Leave the time of the block, in which the worker validates, out of the training time."""
-        began = time.monotonic()
+    def paused(self) -> Iterator[None]:
+        """Exclude the time of the block, a validation."""
+        start = time.monotonic()
         yield
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         self.validated += seconds
-        self.began += seconds
+        self.start += seconds
 
     def summary(self) -> str:
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        share = self.waited / seconds
-        validated = f"; {self.validated:.0f} s of validation besides" if self.validated else ""
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        validation = f"; {self.validated:.0f} s of validation not included" if self.validated else ""
         return (
             f"{self.images / seconds:.1f} images/s on each worker, "
-            f"{share:.0%} of the time waiting for data{validated}"
+            f"{self.waited / seconds:.0%} of the time waiting for data{validation}"
         )
 
 
 def _report(board: Any, step: int, progress: _Progress) -> None:
-    """Post the step, and the values of a curve that has a new point."""
+    """Post the step, and new points of the curves."""
     for curve, points in (("loss", progress.curve.points), ("ap", progress.ap)):
         if points and points[-1][0] == step:
             values = ", ".join(f"{name} {value:.4f}" for name, value in points[-1][1].items())
-            board.post.remote(step, f"{_CURVES[curve]}: {values or 'no people to find'}")
+            board.post.remote(step, f"{_CURVES[curve]}: {values or 'no annotated people'}")
     board.post.remote(step)
 
 
 def _batches(recipe: Recipe, data: Path, device: torch.device, *, done: int) -> Iterator[Batch]:
     """This worker's share of every training batch after step `done`, on `device`.
 
-    They are prepared ahead if that is a GPU, and between the steps if both compute on the same processors.
+    Batches are prepared during the steps of a GPU, but between the steps of a CPU, which would share its
+    cores.
     """
     context = ray_train.get_context()
     gpu = device.type != "cpu"
@@ -302,7 +303,7 @@ def _batches(recipe: Recipe, data: Path, device: torch.device, *, done: int) -> 
 
 
 def _batch(examples: list[Example], recipe: Recipe, device: torch.device) -> Batch:
-    """Examples as one batch; their targets are rasterised on the network's device."""
+    """Collate examples; their targets are rasterised on the network's device."""
     people = [each.people.to(device) for each in examples]
     return Batch(
         images=torch.stack([each.image for each in examples]).to(device),

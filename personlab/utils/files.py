@@ -1,8 +1,8 @@
-"""Files and folders that appear complete or not at all.
+"""Write files and folders atomically.
 
-Everything is made under a temporary name beside its final one and renamed when it is complete, so that a
-run killed at any moment leaves nothing half-written under a final name. The temporary name is fixed: what
-a killed run left behind is cleared away by the next.
+They are written under a temporary name beside the final one and renamed when they are complete, so that a
+killed process leaves nothing half-written under a final name. The temporary name is fixed: what a killed
+process left is replaced by the next one.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` to write to; on success it becomes `path`, on failure it goes."""
+    """Yield a temporary path to write to; it is renamed to `path` on success and deleted on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path, "partial")
     _remove(partial)
@@ -30,19 +30,23 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a whole file (text as UTF-8), atomically."""
+    """Write a file atomically, text as UTF-8."""
     with atomic_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, value: Any, *, indent: int = 2) -> None:
-    """Write a value as JSON, atomically. NaN and infinity, which JSON does not have, are a ValueError."""
-    write_atomic(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, indent: int = 2, sort_keys: bool = False) -> None:
+    """Write a value as JSON, atomically.
+
+    Raises:
+        ValueError: it holds NaN or infinity, which JSON does not have.
+    """
+    write_atomic(path, json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it replaces `path`, on failure it goes."""
+    """Yield an empty temporary folder; it replaces `path` on success and is deleted on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial, old = _beside(path, "partial"), _beside(path, "old")
     _remove(partial)
@@ -60,7 +64,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_link(path: Path, target: Path) -> None:
-    """Make `path` a link to `target` (relative to its folder); one that is there is replaced, atomically."""
+    """Make `path` a symbolic link to `target` (relative to its folder), replacing another link atomically."""
     partial = _beside(path, "partial")
     _remove(partial)
     partial.symlink_to(target)
@@ -80,7 +84,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written, so that a power cut cannot leave an empty file under its name."""
+    """Flush to disk, so that a power cut cannot leave an empty file under the final name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

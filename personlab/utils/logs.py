@@ -1,13 +1,12 @@
-"""One logger, `personlab`, for people or, with PERSONLAB_LOG=json, for programs.
+"""The logger `personlab`: lines for people or, with PERSONLAB_LOG=json, JSON objects for programs.
 
-Every line names its run, its stage and its parameters, so that one found in a heap says where it belongs.
-For people:
+Every line names its run, the hash of its parameters and its stage:
 
     12:00:01 5f6e7d8c 1a2b3c4d train: heatmap 0.0123, seg 0.1034
 
-and for programs one JSON object a line: `time`, `level`, `run`, `stage`, `params`, `message`, and, where the
-line says how far a loop is, `progress` with `label`, `done` and `total`. PERSONLAB_RUN names the run; without
-it each command is a run of its own.
+A JSON line has `time`, `level`, `run`, `stage`, `params` and `message`; lines that report the progress of a
+loop also have `progress` with `label`, `done` and `total`. PERSONLAB_RUN sets the name of the run, a random
+one by default.
 """
 
 import json
@@ -20,7 +19,7 @@ from typing import Any, Final
 
 log = logging.getLogger("personlab")
 
-_DIGITS: Final = 8  # of a name in a line for people
+_DIGITS: Final = 8  # of the names shown to people
 
 
 class Context(logging.Filter):
@@ -38,17 +37,19 @@ class Context(logging.Filter):
 
 
 class Human(logging.Formatter):
-    """Every line of a message gets the head: tables are messages too, and so are tracebacks."""
+    """One line of text; every line of a longer message (a table, a traceback) gets the head."""
 
     def format(self, record: logging.LogRecord) -> str:
         run, params = (str(getattr(record, name) or "")[:_DIGITS] for name in ("run", "params"))
         stage = f"{name}: " if (name := getattr(record, "stage", None)) else ""
         head = " ".join(filter(None, (self.formatTime(record, "%H:%M:%S"), run, params)))
-        said = super().format(record).removeprefix(stage)  # most messages begin with it
-        return "\n".join(f"{head} {stage}{line}" for line in said.split("\n"))
+        message = super().format(record).removeprefix(stage)  # most messages begin with it
+        return "\n".join(f"{head} {stage}{line}" for line in message.split("\n"))
 
 
 class Lines(logging.Formatter):
+    """One JSON object a line."""
+
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -69,7 +70,7 @@ def for_programs() -> bool:
 
 
 def start() -> None:
-    """Send the log to stderr; to be called once, by the command line."""
+    """Send the log to stderr. The command line calls this once."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_context)
     handler.setFormatter(Lines() if for_programs() else Human())
@@ -78,10 +79,10 @@ def start() -> None:
 
 
 def set_context(stage: str, params: str | None = None) -> None:
-    """Say what the lines from now on belong to. params: hash of the parameters."""
+    """Set the stage and the hash of the parameters of all further lines."""
     _context.stage, _context.params = stage, params
 
 
 def progress(label: str, done: int, total: int | None) -> dict[str, Any]:
-    """`extra` of a record that says how far a loop is."""
+    """The `extra` of a record that reports the progress of a loop."""
     return {"progress": {"label": label, "done": done, "total": total}}

@@ -14,7 +14,7 @@ _TRIM_THRESHOLD: Final = -1
 _TOP_PAD: Final = -2
 _MMAP_MAX: Final = -4
 
-# The size of a thread's heap: larger than what it can hold, so that an empty heap is kept, too.
+# Size of a thread's heap. A pad of this size keeps an empty heap too.
 _HEAP: Final = 64 * 2**20
 
 
@@ -27,6 +27,6 @@ def disable_trim() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        mallopt(_MMAP_MAX, 0)  # no block is a mapping of its own, which would end when it is freed
-        mallopt(_TRIM_THRESHOLD, -1)  # keep the free end of a heap
+        mallopt(_MMAP_MAX, 0)  # large blocks come from the heap too; their own mappings would be returned
+        mallopt(_TRIM_THRESHOLD, -1)  # never return the free end of the heap
         mallopt(_TOP_PAD, _HEAP)

@@ -1,4 +1,4 @@
-"""How far along a long loop is: a bar for people, now and then a line for logs."""
+"""Progress of long loops: a bar on a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Tracker(Protocol):
-    """What `progress` is, for those who are handed one."""
+    """The type of `progress`, for functions that take it as an argument."""
 
     def __call__(self, iterable: Iterable[T], *, total: int | None = None, label: str) -> Iterator[T]: ...
 
@@ -36,11 +36,15 @@ LOG_EVERY: Final = 30.0  # seconds
 
 
 def progress(iterable: Iterable[T], *, total: int | None = None, label: str, begun: int = 0) -> Iterator[T]:
-    """Pass the items on and show on stderr how many have been done, at what rate, and the time left.
+    """Iterate and show on stderr how many items are done, the rate and the time left.
 
-    On a terminal this is a bar; elsewhere an INFO line every 30 seconds ("label: 120/400, 3.1/s, 1.5 min
-    left"). `total` is the number of items, where it is known but `iterable` has no length; it includes the
-    `begun` ones that an earlier run has done.
+    On a terminal this is a bar, elsewhere an INFO line every 30 seconds ("label: 120/400, 3.1/s, 1.5 min
+    left").
+
+    Args:
+        total: number of items, including those of earlier runs. Default: `begun` plus the length of
+            `iterable`, if it has one.
+        begun: items that earlier runs have done.
     """
     if total is None and isinstance(iterable, Sized):
         total = begun + len(iterable)
@@ -63,11 +67,11 @@ class _Rate(ProgressColumn):
 
 
 def _lines(iterable: Iterable[T], total: int | None, label: str, begun: int) -> Iterator[T]:
-    start = said = time.monotonic()
+    start = logged = time.monotonic()
     for done, item in enumerate(iterable, begun):
         now = time.monotonic()
-        if now - said >= LOG_EVERY:
-            said = now
+        if now - logged >= LOG_EVERY:
+            logged = now
             state = _state(done, total, (done - begun) / (now - start))
             log.info("%s: %s", label, state, extra=logs.progress(label, done, total))
         yield item

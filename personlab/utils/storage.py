@@ -1,7 +1,6 @@
-"""Files on any file system that pyarrow knows: a local path, or a URI (s3://, gs://, abfs://, hdfs://, file://).
+"""Files on any file system that pyarrow supports: local paths and URIs (s3, gs, abfs, hdfs, file).
 
-A folder of a run is written so that a file appears complete or not at all, even if two processes write the
-same file at once: the last one stays, and nobody ever sees half of either.
+Files are written atomically, also when two processes write the same file at once: the last one wins.
 """
 
 import fcntl
@@ -22,16 +21,16 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 from personlab.errors import UserError
 from personlab.utils.files import write_atomic
 
-# What is written to these is there when it is closed, and not before.
-_WHOLE: Final = {"s3", "gcs", "abfs"}
+# File systems on which a file appears when it is closed, not before.
+_ATOMIC: Final = {"s3", "gcs", "abfs"}
 LOCK: Final = ".lock"
 
 
 def locate(place: str) -> tuple[FileSystem, str]:
-    """The file system of a path or URI, and its path there. In a URI, blanks and `#` are %20 and %23.
+    """The file system of a path or URI, and the path on it. In a URI, blanks and `#` are %20 and %23.
 
     Raises:
-        UserError: no such kind of URI, or its host or bucket cannot be reached.
+        UserError: the scheme is unknown, or the host or bucket cannot be reached.
     """
     if "://" not in place:
         return LocalFileSystem(), str(Path(place).absolute())
@@ -44,23 +43,23 @@ def locate(place: str) -> tuple[FileSystem, str]:
     return system, path.rstrip("/") or "/"
 
 
-@cache  # asking an object store where a bucket is takes longer than reading a picture from it
+@cache  # looking up the region of a bucket takes longer than reading an image from it
 def _system(scheme: str, host: str, query: str) -> tuple[FileSystem, str]:
     system, root = FileSystem.from_uri(f"{scheme}://{host}/{'?' if query else ''}{query}")
     return system, root
 
 
 def open_file(place: str) -> Any:
-    """The file at a path or URI, for reading anywhere in it (pyarrow.NativeFile)."""
+    """Open the file at a path or URI for random access (pyarrow.NativeFile)."""
     system, path = locate(place)
     return system.open_input_file(path)
 
 
 def kind(place: str) -> FileType:
-    """Whether there is a file, a folder or nothing.
+    """Whether a path or URI is a file, a folder or does not exist.
 
     Raises:
-        UserError: nobody can say.
+        UserError: the file system does not answer.
     """
     system, path = locate(place)
     try:
@@ -71,12 +70,12 @@ def kind(place: str) -> FileType:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder, there or not. place: path or URI."""
+    """A folder, which may not exist yet."""
 
-    place: str
+    place: str  # path or URI
 
     def open(self, name: str) -> Any:
-        """A file of the folder, for reading anywhere in it (pyarrow.NativeFile)."""
+        """Open a file of the folder for random access (pyarrow.NativeFile)."""
         system, path = self._at(name)
         return system.open_input_file(path)
 
@@ -86,7 +85,7 @@ class Folder:
         return content
 
     def files(self, *, recursive: bool = False) -> list[str]:
-        """Names of the files, relative to the folder, in no particular order; none if there is no folder.
+        """Names of the files, relative to the folder, in any order; none if the folder does not exist.
 
         Raises:
             UserError: the folder cannot be listed.
@@ -100,10 +99,10 @@ class Folder:
         return [info.path[start:] for info in found if info.type == FileType.File]
 
     def create(self) -> None:
-        """Make the folder, and see that files can be written to it.
+        """Create the folder, if it does not exist, and check that files can be written to it.
 
         Raises:
-            UserError: they cannot.
+            UserError: it cannot be created or written to.
         """
         system, path = locate(self.place)
         with writing(self.place):
@@ -113,44 +112,44 @@ class Folder:
             self.delete(probe)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a whole file, atomically, over what may be there.
+        """Write or replace a file, atomically.
 
-        On HDFS and what fsspec brings, a reader may miss the file for a moment while it is replaced.
+        On HDFS and fsspec's file systems the file does not exist for a moment while it is replaced.
         """
         system, path = self._at(name)
-        passing = f".{name}.{uuid.uuid4().hex}"  # another process may be writing the same file
+        temporary = f".{name}.{uuid.uuid4().hex}"  # another process may be writing the same file
         if isinstance(system, LocalFileSystem):
-            unique = Path(path).with_name(passing)
+            unique = Path(path).with_name(temporary)
             write_atomic(unique, content)
             unique.replace(path)
-        elif system.type_name in _WHOLE:
+        elif system.type_name in _ATOMIC:
             _put(system, path, content)
         else:
-            unique_path = self._at(passing)[1]
+            unique_path = self._at(temporary)[1]
             _put(system, unique_path, content)
             self.delete(name)
             system.move(unique_path, path)
 
     def delete(self, name: str) -> None:
-        """Delete a file, if there is one."""
+        """Delete a file, if it exists."""
         system, path = self._at(name)
         with suppress(FileNotFoundError):
             system.delete_file(path)
 
     def clear(self, name: str = "") -> None:
-        """Delete a folder in this one with all that it holds, or all of this one; if there is one."""
+        """Delete a subfolder, or by default this folder, with its contents, if it exists."""
         system, path = self._at(name) if name else locate(self.place)
         with suppress(FileNotFoundError):
             system.delete_dir(path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out of the folder for the time of the block, or until this process is dead.
+        """Lock the folder for the time of the block; the lock is released if the process dies.
 
-        Only local folders can be locked (and network folders whose server locks); others never are.
+        Only local folders, and network folders whose server supports locks, are locked.
 
         Raises:
-            UserError: another run is in it.
+            UserError: another process has locked it.
         """
         system, path = self._at(LOCK)
         if not isinstance(system, LocalFileSystem):
@@ -172,7 +171,7 @@ class Folder:
 
 @contextmanager
 def writing(place: str) -> Iterator[None]:
-    """Say of what goes wrong in the block that `place` cannot be written to."""
+    """Turn errors of the file system into UserErrors that name `place`."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
