@@ -55,7 +55,7 @@ def job(
     part_size: int = 4,
     infer: Infer = INFER,
     decode: Decode = DECODE,
-    read: DecodeImage = picture.decode,
+    read: DecodeImage = images.decode,
 ) -> tuple[Job, Listing]:
     listing = inputs.find(str(wanted))
     plan = make_plan(listing, weights, infer, decode, part_size=part_size)

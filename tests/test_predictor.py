@@ -12,7 +12,6 @@ from pycocotools import mask as rle_tools
 from torch import Tensor, nn
 
 from personlab import params
-from personlab.codec.decode import Decoder
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, padded_side
 from personlab.data.example import project_people
