@@ -5,8 +5,8 @@
 Every round times each step once and lets tfjs decode once, so that whatever else the machine does meets
 both. The table shows medians, and in brackets the fastest round, which says more on a busy machine; below it
 stands how the whole pose decode grows with the number of people.
-Without Node, or without a network to install body-pix over, our own figures stand alone. On a machine whose cores others use as well, measure with
-one thread: two wait for each other.
+Without Node, or without a network to install body-pix over, our own figures stand alone. On a machine whose
+cores others use as well, measure with one thread: two wait for each other.
 """
 
 import argparse

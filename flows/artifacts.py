@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from personlab.report import data_uri
 from personlab.report.differences import Difference, compare, flatten, shown
 
+PICTURES = {".jpg", ".png"}
 PICTURE_BYTES = 700_000  # a third more as base64
 PICTURE_IN_MARKDOWN = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 
@@ -29,53 +29,37 @@ Row = dict[str, Any]
 
 @contextmanager
 def for_show(what: str) -> Iterator[None]:
-    """Around what is only there to be looked at: that it fails is said in the log, and fails nothing else."""
+    """Around what only shows results: an error is logged as a warning and fails nothing else."""
     try:
         yield
     except Exception as error:
         get_run_logger().warning("%s cannot be shown: %s: %s", what, type(error).__name__, error)
 
 
-@dataclass(frozen=True)
-class StageArtifacts:
-    """What the flow of a stage shows; files that a run did not write are left out.
+def publish(stage: str, project: Path) -> None:
+    """Publish what a stage left as artifacts of the running flow, each with a history of its own.
 
-    Its metrics are data/metrics/<stage>.json, its curves folders in data/plots/<stage>, everything else files
-    of data/<stage>.
+    Metrics are data/metrics/<stage>.json, curves the folders of data/plots/<stage>; pictures and reports lie
+    at the top of data/<stage>. What a stage does not have is left out.
     """
+    folder = project / "data" / stage
+    metrics = Path("data/metrics", f"{stage}.json")
+    if (project / metrics).is_file():
+        publish_metrics(stage, metrics, project)
+    for curve in sorted((project / "data/plots" / stage).glob("*/")):
+        if points := read_curves(curve):
+            create_table_artifact(points, key=artifact_key(stage, curve), description=f"{curve.name} by step")
+    for picture in sorted(each for each in folder.glob("*") if each.suffix in PICTURES):
+        # markdown, because the UI prints the whole URL below an image artifact
+        shown = f"![{picture.name}]({data_uri.jpeg(picture, PICTURE_BYTES)})"
+        create_markdown_artifact(shown, key=artifact_key(stage, picture), description=picture.name)
+    for report in sorted(folder.glob("*.md")):
+        create_markdown_artifact(with_pictures(report), key=artifact_key(stage, report))
 
-    stage: str
-    tables: tuple[str, ...] = ()  # flat JSON objects
-    curves: tuple[str, ...] = ()  # folders
-    pictures: tuple[str, ...] = ()
-    reports: tuple[str, ...] = ()  # markdown
 
-    def publish(self, project: Path) -> None:
-        """Publish the files as artifacts of the running flow, each with a history of its own."""
-        folder = project / "data" / self.stage
-        metrics = Path("data/metrics", f"{self.stage}.json")
-        if (project / metrics).is_file():
-            publish_metrics(self.stage, metrics, project)
-        for name in self._present(self.tables, folder):
-            rows = [{"name": key, "value": value} for key, value in read_flat(folder / name).items()]
-            create_table_artifact(rows, key=self._key(name), description=f"data/{self.stage}/{name}")
-        for name in self.curves:
-            if points := read_curves(project / "data/plots" / self.stage / name):
-                create_table_artifact(
-                    points, key=self._key(name), description=f"data/plots/{self.stage}/{name}"
-                )
-        for name in self._present(self.pictures, folder):
-            # markdown, because the UI prints the whole URL below an image artifact
-            picture = f"![{name}]({data_uri.jpeg(folder / name, PICTURE_BYTES)})"
-            create_markdown_artifact(picture, key=self._key(name), description=f"data/{self.stage}/{name}")
-        for name in self._present(self.reports, folder):
-            create_markdown_artifact(with_pictures(folder / name), key=self._key(name))
-
-    def _present(self, names: tuple[str, ...], folder: Path) -> Iterator[str]:
-        return (name for name in names if (folder / name).is_file())
-
-    def _key(self, name: str) -> str:
-        return f"{self.stage}-{re.sub('[^a-z0-9]+', '-', Path(name).stem.lower())}"
+def artifact_key(stage: str, path: Path) -> str:
+    """E.g. "evaluate-pr-curves"."""
+    return f"{stage}-{re.sub('[^a-z0-9]+', '-', path.stem.lower())}"
 
 
 def read_curves(folder: Path) -> list[Row]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from dvc.config_schema import RelPath
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.utils.hydra import apply_overrides
@@ -82,12 +83,15 @@ def bring_to(place: Path, project: Path, commit: str) -> None:
 
 
 def share_cache(project: Path, folder: Path) -> None:
-    """DVC's local settings as in the project (remotes and their keys, say), and its cache."""
+    """DVC's local settings as in the project (remotes and their keys, say), and its cache.
+
+    The cache is set by a relative path: DVC escapes letters outside ASCII in an absolute one.
+    """
     local = Path(".dvc/config.local")
     if (project / local).is_file():
         (folder / local).write_bytes((project / local).read_bytes())
     with Repo(str(project)) as ours, Repo(str(folder)) as theirs, theirs.config.edit("local") as settings:
-        settings.setdefault("cache", {})["dir"] = ours.cache.local.path
+        settings.setdefault("cache", {})["dir"] = RelPath(ours.cache.local_cache_dir)
 
 
 def override(file: Path, overrides: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from flows import results
 from flows.artifacts import for_show
 from flows.checkout import Checkout, checkout
 from flows.results import Verdict
-from flows.stages import HERE, STAGES, acquire
+from flows.stages import HERE, STAGES, run_stage
 from flows.tools import end_sub_flows, listener, personlab
 from personlab.errors import UserError
 from personlab.registry.models import Registry
@@ -85,9 +85,8 @@ def run_stages(made: Checkout, *, refresh: bool) -> Outcomes:
     """The stages up to the first that fails."""
     outcomes: Outcomes = []
     for stage in STAGES:
-        forced = {"refresh": refresh} if stage is acquire else {}
-        state = stage(made.folder, **forced, return_state=True)
-        outcomes.append((stage.name, state))
+        state = run_stage(stage, made.folder, refresh and stage == "acquire", return_state=True)
+        outcomes.append((stage, state))
         if not state.is_completed():
             break
     rows = [{"stage": name, "outcome": state.name, "reason": state.message} for name, state in outcomes]

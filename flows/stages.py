@@ -1,13 +1,13 @@
 """The stages of dvc.yaml as Prefect flows: one flow, one deployment per stage.
 
-A run brings a stage up to date with `dvc repro <stage>`, shows its log and progress, and publishes what it made.
-Stages that it needs and that are out of date run first. A stage that is up to date does not run; the flow then
-ends as `Cached`, with DVC's reason.
+A run brings a stage up to date with `dvc repro <stage>`, shows its log and progress, and publishes what it
+made. Stages that it needs and that are out of date run first. A stage that is up to date does not run; the
+flow then ends as `Cached`, with DVC's reason.
 
     python -m flows.stages ingest
 
-Only `acquire` is retried, and only if it downloads: elsewhere the same input fails the same way again, and Ray
-restarts the workers of a training from their last checkpoint.
+Only `acquire` is retried, and only if it downloads: elsewhere the same input fails the same way again, and
+Ray restarts the workers of a training from their last checkpoint.
 """
 
 import argparse

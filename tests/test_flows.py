@@ -28,13 +28,13 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.states import Crashed, Running
 
 import personlab.utils.supervisor
-from flows.artifacts import PICTURE_BYTES, StageArtifacts, with_pictures
+from flows.artifacts import PICTURE_BYTES, publish, with_pictures
 from flows.deployments import deployments
 from flows.progress import ProgressBar
 from flows.repro import repro
 from flows.results import verdict_text
 from flows.retrain import Retraining, retrain
-from flows.stages import STAGES, acquire, downloads, evaluate, ingest, reproduce_patiently, targets
+from flows.stages import STAGES, downloads, reproduce_with_retries, run_stage
 from flows.tools import end_sub_flows
 from flows.ui import end_orphans
 from personlab.report import data_uri
@@ -43,8 +43,12 @@ from personlab.utils.supervisor import end_group
 from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
 
-NAMES = [stage.name for stage in STAGES]
-FLOWS = ["retrain", "batch-inference", "evaluation"]
+SERVED = [
+    "retrain/retrain",
+    "batch-inference/batch-inference",
+    "evaluation/evaluation",
+    *(f"stage/{name}" for name in STAGES),
+]
 
 # what a stage of the small project does: fail if its input says so, else write its outputs
 MAKE = """
@@ -58,10 +62,11 @@ if text == "bad":
     sys.exit(f"personlab: input/{stage}.txt: row 3 is bad\\n  write another row")
 out = Path("data", stage)
 out.mkdir(parents=True)
-(out / "metrics.json").write_text(json.dumps({"rows": int(text), "keypoints": {"AP": int(text) / 8}}))
-if stage == "acquire":
-    (out / "metrics.json").unlink()
-    (out / "source.json").write_text(json.dumps({"source": "sample"}))
+(out / "table.txt").write_text(text)
+metrics = Path("data/metrics")
+metrics.mkdir(exist_ok=True)
+rows = {"rows": int(text), "keypoints": {"AP": int(text) / 8}}
+(metrics / f"{stage}.json").write_text(json.dumps(rows))
 if stage == "ingest":
     Image.new("RGB", (40, 30), "red").save(out / "sheet.jpg")
 if stage == "evaluate":
@@ -97,10 +102,15 @@ def project(tmp_path: Path) -> Project:
     (tmp_path / "make.py").write_text(MAKE)
     (tmp_path / "input").mkdir()
     stages: dict[str, Any] = {}
-    for before, name in zip([None, *NAMES], NAMES, strict=False):
+    for before, name in zip([None, *STAGES], STAGES, strict=False):
         made.give(name, "3")
         deps = ["make.py", f"input/{name}.txt", *([f"data/{before}"] if before else [])]
-        stages[name] = {"cmd": f"python make.py {name}", "deps": deps, "outs": [f"data/{name}"]}
+        stages[name] = {
+            "cmd": f"python make.py {name}",
+            "deps": deps,
+            "outs": [f"data/{name}"],
+            "metrics": [{f"data/metrics/{name}.json": {"cache": False}}],
+        }
     (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     (tmp_path / "params.yaml").write_text("acquire: {source: sample}\n")
     return made
@@ -108,7 +118,7 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.mark.slow
 def test_a_stage_shows_what_it_made(prefect_server: None, project: Project) -> None:
-    first = evaluate(project.folder, return_state=True)
+    first = run_stage("evaluate", project.folder, return_state=True)
     shown = artifacts_of(run_of(first))
     assert shown.keys() == {"evaluate-metrics", "evaluate-gallery", "evaluate-report"}
     report = shown["evaluate-report"].data
@@ -117,12 +127,12 @@ def test_a_stage_shows_what_it_made(prefect_server: None, project: Project) -> N
     assert "evaluate: hello from the stage" in [message for _, message in log_of(run_of(first))]
 
     project.commit()
-    again = evaluate(project.folder, return_state=True)
+    again = run_stage("evaluate", project.folder, return_state=True)
     assert (again.name, again.message) == ("Cached", "Stage 'evaluate' didn't change, skipping")
     assert {row["change"] for row in table_of(run_of(again), "evaluate-metrics")} == {"="}
 
     project.give("evaluate", "4")
-    third = evaluate(project.folder, return_state=True)
+    third = run_stage("evaluate", project.folder, return_state=True)
     assert third.name == "Completed"
     assert table_of(run_of(third), "evaluate-metrics") == [
         {"metric": "rows", "now": 4, "last commit": 3, "change": "+1"},
@@ -134,30 +144,30 @@ def test_a_stage_shows_what_it_made(prefect_server: None, project: Project) -> N
 def test_a_stage_alone_makes_what_it_needs_whether_it_can_be_shown_or_not(
     prefect_server: None, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ingest(project.folder) is True
-    assert (project.folder / "data" / "acquire" / "source.json").is_file()
+    assert run_stage("ingest", project.folder) is True
+    assert (project.folder / "data/acquire/table.txt").is_file()
 
     def fail(*_: Any) -> None:
         raise OSError("no such picture")
 
-    monkeypatch.setattr(StageArtifacts, "publish", fail)
-    again = ingest(project.folder, return_state=True)
+    monkeypatch.setattr("flows.stages.publish", fail)
+    again = run_stage("ingest", project.folder, return_state=True)
     assert again.name == "Cached"
     assert (30, "data/ingest cannot be shown: OSError: no such picture") in log_of(run_of(again))
     project.give("targets", "bad")
     with pytest.raises(CommandError, match=r"^personlab: input/targets.txt: row 3"):
-        targets(project.folder)
+        run_stage("targets", project.folder)
 
 
 @pytest.mark.slow
 def test_acquire_tries_again_only_where_it_downloads(
     prefect_server: None, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.stages.reproduce_patiently.retry_delay_seconds", [0, 0])
+    monkeypatch.setattr("flows.stages.reproduce_with_retries.retry_delay_seconds", [0, 0])
     project.give("acquire", "bad")
 
     def tries() -> int:
-        log = log_of(run_of(acquire(project.folder, return_state=True)))
+        log = log_of(run_of(run_stage("acquire", project.folder, return_state=True)))
         return sum(message == "personlab: input/acquire.txt: row 3 is bad" for _, message in log)
 
     assert tries() == 1
@@ -313,7 +323,7 @@ def test_a_progress_bar_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPat
 
     bar.hear(OutputLine("train: hello"))
     assert shown == []
-    hear("train: going on from step 500", 500)  # what was done before says nothing of the pace
+    hear("train: resuming from step 500", 500)  # what was done before says nothing of the pace
     now = 1.0
     hear("train: seg 0.4", 510)  # too soon
     now = 10.0
@@ -325,7 +335,7 @@ def test_a_progress_bar_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPat
     now = 21.0
     hear("train: 1000/1000, 10.0/s", 1000)
     assert shown == [
-        (50.0, "train: 500 of 1000; going on from step 500"),
+        (50.0, "train: 500 of 1000; resuming from step 500"),
         (60.0, "train: 600 of 1000, 40 s left; seg 0.3"),
         (80.0, "train: 800 of 1000, 13 s left; seg 0.2"),
         (100.0, "train: 1000 of 1000, 0 s left; seg 0.2"),
@@ -351,15 +361,14 @@ def test_curves_are_a_row_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         "flows.artifacts.create_table_artifact", lambda rows, key, description: made.update({key: rows})
     )
-    shows = StageArtifacts("train", curves=("ap",))
-    shows.publish(tmp_path)  # there may be none
+    publish("train", tmp_path)  # there may be none
     assert made == {}
     folder = tmp_path / "data/plots/train/ap"
     folder.mkdir(parents=True)
     for name, values in (("keypoints", (0.25, 0.123456)), ("segm", (0.0, 1e-3))):
         rows = [f"{step}\t{value}\n" for step, value in zip((500, 1000), values, strict=True)]
         (folder / f"{name}.tsv").write_text("".join((f"step\t{name}\n", *rows)))
-    shows.publish(tmp_path)
+    publish("train", tmp_path)
     assert made == {
         "train-ap": [
             {"step": 500, "keypoints": 0.25, "segm": 0.0},
@@ -368,22 +377,54 @@ def test_curves_are_a_row_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
 
 
-def test_every_flow_is_deployed_one_run_at_a_time() -> None:
-    made = deployments()
-    assert [deployment.flow_name for deployment in made] == [*FLOWS, *NAMES]
-    assert {deployment.concurrency_limit for deployment in made} == {1}
+def test_every_flow_and_stage_is_deployed_one_run_at_a_time() -> None:
+    made = list(deployments())
+    assert [f"{each.flow_name}/{each.name}" for each in made] == SERVED
+    assert {each.concurrency_limit for each in made} == {1}
+    assert [each.parameters["stage"] for each in made if each.flow_name == "stage"] == list(STAGES)
     assert made[0].entrypoint == "flows.retrain.retrain"
     (weekly,) = made[0].schedules or []
     assert getattr(weekly.schedule, "cron", None) == "0 3 * * 1"
     assert Retraining.model_validate(weekly.parameters["settings"]).refresh_data
-    assert not any(deployment.schedules for deployment in made[1:])
-    pool = yaml.safe_load((ROOT / "flows/prefect.yaml").read_text())["deployments"]
-    assert [(each["entrypoint"], each["concurrency_limit"]) for each in pool] == [
-        (f"flows/{name}.py:{name}", 1) for name in (flow.replace("-", "_") for flow in FLOWS)
-    ]
-    (weekly,) = pool[0]["schedules"]
-    assert weekly["cron"] == "0 3 * * 1"
-    assert weekly["parameters"] == made[0].schedules[0].parameters
+    assert not any(each.schedules for each in made[1:])
+
+
+def test_stages_are_those_of_the_pipeline_in_its_order() -> None:
+    assert list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]) == list(STAGES)
+
+
+@pytest.mark.slow
+def test_prefect_itself_deploys_the_file_to_a_work_pool(prefect_server: None) -> None:
+    prefect("work-pool", "create", "--type", "process", "personlab")
+    prefect("--no-prompt", "deploy", "--all")
+    with get_client(sync_client=True) as client:
+        deployed = {each.name: each for each in client.read_deployments()}
+    assert deployed.keys() >= {name.partition("/")[2] for name in SERVED}
+    assert deployed["train"].parameters == {"stage": "train"}
+    assert deployed["retrain"].work_pool_name == "personlab"
+
+
+def prefect(*arguments: str) -> None:
+    from prefect.settings import PREFECT_API_URL
+
+    environment = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    subprocess.run((sys.executable, "-m", "prefect", *arguments), cwd=ROOT, env=environment, check=True)
+
+
+def test_the_automation_for_runs_whose_worker_is_gone_is_one() -> None:
+    made = AutomationCore.model_validate(yaml.safe_load((ROOT / "flows/automations.yaml").read_text()))
+    assert isinstance(made.trigger, EventTrigger)
+    assert made.trigger.expect >= {"prefect.flow-run.heartbeat", "prefect.flow-run.Completed"}
+
+
+def test_without_a_server_the_error_says_how_to_start_one(tmp_path: Path) -> None:
+    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": str(ROOT)}
+    command = (sys.executable, "-m", "flows.deployments")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: no Prefect server answers" in done.stderr
+    assert "make ui" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def loaded_by(module: str) -> Sequence[str]:
@@ -412,8 +453,10 @@ def test_runs_whose_runner_is_gone_do_not_count_as_running(prefect_server: None)
         deployment = client.create_deployment(flow_id, "local")
         run = client.create_flow_run_from_deployment(deployment)
         client.set_flow_run_state(run.id, Running(), force=True)
-        call = client.create_task_run(reproduce_patiently, run.id, dynamic_key="0")
-        stage = client.create_flow_run(acquire, parent_task_run_id=call.id, state=Running())
+        call = client.create_task_run(reproduce_with_retries, run.id, dynamic_key="0")
+        stage = client.create_flow_run(
+            run_stage, parameters={"stage": "acquire"}, parent_task_run_id=call.id, state=Running()
+        )
         end_orphans(str(PREFECT_API_URL.value()))
         state = client.read_flow_run(run.id).state
         assert state is not None

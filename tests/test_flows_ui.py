@@ -79,9 +79,9 @@ def test_the_ui_starts_serves_every_flow_starts_a_killed_runner_again_and_stops(
         assert ui.stdout is not None
         said = "".join(iter(ui.stdout.readline, "Deployments\n"))
         assert f"Prefect UI: http://127.0.0.1:{port}" in said
-        names = [deployment.flow_name for deployment in deployments()]
+        names = [f"{each.flow_name}/{each.name}" for each in deployments()]
         served = {line for _, line in zip(range(14), ui.stdout, strict=False)}
-        assert all(any(f" {name}/local " in line for line in served) for name in names)
+        assert all(any(f" {name} " in line for line in served) for name in names)
         assert set(next_runs(port).values()) == {"03:00:00"}
         check_strangers(port)
         os.kill(child_of(child_of(ui.pid, "flows.deployments"), "flows.deployments"), signal.SIGKILL)

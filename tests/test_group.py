@@ -157,8 +157,8 @@ def test_no_seeds() -> None:
 def accepted(*seeds: tuple[float, float, int], most: int = 200, eye: float = 0.0) -> list[float]:
     """Where the first keypoints of the accepted poses are.
 
-    Offsets are zero: the keypoints of a pose are all at its seed, but for the left eye, which the nose's offset
-    puts `eye` pixels to the right.
+    Offsets are zero: the keypoints of a pose are all at its seed, but for the left eye, which the nose's
+    offset puts `eye` pixels to the right.
     """
     fields = random_fields(0, rows=4, columns=5, stride=8, spread=0.0)
     fields.mid[0, EDGES.index((0, 1)), 0] = eye

@@ -1,8 +1,9 @@
 """Fields -> people: voting, grouping, scores and masks (paper, sections 3.1 and 3.2).
 
-The input is a pyramid of one or more levels, each the fields of the same image at its own scale. All levels vote
-into one accumulator, and every step of a trace is the weighted mean of their offsets. A mask is that of the level
-whose embeddings agree best with the pose. Decoding runs on the host; fields on a GPU are copied there first.
+The input is a pyramid of one or more levels, each the fields of the same image at its own scale. All levels
+vote into one accumulator, and every step of a trace is the weighted mean of their offsets. A mask is that of
+the level whose embeddings agree best with the pose. Decoding runs on the host; fields on a GPU are copied
+there first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

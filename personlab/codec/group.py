@@ -1,8 +1,8 @@
 """Greedy decoding: seeds become poses (paper, section 3.1, "Fast greedy decoding").
 
-Seeds of all keypoint types are taken best first. One within r pixels of the same keypoint of an accepted person
-is rejected; from any other the mid-range offsets are followed along the tree. No keypoint type is preferred, and
-positions are not snapped to other maxima.
+Seeds of all keypoint types are taken best first. One within r pixels of the same keypoint of an accepted
+person is rejected; from any other the mid-range offsets are followed along the tree. No keypoint type is
+preferred, and positions are not snapped to other maxima.
 """
 
 from collections.abc import Sequence
@@ -51,8 +51,8 @@ def find_people(
 def presence(levels: Sequence[Level], frame: Frame, keypoints: Tensor) -> Tensor:
     """p_k(y_jk), the mean over the levels; 0 outside the image: N x K x 2 frame pixels -> N x K.
 
-    Keypoints up to half a level pixel outside the outermost pixels count as inside: a keypoint on the border is
-    traced to one side of it or the other.
+    Keypoints up to half a level pixel outside the outermost pixels count as inside: a keypoint on the border
+    is traced to one side of it or the other.
     """
     found = _presence(views(levels, frame), array(keypoints), frame.height, frame.width)
     return torch.from_numpy(found)
@@ -113,7 +113,8 @@ def _mean_offset(
 ) -> tuple[float, float]:
     """A mid- or short-range offset at a frame position, in frame pixels: the mean over the levels.
 
-    A level counts by its weight and by its probability that keypoint `kind`, where the offset starts, is here.
+    A level counts by its weight and by its probability that keypoint `kind`, where the offset starts, is
+    here.
     """
     total = across = down = 0.0
     for level in levels:

@@ -1,4 +1,4 @@
-"""Hough voting (paper, equation 1): heatmaps and short-range offsets become sharp score maps, and their maxima.
+"""Hough voting (paper, equation 1): heatmaps and short-range offsets become score maps, and their maxima.
 
     h_k(x) = 1 / (pi R^2) * sum_i p_k(x_i) B(x_i + S_k(x_i) - x)
 
@@ -80,8 +80,8 @@ def cast_votes(
 ) -> Index:
     """Equation 1: add the vote of every cell, bilinearly; votes outside the map are lost.
 
-    Returns the bins (flat indices) that these votes lift above the threshold. Votes only add, so a bin crosses
-    the threshold once, and the maps need not be searched for the bins above it.
+    Returns the bins (flat indices) that these votes lift above the threshold. Votes only add, so a bin
+    crosses the threshold once, and the maps need not be searched for the bins above it.
     """
     kinds, height, width = heatmap.shape
     rows, columns = score.shape[1:]

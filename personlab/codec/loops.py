@@ -1,9 +1,9 @@
 """What the compiled loops of the decoder share: the decorator, host arrays, and the bilinear sampler.
 
 Decoding looks only at what it needs: bins that votes have reached, seeds that are not claimed yet, cells that
-show people, pixels on the rims of masks. Such loops are fast on a CPU core once they are compiled, which numba
-does when a loop is first called (about ten seconds in all); the machine code is cached beside these files.
-`python -m personlab.codec.warmup` compiles them beforehand.
+show people, pixels on the rims of masks. Such loops are fast on a CPU core once they are compiled, which
+numba does when a loop is first called (about ten seconds in all); the machine code is cached beside these
+files. `python -m personlab.codec.warmup` compiles them beforehand.
 """
 
 from collections.abc import Callable

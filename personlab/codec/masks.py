@@ -107,8 +107,8 @@ def full_resolution(
     seg H x W and distance N x H x W are on the output cells; image pixel (x, y) is cell (step * x, step * y).
     Both are interpolated bilinearly before they are cut at 0.5 and `threshold`. The distance is interpolated
     among person cells alone, since it means nothing elsewhere, and counts as at most twice the threshold: the
-    border between two people then lies half-way between their cells, however far apart they are. Pixels belong
-    to every person close enough: the assignment is not exclusive.
+    border between two people then lies half-way between their cells, however far apart they are. Pixels
+    belong to every person close enough: the assignment is not exclusive.
     """
     for each in distance:
         yield torch.from_numpy(_mask(array(seg), array(each), step, height, width, threshold, PERSON))

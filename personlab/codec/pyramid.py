@@ -1,7 +1,7 @@
 """The fields of one image at several scales, and the frame in which they are combined.
 
-Offsets stay in pixels of their own level until they have become positions; positions are combined in pixels of
-a common frame. A single scale is a pyramid of one level.
+Offsets stay in pixels of their own level until they have become positions; positions are combined in pixels
+of a common frame. A single scale is a pyramid of one level.
 """
 
 import math

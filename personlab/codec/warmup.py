@@ -1,4 +1,4 @@
-"""Compile the decoder's loops, so that processes that start to decode need not: python -m personlab.codec.warmup"""
+"""Compile the decoder's loops before they are first needed: python -m personlab.codec.warmup"""
 
 import torch
 

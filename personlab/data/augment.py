@@ -20,7 +20,7 @@ _MAGNIFIED: Final = 2.0
 
 
 def augmented(row: Mapping[str, Any], train: Train, *, epoch: int) -> Example:
-    """A shard row seen through a random transform: the paper's, or around a person if `train.person_sizes` is set.
+    """A shard row seen through a random transform: the paper's, or around a person (`train.person_sizes`).
 
     The transform depends on the seed, the epoch and the image alone, so that it is the same whichever worker
     draws it and however often the run was interrupted.

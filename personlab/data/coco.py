@@ -1,4 +1,4 @@
-"""Read a COCO layout: annotation JSON and image files in, checked images and people out, every reject explained.
+"""Read a COCO layout: annotation JSON and image files -> checked images and people, and every reject.
 
     root/annotations/person_keypoints_{train,val}2017.json
     root/{train,val}2017/

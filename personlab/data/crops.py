@@ -89,7 +89,7 @@ def _detail(transform: Transform, box: Box, person_height: float) -> float:
 def person_crop(
     image: ImageArray, box: Box, *, height: int, width: int, person_height: float = math.inf
 ) -> tuple[ImageArray, Transform]:
-    """The crop around a box, with the detail of a person at most `person_height` pixels tall; its transform."""
+    """The crop around a box, in the detail of a person at most `person_height` pixels tall; its transform."""
     transform = crop_transform(box, height=height, width=width)
     return cut(image, transform, detail=_detail(transform, box, person_height)), transform
 

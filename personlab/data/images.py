@@ -59,7 +59,8 @@ def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
 
     Args:
         content: the bytes of the file.
-        apply_exif: rotate and mirror as the EXIF orientation says, as viewers do. Annotations in COCO's format
+        apply_exif: rotate and mirror as the EXIF orientation says, as viewers do. Annotations in COCO's
+        format
             refer to the pixels as they are stored, so annotated images are read without.
 
     Raises:

@@ -5,8 +5,8 @@ once per epoch. Step t takes the t-th `batch` images of the sequence, and every 
 number of workers and interruptions therefore change nothing.
 
 Threads decode and augment: while the network computes on a GPU, or between its steps on a CPU, where both
-would compete for the same cores (docs/notes/scaling.md). Ray Data could do it in other processes, at twice the
-processor time and without this order (docs/notes/reliability.md).
+would compete for the same cores (docs/notes/scaling.md). Ray Data could do it in other processes, at twice
+the processor time and without this order (docs/notes/reliability.md).
 """
 
 import itertools
@@ -27,7 +27,8 @@ from personlab.params import Train
 from personlab.tables.shards import RowGroup, row_groups, with_people
 from personlab.utils.prefetch import prefetch
 
-# Least number of rows and of batches that are shuffled among each other. Their image files are held in memory.
+# Least number of rows and of batches that are shuffled among each other. Their image files are held in
+# memory.
 _SHUFFLED_ROWS: Final = 1024
 _SHUFFLED_BATCHES: Final = 32
 
@@ -92,8 +93,8 @@ def _windows(groups: Sequence[RowGroup], batch: int, seed: int, epoch: int) -> I
 def shuffle_by_slot(slot: _Ints, rng: np.random.Generator) -> _Ints:
     """A random order of a window's rows: N positions -> N rows.
 
-    A slot (place in the batch) takes its rows from one run of neighbouring rows. A worker has only some of the
-    slots, so it needs only some of the row groups.
+    A slot (place in the batch) takes its rows from one run of neighbouring rows. A worker has only some of
+    the slots, so it needs only some of the row groups.
     """
     rows = np.empty_like(slot)
     rows[np.lexsort((rng.random(len(slot)), slot))] = np.arange(len(slot))

@@ -1,8 +1,8 @@
 """How the network sees an image: a scale, a shift and perhaps a mirror, without half-pixel shifts.
 
-A `Transform` maps image points to input points, p_input = scale * p_image + shift (x mirrored first if asked).
-Pixel (0, 0) of an unshifted transform is pixel (0, 0) of the image at every scale, so that annotations, output
-cells and pixels stay on one lattice.
+A `Transform` maps image points to input points, p_input = scale * p_image + shift (x mirrored first if
+asked). Pixel (0, 0) of an unshifted transform is pixel (0, 0) of the image at every scale, so that
+annotations, output cells and pixels stay on one lattice.
 """
 
 from dataclasses import dataclass

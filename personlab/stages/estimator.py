@@ -184,7 +184,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Crops (B x 3 x H x W uint8), keypoints (B x K x 2, crop pixels), which are labelled (B x K); of whom."""
+    """Crops (B x 3 x H x W uint8), keypoints (B x K x 2, crop pixels), which are labelled (B x K)."""
 
     tensors: tuple[Tensor, Tensor, Tensor]
     person_ids: list[int]

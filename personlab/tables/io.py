@@ -1,7 +1,7 @@
-"""Write and read tables as Parquet: checked before they are written, whole or not at all, same table, same bytes.
+"""Write and read tables as Parquet: checked, written whole or not at all; same table, same bytes.
 
-Plain Arrow types, rows sorted by the caller. The file's schema metadata holds the format version and the hash of
-the parameters that the table was made with.
+Plain Arrow types, rows sorted by the caller. The file's schema metadata holds the format version and the
+hash of the parameters that the table was made with.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Shards: images in one folder of Parquet parts, their people row for row in another, predictions in a third."""
+"""Shards: Parquet parts of images, of their people row for row, and of predictions."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """Run a command in a process group of its own and hear every line that it says.
 
-Whoever runs one and is cancelled, interrupted or killed leaves nothing running behind (`personlab.utils.supervisor`).
+Whoever runs one and is cancelled, interrupted or killed leaves nothing running behind
+(`personlab.utils.supervisor`).
 """
 
 import json
