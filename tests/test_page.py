@@ -48,7 +48,7 @@ def champion(done: Path, tmp_path: Path) -> Version:
         commit="c",
         experiment=None,
         data=Data(train="t", val="v"),
-        params=Params(),
+        params=Params().model_dump(mode="json"),
         metrics={"keypoints": {"AP": 0.25}, "segm": {"AP": None}},
     )
     (tmp_path / "lineage.json").write_text(lineage.model_dump_json())
