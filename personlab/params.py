@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -44,7 +45,11 @@ def _none_if_random(value: Any) -> Any:
     return None if value == RANDOM else value
 
 
-Init = Annotated[str | None, BeforeValidator(_none_if_random)]
+Init = Annotated[
+    str | None,
+    BeforeValidator(_none_if_random),
+    PlainSerializer(lambda value: value or RANDOM, when_used="json"),  # for files that DVC reads
+]
 
 
 class Section(BaseModel):
@@ -257,10 +262,15 @@ def load(path: Path) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(_explain(detail) for detail in error.errors())) from None
+        raise UserError(f"{path}: {reasons(error)}") from None
 
 
-def _explain(detail: Any) -> str:
+def reasons(error: ValidationError) -> str:
+    """What is wrong with values, key by key, on one line."""
+    return "; ".join(_reason(detail) for detail in error.errors())
+
+
+def _reason(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_hint(key)}"

@@ -186,7 +186,7 @@ def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None
     output = dvc("repro", "--force", "--single-item", "train", folder=project)
     assert "resuming from step" in output
     assert "waiting for data; " in output
-    assert "s of validation besides" in output
+    assert "s of validation not included" in output
     assert weights.read_bytes() == uninterrupted
     assert curves_of(project) == curves  # no step is in them twice
     assert not list(project.glob("runs/train-*"))

@@ -185,12 +185,12 @@ def _read(folder: Path, experiment: Experiment, state: provenance.State, baselin
     if others := changed(flatten(experiment.params.model_dump()), flatten(made.model_dump())):
         names = ", ".join(each.name for each in others)
         raise UserError(f"{folder / 'params.yaml'}: DVC ran with other values than asked for: {names}")
-    val = folder / "data/targets/val"
-    images = shards.annotated(val)
+    val = folder / "data/ingest/val"
+    images = shards.annotated(val, folder / "data/targets/val")
     detections = shards.detections(folder / "data/infer", images, val)
     truth = ground_truth(images.values())
     people = [person for row in images.values() for person in row["people"] if not person["crowd"]]
-    budgets: dict[Task, int] = {"keypoints": KEYPOINT_BUDGET, "segm": experiment.params.infer.max_people}
+    budgets: dict[Task, int] = {"keypoints": KEYPOINT_BUDGET, "segm": experiment.params.decode.max_people}
     resampled: Resampled = {}
     for task, budget in budgets.items():
         matches = match(truth, detections, task, budget)
@@ -206,7 +206,7 @@ def _read(folder: Path, experiment: Experiment, state: provenance.State, baselin
         images=len(images),
         people=len(people),
         posed=sum(any(person["visibility"]) and not person["imputed"] for person in people),
-        metrics=json.loads((folder / "data/evaluate/metrics.json").read_text()),
+        metrics=json.loads((folder / "data/metrics/evaluate.json").read_text()),
         resampled=resampled,
     )
 

@@ -130,7 +130,7 @@ _TABLE4: Final = Table(
 
 def _scored(scoring: str, nms: str, figures: tuple[float, ...]) -> Row:
     title = f"{'Expected-OKS' if scoring == 'expected-oks' else 'Hough'}, {nms}"
-    return Row(title, figures, {"infer.scoring": scoring, "infer.nms": nms})
+    return Row(title, figures, {"decode.scoring": scoring, "decode.nms": nms})
 
 
 _FINAL_SCORING: Final = _scored(

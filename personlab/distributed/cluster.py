@@ -1,6 +1,6 @@
 """Where Ray comes from, and what there is of it.
 
-With RAY_ADDRESS (or the parameter ray.address) set, stages use that cluster; otherwise each starts a private
+With RAY_ADDRESS (or the parameter compute.ray_address) set, stages use that cluster; otherwise each starts a private
 one on this machine and takes it down again. Nothing else in the program knows which it is.
 """
 
@@ -36,7 +36,9 @@ def connect(address: str | None = None) -> Iterator[None]:
         try:
             ray.init(address=address, **quiet)
         except ConnectionError as error:
-            raise UserError(f"no Ray cluster at {address} (RAY_ADDRESS or ray.address): {error}") from error
+            raise UserError(
+                f"no Ray cluster at {address} (RAY_ADDRESS or compute.ray_address): {error}"
+            ) from error
         _set_up_data()
         try:
             yield

@@ -39,7 +39,7 @@ class Results:
     def scores(self) -> list[Difference]:
         """Every score, the champion's `before`."""
         before = self.champion.lineage.metrics if self.champion else {}
-        return compare(flatten(before), flatten(_json(self.folder / "data/evaluate/metrics.json")))
+        return compare(flatten(before), flatten(_json(self.folder / "data/metrics/evaluate.json")))
 
     @property
     def parameters(self) -> list[Difference]:
@@ -54,13 +54,13 @@ class Results:
     @cached_property
     def curves(self) -> dict[str, str]:
         """Precision over recall, an SVG for each task; the champion's mean dashed."""
-        now = _json(self.folder / "data/evaluate/plots/precision_recall.json")
+        now = _json(self.folder / "data/plots/evaluate/precision_recall.json")
         before = _json(self.champion.folder / "plots/precision_recall.json") if self.champion else []
         return {task: draw([*_series(now, task, before)], x="recall", y="precision") for task in TITLES}
 
     @property
     def keypoints(self) -> list[Row]:
-        rows: list[Row] = _json(self.folder / "data/evaluate/plots/oks_per_keypoint.json")
+        rows: list[Row] = _json(self.folder / "data/plots/evaluate/oks_per_keypoint.json")
         return rows
 
     @property
