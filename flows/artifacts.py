@@ -38,13 +38,10 @@ def for_show(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class StageArtifacts:
-    """What the flow of a stage shows; files that a run did not write are left out.
-
-    Its metrics are data/metrics/<stage>.json, its curves folders in data/plots/<stage>, everything else files
-    of data/<stage>.
-    """
+    """The files of data/<stage> that the stage's flow shows; one that a run did not write is left out."""
 
     stage: str
+    metrics: str | None = "metrics.json"
     tables: tuple[str, ...] = ()  # flat JSON objects
     curves: tuple[str, ...] = ()  # folders
     pictures: tuple[str, ...] = ()
@@ -53,17 +50,14 @@ class StageArtifacts:
     def publish(self, project: Path) -> None:
         """Publish the files as artifacts of the running flow, each with a history of its own."""
         folder = project / "data" / self.stage
-        metrics = Path("data/metrics", f"{self.stage}.json")
-        if (project / metrics).is_file():
-            publish_metrics(self.stage, metrics, project)
+        if self.metrics is not None and (folder / self.metrics).is_file():
+            publish_metrics(self.stage, folder.relative_to(project) / self.metrics, project)
         for name in self._present(self.tables, folder):
             rows = [{"name": key, "value": value} for key, value in read_flat(folder / name).items()]
             create_table_artifact(rows, key=self._key(name), description=f"data/{self.stage}/{name}")
         for name in self.curves:
-            if points := read_curves(project / "data/plots" / self.stage / name):
-                create_table_artifact(
-                    points, key=self._key(name), description=f"data/plots/{self.stage}/{name}"
-                )
+            if points := read_curves(folder / name):
+                create_table_artifact(points, key=self._key(name), description=f"data/{self.stage}/{name}")
         for name in self._present(self.pictures, folder):
             # markdown, because the UI prints the whole URL below an image artifact
             picture = f"![{name}]({data_uri.jpeg(folder / name, PICTURE_BYTES)})"

@@ -39,7 +39,7 @@ def acquire(project: Path = HERE, refresh: bool = False) -> State[bool]:
         project: the folder with dvc.yaml.
         refresh: look at the data again, though DVC knows of no change: it does not watch folders outside.
     """
-    shows = StageArtifacts("acquire", tables=("source.json",))
+    shows = StageArtifacts("acquire", metrics=None, tables=("source.json",))
     patience = reproduce_patiently if downloads(project) else reproduce
     return up_to_date(shows, project, patience, force=refresh)
 
@@ -91,7 +91,7 @@ def train(project: Path = HERE) -> State[bool]:
     Args:
         project: the folder with dvc.yaml.
     """
-    return up_to_date(StageArtifacts("train", curves=("ap",)), project)
+    return up_to_date(StageArtifacts("train", curves=("plots/ap",)), project)
 
 
 @flow(flow_run_name="infer", persist_result=False)

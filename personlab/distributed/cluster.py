@@ -1,7 +1,7 @@
 """Where Ray comes from, and what there is of it.
 
-With RAY_ADDRESS (or the parameter compute.ray_address) set, stages use that cluster; otherwise each starts a private
-one on this machine and takes it down again. Nothing else in the program knows which it is.
+With RAY_ADDRESS (or the parameter compute.ray_address) set, stages use that cluster; otherwise each starts a
+private one on this machine and takes it down again. Nothing else in the program knows which it is.
 """
 
 import logging

@@ -163,8 +163,8 @@ def _read_plan(out: Folder) -> Plan | None:
         return None
     except ValidationError:
         raise UserError(
-            f"{out.place}: {PLAN} is not of this version of personlab ({__version__}); finish the run with "
-            "the version that began it, or choose another folder"
+            f"{out.place}: {PLAN} is not of this version of personlab ({__version__}); finish with the "
+            "version that began it, or choose another folder"
         ) from None
 
 
