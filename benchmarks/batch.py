@@ -36,7 +36,7 @@ from personlab.inference import job as batch
 from personlab.inference.job import Job, Worker, make_plan
 from personlab.model import checkpoint
 from personlab.model.network import build
-from personlab.params import Codec, Infer, Model
+from personlab.params import Infer, Model
 from personlab.utils.storage import Folder
 
 _INFER = Infer(sides=(65,), stride=16, max_people=2)
@@ -83,7 +83,7 @@ def main() -> None:
 
 def _weights(path: Path) -> Path:
     torch.manual_seed(0)
-    network = build(Model(backbone="resnet18", width=8), Codec(radius=12, nms_radius=5, bin=1), stride=16)
+    network = build(Model(backbone="resnet18", width=8, radius=12), stride=16)
     checkpoint.save(path, network.state_dict(), network.card({}))
     return path
 

@@ -25,14 +25,14 @@ import torch
 from pycocotools.coco import COCO
 
 from benchmarks.tfjs import Scene, Tfjs, TfjsError, install
-from personlab.codec.decode import Decoder, Level
-from personlab.data.example import decode_jpeg
+from personlab.codec.decode import Decoder, Level, detections
+from personlab.data import images
 from personlab.metrics.bootstrap import interval, resampled_ap
 from personlab.metrics.coco import Array, Matches, Task, match
 from personlab.metrics.files import read_annotations
 from personlab.params import Infer
 from personlab.people import Detection
-from personlab.predictor import Predictor, detections
+from personlab.predictor import Predictor
 from personlab.utils.progress import progress
 
 CACHE = Path(".cache") / "bench-node"
@@ -135,7 +135,7 @@ def find(
     """The people that every method finds in every setting, by image."""
     found: Found = defaultdict(dict)
     for image_id in progress(sorted(truth.imgs), label="decoding"):
-        image = decode_jpeg(files[image_id].read_bytes(), name=files[image_id].name)
+        image = images.read(files[image_id], apply_exif=False)
         height, width = image.shape[:2]
         for predictor in predictors:
             levels = {side: predictor.level(image, side) for side in predictor.sides}

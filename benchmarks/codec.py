@@ -5,9 +5,8 @@
 Every round times each step once and lets tfjs decode once, so that whatever else the machine does meets
 both. The table shows medians, and in brackets the fastest round, which says more on a busy machine; below it
 stands how the whole pose decode grows with the number of people.
-Without Node, or without a network to install body-pix over, our own figures stand alone. Where there is
-a CUDA device, everything is measured there too. On a machine whose cores others use as well, measure with
-one thread: two wait for each other.
+Without Node, or without a network to install body-pix over, our own figures stand alone. On a machine whose
+cores others use as well, measure with one thread: two wait for each other.
 """
 
 import argparse
@@ -27,11 +26,13 @@ from rich.table import Table
 
 from benchmarks.scenes import RADIUS, SIDE, people, predicted
 from benchmarks.tfjs import Scene, Tfjs, TfjsError, install
-from personlab.codec.decode import Decoder, Level, steps_for
+from personlab.codec import hough as voting
+from personlab.codec.decode import Decoder, Level
 from personlab.codec.encode import encode
+from personlab.codec.group import find_people
 from personlab.codec.pyramid import Frame
 from personlab.codec.refine import refine
-from personlab.codec.score import Poses, soft_nms
+from personlab.codec.score import Poses, expected_oks, soft_nms
 
 CACHE = Path(".cache") / "bench-node"
 WARM_UP = 3
@@ -44,7 +45,7 @@ MASKS_PEOPLE, MASKS_ROUNDS = 10, 3
 class Timing:
     """One step at one stride with so many people, in milliseconds a call."""
 
-    who: str  # cpu, cuda or tfjs
+    who: str  # cpu or tfjs
     step: str
     stride: int
     people: int
@@ -73,13 +74,8 @@ def main() -> None:
 
 
 def measure(stride: int, count: int, tfjs: Tfjs | None, rounds: int) -> Iterator[Timing]:
-    """Every step on every device, and tfjs, in turns."""
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    calls = {
-        (device, step): _clocked(work, device)
-        for device in devices
-        for step, work in steps(stride, count, device).items()
-    }
+    """Every step, and tfjs, in turns."""
+    calls = {("cpu", step): _clocked(work) for step, work in steps(stride, count).items()}
     slow: dict[tuple[str, str], Callable[[], float]] = {}
     if tfjs:
         with tempfile.TemporaryDirectory() as folder:
@@ -102,33 +98,31 @@ def measure(stride: int, count: int, tfjs: Tfjs | None, rounds: int) -> Iterator
         yield Timing(who, step, stride, count, statistics.median(taken), min(taken))
 
 
-def steps(stride: int, count: int, device: str) -> dict[str, Callable[[], object]]:
+def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
     """The steps of the codec, each ready to be called alone."""
     instances = people(count, stride=stride)
-    fields = predicted(instances, stride=stride).to(device)
-    instances = instances.to(device)
+    fields = predicted(instances, stride=stride)
     decoder = Decoder(max_people=max(20, count))
     levels = [Level(fields, 1.0)]
     frame = Frame.common(levels, SIDE, SIDE)
-    loops = steps_for(fields.heatmap.device)
 
     def vote():  # type: ignore[no-untyped-def]
-        return loops.vote(levels, frame, radius=RADIUS, bin=decoder.bin, threshold=decoder.seed_threshold)
+        return voting.vote(levels, frame, radius=RADIUS, bin=decoder.bin, threshold=decoder.seed_threshold)
 
     def group():  # type: ignore[no-untyped-def]
-        return loops.find_people(
+        return find_people(
             levels,
             frame,
             seeds,
-            mid_steps=decoder.trace_refinements,
+            trace_refinements=decoder.trace_refinements,
             nms_radius=decoder.nms_radius,
             most=1000,
         )
 
     def score() -> object:
-        scores = loops.expected_oks(hough, found.keypoints, found.presence, radius=RADIUS)
+        scores = expected_oks(hough, found.keypoints, found.presence, radius=RADIUS)
         poses = Poses(found.keypoints, found.presence, scores, scores.mean(1))
-        return soft_nms(poses, nms_radius=decoder.nms_radius, claimed=loops.claimed)
+        return soft_nms(poses, nms_radius=decoder.nms_radius)
 
     hough, seeds = vote()
     found = group()
@@ -144,12 +138,10 @@ def steps(stride: int, count: int, device: str) -> dict[str, Callable[[], object
     }
 
 
-def _clocked(work: Callable[[], object], device: str) -> Callable[[], float]:
+def _clocked(work: Callable[[], object]) -> Callable[[], float]:
     def call() -> float:
         start = time.perf_counter()
         work()
-        if device == "cuda":
-            torch.cuda.synchronize()
         return (time.perf_counter() - start) * 1e3
 
     return call
@@ -158,7 +150,7 @@ def _clocked(work: Callable[[], object], device: str) -> Callable[[], float]:
 def table(timings: list[Timing]) -> Table:
     """A row for each step, stride and number of people; a column for each who."""
     by_who = {(t.who, t.step, t.stride, t.people): t for t in timings}
-    who = [name for name in ("cpu", "cuda", "tfjs") if any(t.who == name for t in timings)]
+    who = [name for name in ("cpu", "tfjs") if any(t.who == name for t in timings)]
     shown = Table(title=f"{SIDE} x {SIDE}, milliseconds a call: median (fastest)")
     for heading in ("step", "stride", "people", *who, *(["tfjs / cpu"] if "tfjs" in who else [])):
         shown.add_column(heading, justify="left" if heading == "step" else "right")

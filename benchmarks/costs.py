@@ -29,17 +29,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import photos
 from personlab import params, tables
+from personlab.codec.decode import detections
 from personlab.codec.fields import Fields
 from personlab.data import images as picture
 from personlab.data.crops import person_crop, read_image
-from personlab.data.example import decode_jpeg
+from personlab.data.example import pixels
 from personlab.data.transform import ImageArray
 from personlab.inference import inputs
 from personlab.inference import job as batch
 from personlab.model.estimator import Estimator, PersonFields
 from personlab.model.network import PersonLab
 from personlab.params import Codec, Model, Params
-from personlab.predictor import Predictor, detections
+from personlab.predictor import Predictor
 
 _PAPER = Model(backbone="resnet101", width=64)
 _MOBILE = Model(backbone="mobilenet16", width=24)
@@ -159,7 +160,7 @@ def _predict(predictor: Predictor, folder: Path) -> None:
 
 
 def _pixels(row: dict[str, Any]) -> ImageArray:
-    return decode_jpeg(row["jpeg"], name=row["file_name"])
+    return pixels(row)
 
 
 def _crop_seconds(folder: Path, coco: Path) -> float:

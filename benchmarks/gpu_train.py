@@ -31,7 +31,7 @@ from personlab import params, tables
 from personlab.codec.decode import Level
 from personlab.codec.encode import encode
 from personlab.codec.fields import CHANNELS, stack
-from personlab.data.example import Example, decode_jpeg
+from personlab.data.example import Example, pixels
 from personlab.data.loader import load_batches
 from personlab.metrics.coco import ground_truth, match
 from personlab.model.losses import Objective
@@ -205,7 +205,7 @@ def evaluate(network: PersonLab, settings: params.Params) -> dict[str, float]:
     predictor = Predictor(finer, decoder(finer, settings.infer, settings.codec), settings.infer.sides, GPU)
     images = shards.annotated(VAL)
     found = {
-        row["image_id"]: predictor(decode_jpeg(row["jpeg"], name=row["file_name"]))
+        row["image_id"]: predictor(pixels(row))
         for part in shards.parts(VAL, "targets")
         for row in tables.read_table(part, tables.SHARD, ["image_id", "file_name", "jpeg"]).to_pylist()
     }

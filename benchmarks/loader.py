@@ -49,7 +49,7 @@ from personlab import params, tables
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
 from personlab.data.augment import augmented, random_transform
-from personlab.data.example import Example, decode_jpeg, project_people
+from personlab.data.example import Example, pixels, project_people
 from personlab.data.loader import load_batches
 from personlab.model.losses import Objective
 from personlab.model.network import build
@@ -253,7 +253,7 @@ def _walk(row: dict[str, Any], train: Train, timed: Callable[..., Any]) -> None:
     height, width = row["height"], row["width"]
     scales = train.min_scale, train.max_scale
     transform = random_transform(rng, height=height, width=width, crop=train.crop, scales=scales)
-    image = timed("decode JPEG", lambda: decode_jpeg(row["jpeg"], name=row["file_name"]), _size)
+    image = timed("decode JPEG", lambda: pixels(row), _size)
     timed("draw crop", lambda: transform.image(image), _size)
     annotated = [Annotation.from_row(record) for record in row["people"]]
     people = timed(

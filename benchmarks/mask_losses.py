@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.tfjs import at_pixels
-from personlab.codec.decode import Decoder, Level, Poses
+from personlab.codec.decode import Decoder, Level, Poses, detections
 from personlab.codec.encode import Instances, encode
 from personlab.codec.masks import embedding_distance, full_resolution
 from personlab.data.example import decode_masks
 from personlab.metrics import oracle
 from personlab.metrics.coco import match
 from personlab.people import Annotation, Detection
-from personlab.predictor import detections
 from personlab.skeleton import K
 from personlab.utils.progress import progress
 

@@ -28,12 +28,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from personlab.data import images as picture
+from personlab.codec.decode import detections
+from personlab.data import images
 from personlab.inference.pictures import Picture, find
 from personlab.inference.predict import Output, draw, predict
 from personlab.inference.results import Result
 from personlab.params import Infer, Stride
-from personlab.predictor import Predictor, detections
+from personlab.predictor import Predictor
 from personlab.utils import malloc
 
 T = TypeVar("T")
@@ -117,7 +118,7 @@ def _walk(predictor: Predictor, item: Picture, output: Output, times: Times) -> 
         return result
 
     decoder = predictor.decoder
-    image = timed("decode JPEG", lambda: picture.read(item.path))
+    image = timed("decode JPEG", lambda: images.read(item.path))
     height, width = image.shape[:2]
     levels = timed("network", lambda: [predictor.level(image, side) for side in predictor.sides])
     found = timed("codec: poses", lambda: decoder.poses(levels, height=height, width=width))

@@ -36,7 +36,7 @@ from benchmarks import photos
 STAGES = ("estimator", "impute", "train", "infer")
 _EVENTS = "PERSONLAB_BENCHMARK_EVENTS"  # file that all processes of a stage write to
 _IMPORTED = """
-import time, cv2, numpy, pandas, pyarrow.parquet, torch.utils.data, torch.nn.parallel, dvclive
+import time, cv2, numpy, pandas, pyarrow.parquet, torch.utils.data, torch.nn.parallel
 import personlab.predictor, personlab.training.engine, personlab.data.loader, personlab.tables.schema
 start = time.monotonic()
 import ray, ray.data{also}
