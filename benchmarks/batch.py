@@ -1,4 +1,4 @@
-"""What Ray costs batch inference: images a second beside plain loops over the same parts, and peak memory.
+"""Overhead of Ray in batch inference: images a second against plain loops over the same parts, and memory.
 
     python -m benchmarks.batch [--images 1000 10000] [--part-size 64] [--rounds 1] [--json FILE]
 

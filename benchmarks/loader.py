@@ -86,7 +86,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one image costs, in one thread, and what is handed on."""
+    """The time of one image in one thread, and the size of the result."""
 
     name: str
     milliseconds: float
