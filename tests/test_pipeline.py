@@ -44,7 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
-    # The loops that are compiled already come along; what somebody may be writing at the moment does not.
+    # with numba's cache, but without files that another process may be writing
     written = shutil.ignore_patterns("*.pyc*", "*.tmp.*")
     shutil.copytree(ROOT / "personlab", folder / "personlab", ignore=written)
     (folder / "prefect").mkdir()  # before the real one on every stage's path: the pipeline needs none
@@ -177,7 +177,7 @@ def test_a_killed_ingest_leaves_nothing_behind_and_is_made_again(project: Path) 
     assert [path.read_bytes() for path in before] == first
 
 
-def test_killed_training_goes_on_from_its_last_checkpoint(project: Path) -> None:
+def test_a_killed_training_resumes_from_its_last_checkpoint(project: Path) -> None:
     weights = project / "data/train/model.safetensors"
     uninterrupted, curves = weights.read_bytes(), curves_of(project)
     shutil.rmtree(project / "runs", ignore_errors=True)
