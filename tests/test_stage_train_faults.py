@@ -1,7 +1,7 @@
 """Training while workers, nodes and drivers are killed, disks fill and checkpoints are damaged: same weights.
 
-On a real cluster of three nodes and a head, with drivers in their own processes. One worker and two train on the
-same batches.
+On a real cluster of three nodes and a head, with drivers in their own processes. One worker and two train on
+the same batches.
 """
 
 import json
@@ -38,8 +38,8 @@ PARAMS = {
     | {"validate_every": 12, "validate_images": 2, "validate_side": 65}
     | {"average_from": 0.1},  # before the first checkpoint: what is killed has averaged already
 }
-# Of rounding: the largest difference of a weight over the largest change by training. It was 1.8e-7; it would be
-# about 0.06 if every worker divided by its own counts.
+# Of rounding: the largest difference of a weight over the largest change by training. It was 1.8e-7; it would
+# be about 0.06 if every worker divided by its own counts.
 TOLERANCE = 1e-5
 # Detect deaths soon, and do not start a watcher for warnings of preemption, which takes seconds.
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
