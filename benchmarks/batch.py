@@ -1,13 +1,12 @@
-"""What Ray costs batch inference: images a second beside plain loops over the same parts, and peak memory.
+"""Overhead of Ray in batch inference: images a second against plain loops over the same parts, and memory.
 
     python -m benchmarks.batch [--images 1000 10000] [--part-size 64] [--rounds 1] [--json FILE]
 
-Small pictures of noise and a random network of width 8, so that nearly all there is to see is overhead. For
-each number of images, in turns: `personlab infer-batch` with an actor on each processor, and as many plain
-processes that make the same parts by the same code without Ray. Rates are taken from the times at which parts
-were finished, first parts left out (starting), so both are counted alike; "whole" counts everything, from
-starting Python on. Processor time is that of all processes together; memory is each process's own peak
-(VmHWM), looked at every second.
+Small images of noise and a random network of width 8, so that nearly all of the time is overhead. For each
+number of images, alternately: `personlab infer-batch` with an actor on each CPU, and as many plain processes
+that make the same parts with the same code without Ray. Rates are from the times at which parts were
+finished, without the first parts (start-up); "whole" is everything, from the start of Python. CPU time is
+that of all processes together; memory is each process's own peak (VmHWM), read every second.
 """
 
 import argparse
@@ -30,16 +29,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from personlab.data import images as picture
+from personlab.data import images
 from personlab.inference import inputs
 from personlab.inference import job as batch
+from personlab.inference.inputs import Listing
 from personlab.inference.job import Job, Worker, make_plan
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
 from personlab.utils.storage import Folder
 
-_INFER = Infer(sides=(65,), stride=16, max_people=2)
+_INFER, _MAX_PEOPLE = Infer(sides=(65,), stride=16), 2
 _SECOND = 1.0
 
 
@@ -57,7 +57,7 @@ class Run:
     how: str
     images: int
     whole_seconds: float
-    rate: float  # images a second once parts are being finished
+    rate: float  # images a second after start-up
     cpu_ms: float  # an image, of all processes
     driver_mb: float
     worker_mb: float  # of the largest
@@ -102,7 +102,7 @@ def _command(how: str, pictures: Path, weights: Path, out: Path, options: argpar
     if how == "plain":
         own = [sys.executable, "-m", "benchmarks.batch", "--plain", str(pictures), str(weights), str(out)]
         return [*own, "--part-size", size]
-    settings = ["--side", "65", "--max-people", "2", "--stride", "16", "--part-size", size]
+    settings = ["--side", "65", "--max-people", str(_MAX_PEOPLE), "--stride", "16", "--part-size", size]
     command = [sys.executable, "-m", "personlab", "infer-batch", str(pictures)]
     return [*command, "--weights", str(weights), "--out", str(out), *settings]
 
@@ -166,13 +166,9 @@ def _rate(out: Path, images: int) -> float:
 
 def _plain(pictures: Path, weights: Path, out: Path, part_size: int) -> None:
     """As many processes as there are processors, each making its share of the parts."""
-    listing = inputs.find(str(pictures))
-    job = Job(
-        make_plan(listing, weights, _INFER, part_size=part_size),
-        *(listing.root, Folder(str(out)), weights, picture.decode),
-    )
+    job, listing = _job(pictures, weights, out, part_size)
     job.out.create()
-    batch.settle(job, listing)
+    batch.write_plan(job, listing)
     processors = os.cpu_count() or 1
     own = [*(sys.executable, "-m", "benchmarks.batch", "--plain", str(pictures), str(weights), str(out))]
     shares = [
@@ -182,16 +178,20 @@ def _plain(pictures: Path, weights: Path, out: Path, part_size: int) -> None:
     statuses = [share.wait() for share in shares]
     if any(statuses):
         sys.exit("a plain process failed")
-    parts = [batch.finished(job, number) for number in job.plan.parts]
-    batch.finish(job, [part for part in parts if part])
+    parts = [batch.read_part(job, number) for number in job.plan.parts]
+    batch.write_manifest(job, [part for part in parts if part])
 
 
 def _share(pictures: Path, weights: Path, out: Path, part_size: int, index: int) -> None:
+    worker = Worker(_job(pictures, weights, out, part_size)[0])
+    for number in worker.job.plan.parts[index :: os.cpu_count() or 1]:
+        worker.make_part(number)
+
+
+def _job(pictures: Path, weights: Path, out: Path, part_size: int) -> tuple[Job, Listing]:
     listing = inputs.find(str(pictures))
-    plan = make_plan(listing, weights, _INFER, part_size=part_size)
-    worker = Worker(Job(plan, listing.root, Folder(str(out)), weights, picture.decode))
-    for number in plan.parts[index :: os.cpu_count() or 1]:
-        worker.make(number)
+    plan = make_plan(listing, weights, _INFER, max_people=_MAX_PEOPLE, part_size=part_size)
+    return Job(plan, listing.root, Folder(str(out)), weights, images.decode), listing
 
 
 # --- showing ------------------------------------------------------------------------------------------------

@@ -1,13 +1,12 @@
-"""How good the decoder is on what a network really says: AP on photos, and what each choice is worth.
+"""AP of the decoder on the fields of a network on photos, and what each choice is worth.
 
     python -m benchmarks.coco_mini --weights FILE --annotations FILE --images FOLDER [--sides 513 801 1201]
                                    [--strides 16 8] [--samples 1000] [--json FILE]
 
-Every image goes through the network once a side and stride; all decoders read the same fields. Beside ours
-stand our own with one choice changed, and tfjs body-pix 2.2.1 under Node, with a score threshold low enough
-not to cut AP. Differences come with the 95% interval of a paired bootstrap: the images drawn again, the same
-ones for both. A choice that changes nothing at a task has no column there. Without Node, or without a network
-to install body-pix over, our own figures stand alone.
+The network runs once on each image, side and stride; all decoders read the same fields. Ours is compared with
+itself with one choice changed, and with tfjs body-pix 2.2.1 under Node, at a score threshold low enough not
+to limit AP. Differences have the 95% interval of a paired bootstrap over the images. A choice that changes
+nothing in a task has no column there. tfjs is left out without Node or if body-pix cannot be installed.
 """
 
 import argparse
@@ -39,19 +38,19 @@ CACHE = Path(".cache") / "bench-node"
 
 OURS = "ours"
 
-# tfjs starts poses wherever a heatmap is at least this; its own choice is 0.4.
+# Least heatmap value of a seed for tfjs; its default is 0.4.
 SCORE_THRESHOLD = 0.01
 
-# Poses that score less get no mask from tfjs: its own choice, and the best of what was tried.
+# Least score of a pose that gets a mask from tfjs: its default, and the best of those tried.
 MASKS_SCORE = 0.2
 
-# By how many keypoints tfjs tells whose a pixel is, and from which p_S on a pixel is somebody's: the best for
-# it of what was tried, and its own choice.
+# Number of keypoints by which tfjs assigns pixels, and least p_S of a person's pixel: the best of those
+# tried, and its defaults.
 TFJS = {"tfjs": (17, 0.5), "tfjs, its own masks": (5, 0.7)}
 
 
 def methods(decoder: Decoder) -> dict[str, Decoder]:
-    """Ours, and ours with one choice changed."""
+    """Our decoder, and variants with one choice changed."""
     return {
         OURS: decoder,
         "2 steps": replace(decoder, trace_refinements=2),
@@ -65,7 +64,7 @@ def methods(decoder: Decoder) -> dict[str, Decoder]:
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What the network sees: one side, or a pyramid of them."""
+    """Input of the network: one side, or a pyramid."""
 
     stride: int
     sides: tuple[int, ...]
@@ -76,7 +75,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Score:
-    """One decoder in one setting at one task: all the paper's columns, and the AP of every resampling."""
+    """One decoder in one setting and task: the paper's columns, and the AP of every resampling."""
 
     setting: Setting
     method: str
@@ -132,7 +131,7 @@ def main() -> None:
 def find(
     predictors: Sequence[Predictor], truth: COCO, files: dict[int, Path], tfjs: Tfjs | None, folder: Path
 ) -> Found:
-    """The people that every method finds in every setting, by image."""
+    """The people found by every method in every setting, by image."""
     found: Found = defaultdict(dict)
     for image_id in progress(sorted(truth.imgs), label="decoding"):
         image = images.read(files[image_id], apply_exif=False)
@@ -164,7 +163,7 @@ def _by_tfjs(
 
 
 def choices(scores: Sequence[Score]) -> str:
-    """A row for each setting: our AP, and what every other decoder has less or more."""
+    """A row for each setting: our AP, and the differences of the other decoders."""
     by_key = {(score.setting, score.method): score for score in scores}
     others = [method for method in _different(scores) if method != OURS]
     rows = []
@@ -176,7 +175,7 @@ def choices(scores: Sequence[Score]) -> str:
 
 
 def _different(scores: Sequence[Score]) -> list[str]:
-    """The methods, without those that are one before them at this task."""
+    """The methods without those that give the same as an earlier one in this task."""
     results = defaultdict[str, list[Array]](list)
     for score in scores:
         results[score.method].append(score.resampled)
@@ -187,7 +186,7 @@ def _different(scores: Sequence[Score]) -> list[str]:
 
 
 def pyramids(scores: Sequence[Score]) -> str:
-    """A row for each pyramid: our AP, and what it has more than each single side at that stride."""
+    """A row for each pyramid: our AP, and its gain over each single side at that stride."""
     ours = {score.setting: score for score in scores if score.method == OURS}
     sides = dict.fromkeys(setting.sides for setting in ours if len(setting.sides) == 1)
     rows = [

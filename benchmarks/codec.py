@@ -1,12 +1,11 @@
-"""How long the codec takes, beside tfjs body-pix 2.2.1 on the same fields in the same run.
+"""Time of the codec, and of tfjs body-pix 2.2.1 on the same fields in the same run.
 
     python -m benchmarks.codec [--people 10 60] [--strides 8] [--rounds 30] [--threads 2] [--json FILE]
 
-Every round times each step once and lets tfjs decode once, so that whatever else the machine does meets
-both. The table shows medians, and in brackets the fastest round, which says more on a busy machine; below it
-stands how the whole pose decode grows with the number of people.
-Without Node, or without a network to install body-pix over, our own figures stand alone. On a machine whose
-cores others use as well, measure with one thread: two wait for each other.
+Every round times each step and tfjs once, so that the load of the machine affects both alike. The table shows
+medians and, in brackets, the fastest round, which is the better figure on a busy machine; below it is the
+growth of the whole pose decode with the number of people. tfjs is left out without Node or if body-pix cannot
+be installed. On a shared machine use one thread: two wait for each other.
 """
 
 import argparse
@@ -37,7 +36,7 @@ from personlab.codec.score import Poses, expected_oks, soft_nms
 CACHE = Path(".cache") / "bench-node"
 WARM_UP = 3
 
-# tfjs takes seconds for masks: they are measured with this many people, in this many rounds.
+# tfjs takes seconds for masks: number of people and rounds that they are measured with.
 MASKS_PEOPLE, MASKS_ROUNDS = 10, 3
 
 
@@ -74,7 +73,7 @@ def main() -> None:
 
 
 def measure(stride: int, count: int, tfjs: Tfjs | None, rounds: int) -> Iterator[Timing]:
-    """Every step, and tfjs, in turns."""
+    """Every step, and tfjs, alternately."""
     calls = {("cpu", step): _clocked(work) for step, work in steps(stride, count).items()}
     slow: dict[tuple[str, str], Callable[[], float]] = {}
     if tfjs:
@@ -99,7 +98,7 @@ def measure(stride: int, count: int, tfjs: Tfjs | None, rounds: int) -> Iterator
 
 
 def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
-    """The steps of the codec, each ready to be called alone."""
+    """The steps of the codec as functions without arguments."""
     instances = people(count, stride=stride)
     fields = predicted(instances, stride=stride)
     decoder = Decoder(max_people=max(20, count))
@@ -165,7 +164,7 @@ def table(timings: list[Timing]) -> Table:
 
 
 def growth(timings: list[Timing]) -> Iterator[str]:
-    """How many times as long the most people take as 10: the whole pose decode, medians and fastest."""
+    """Time of the whole pose decode with the most people over that with 10: medians and fastest rounds."""
     poses = {(t.who, t.stride, t.people): t for t in timings if t.step == "poses"}
     most = max(t.people for t in timings)
     for (who, stride, count), few in poses.items():

@@ -1,10 +1,10 @@
-"""What an image costs, in time and bytes, where no other benchmark says so: inputs of the cost model.
+"""Time and bytes of an image that no other benchmark measures: inputs of the cost model.
 
     python -m benchmarks.costs --weights FILE [--coco FOLDER] [--json FILE]
 
-Processor time, photos of a COCO folder (../shared/data/coco-mini). `--weights` is a network to predict with:
-only the times of the codec and of `evaluate`, and the size of predictions, depend on it. Operations are
-counted by PyTorch's FlopCounterMode without computing anything. benchmarks/scaling.py takes what this prints.
+CPU time on photos of a COCO folder (../shared/data/coco-mini). The network in `--weights` decides only the
+times of the codec and of `evaluate`, and the size of predictions. Operations are counted by PyTorch's
+FlopCounterMode without computing them. The figures are the inputs of benchmarks/scaling.py.
 """
 
 import argparse
@@ -31,16 +31,16 @@ from benchmarks import photos
 from personlab import params, tables
 from personlab.codec.decode import detections
 from personlab.codec.fields import Fields
-from personlab.data import images as picture
-from personlab.data.crops import person_crop, read_image
+from personlab.data import images
+from personlab.data.crops import person_crop, with_images
 from personlab.data.example import pixels
-from personlab.data.transform import ImageArray
 from personlab.inference import inputs
 from personlab.inference import job as batch
 from personlab.model.estimator import Estimator, PersonFields
 from personlab.model.network import PersonLab
-from personlab.params import Codec, Model, Params
-from personlab.predictor import Predictor
+from personlab.params import Model, Params
+from personlab.predictor import Predictor, decoding
+from personlab.tables import shards
 
 _PAPER = Model(backbone="resnet101", width=64)
 _MOBILE = Model(backbone="mobilenet16", width=24)
@@ -54,10 +54,11 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        # Listing comes first: its memory is told from the highest there has been.
+        # listing comes first: its memory is measured by the peak of the process
         found = listing(Path(folder)) | operations()
         found |= stages(Path(folder), options.coco, options.weights)
-        found |= decoding(options.coco, options.weights) | parts() | parts()
+        parts()  # warms up
+        found |= photo(options.coco, options.weights) | parts()
     for name, value in found.items():
         Console().print(f"{name} = {value:.6g}")
     if options.json:
@@ -70,11 +71,11 @@ def main() -> None:
 def operations() -> dict[str, float]:
     """TFLOP an image (a multiplication and an addition are two), and parameters."""
     photo = {"infer": (1401, 1057), "mobile": (513, 385)}  # width and height, 4:3
-    trained = PersonLab(_PAPER, Codec(), stride=16).train()
+    trained = PersonLab(_PAPER, stride=16).train()
     estimator = Estimator(_paper_params().estimator).train()
     networks = {
-        "infer": PersonLab(_PAPER, Codec(), stride=8).eval(),
-        "mobile": PersonLab(_MOBILE, Codec(), stride=16).eval(),
+        "infer": PersonLab(_PAPER, stride=8).eval(),
+        "mobile": PersonLab(_MOBILE, stride=16).eval(),
     }
     with FakeTensorMode(allow_non_fake_inputs=True):
         crop = torch.zeros(1, 3, 801, 801, dtype=torch.uint8)
@@ -115,12 +116,12 @@ def stages(folder: Path, coco: Path, weights: Path) -> dict[str, float]:
     from personlab.stages import acquire, evaluate, ingest, targets
 
     own = params.load(photos.ROOT / "params.yaml")
-    source = params.Acquire(source="directory", directory=str(coco.resolve()))
+    predictor = Predictor.from_checkpoint(weights)
     own = own.model_copy(
         update={
-            "acquire": source,
-            "codec": Codec(),
-            "infer": params.Infer(sides=(801,), stride=16),
+            "acquire": params.Acquire(source="directory", directory=str(coco.resolve())),
+            "infer": params.Infer(),
+            "decode": decoding(predictor.network),
             "evaluate": params.Evaluate(gallery=1),
         }
     )
@@ -128,63 +129,62 @@ def stages(folder: Path, coco: Path, weights: Path) -> dict[str, float]:
     ingested = _seconds(lambda: ingest.run(own, folder))
     (folder / "data/impute").mkdir()
     shutil.copy(folder / "data/ingest/people.parquet", folder / "data/impute")
-    packed = _seconds(lambda: targets.run(own, folder))
-    splits = tables.read_table(folder / "data/ingest/images.parquet", tables.IMAGES)["split"].to_pylist()
+    targeted = _seconds(lambda: targets.run(own, folder))
+    count, val = (
+        sum(group.rows for split in splits for group in shards.row_groups(folder / "data/ingest" / split))
+        for splits in (tables.SPLITS, ("val",))
+    )
     checked = sum(split.images for split in acquire.read_source(folder).splits.values())
-    shards = sum(path.stat().st_size for path in folder.glob("data/targets/*/part-*.parquet"))
 
-    _predict(Predictor.from_checkpoint(weights, own.infer), folder)
+    def size(pattern: str) -> int:
+        return sum(path.stat().st_size for path in folder.glob(f"data/{pattern}/part-*.parquet"))
+
+    _predict(predictor, folder)
     evaluated = _seconds(lambda: evaluate.run(own, folder))
-    predicted = sum(path.stat().st_size for path in folder.glob("data/infer/part-*.parquet"))
     return {
         "ingest_s": ingested / checked,
-        "targets_s": packed / len(splits),
-        "evaluate_s": evaluated / splits.count("val"),
-        "impute_s": _crop_seconds(folder, coco),
+        "targets_s": targeted / count,
+        "evaluate_s": evaluated / val,
+        "impute_s": _crop_seconds(folder),
         "jpeg_bytes": sum(p.stat().st_size for p in coco.glob("*2017/*.jpg")) / checked,
-        "shard_bytes": shards / len(splits),
-        "prediction_bytes": predicted / splits.count("val"),
+        "shard_bytes": (size("ingest/*") + size("targets/*")) / count,
+        "prediction_bytes": size("infer") / val,
     }
 
 
 def _predict(predictor: Predictor, folder: Path) -> None:
-    """What the stage infer does, without Ray."""
-    for number, shard in enumerate(sorted((folder / "data/targets/val").glob("part-*.parquet"))):
-        found = [
+    """The predictions of the stage infer, without Ray."""
+    for shard in shards.parts(folder / "data/ingest/val", "ingest"):
+        rows = [
             {key: row[key] for key in ("image_id", "height", "width")}
-            | {"people": [person.to_row() for person in predictor(_pixels(row))]}
-            for row in tables.read_table(shard, tables.SHARD).to_pylist()
+            | {"people": [person.to_row() for person in predictor(pixels(row))]}
+            for row in tables.read_table(shard, tables.IMAGES).to_pylist()
         ]
-        table = pa.Table.from_pylist(found, schema=tables.PREDICTIONS)
-        tables.write_table(table, folder / "data/infer" / batch.part_name(number), params_hash="")
+        table = pa.Table.from_pylist(rows, schema=tables.PREDICTIONS)
+        tables.write_table(table, folder / "data/infer" / shard.name, params_hash="")
 
 
-def _pixels(row: dict[str, Any]) -> ImageArray:
-    return pixels(row)
-
-
-def _crop_seconds(folder: Path, coco: Path) -> float:
-    """What impute does for a person beside the network: decode and cut, at the paper's size."""
+def _crop_seconds(folder: Path) -> float:
+    """Seconds of the stage impute for a person beside the network: decode and crop, at the paper's size."""
     settings = _paper_params().estimator
-    images = tables.read_table(folder / "data/ingest/images.parquet", tables.IMAGES).to_pylist()
-    files = {(row["split"], row["image_id"]): coco / row["file_name"] for row in images}
-    people = tables.read_table(folder / "data/ingest/people.parquet", tables.PEOPLE).to_pylist()
+    table = tables.read_table(folder / "data/ingest/people.parquet", tables.PEOPLE).to_pylist()
+    people = defaultdict[int, list[dict[str, Any]]](list)
+    for person in table:
+        people[person["image_id"]].append(person)
 
-    def cut() -> None:
-        for person in people:
-            x, y, width, height = person["box"]
-            person_crop(
-                read_image(files[person["split"], person["image_id"]]),
-                (x, y, width, height),
-                height=settings.crop_height,
-                width=settings.crop_width,
-            )
+    def crop() -> None:
+        for split in tables.SPLITS:
+            for group in shards.row_groups(folder / "data/ingest" / split):
+                for person, image in with_images(group.read().to_pylist(), people):
+                    x, y, width, height = person["box"]
+                    size = {"height": settings.crop_height, "width": settings.crop_width}
+                    person_crop(image, (x, y, width, height), **size)
 
-    return _seconds(cut) / len(people)
+    return _seconds(crop) / len(table)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Processor time, which other work on the machine changes less than time."""
+    """CPU time, which depends less on the load of the machine."""
     start = time.process_time()
     work()
     return time.process_time() - start
@@ -193,16 +193,16 @@ def _seconds(work: Callable[[], object]) -> float:
 # --- prediction ---------------------------------------------------------------------------------------------
 
 
-def decoding(coco: Path, weights: Path) -> dict[str, float]:
-    """Seconds a photo of all that an actor does beside the network, at the sizes of `operations`."""
+def photo(coco: Path, weights: Path) -> dict[str, float]:
+    """Seconds a photo of an actor's work beside the network, at the sizes of `operations`."""
     spent = defaultdict[str, float](float)
     paths = sorted((coco / "val2017").glob("*.jpg"))[:_PHOTOS]
     for name, side, stride in (("large", 1401, 8), ("mobile", 513, 16)):
         predictor = Predictor.from_checkpoint(weights, params.Infer(sides=(side,), stride=stride))
-        predictor(picture.read(paths[0]))  # compiles
+        predictor(images.read(paths[0]))  # compiles
         for path in paths:
             start = time.process_time()
-            image = picture.read(path)
+            image = images.read(path)
             spent["decode_s"] += (time.process_time() - start) / 2
             height, width = image.shape[:2]
             levels = [predictor.level(image, side)]
@@ -220,7 +220,7 @@ def decoding(coco: Path, weights: Path) -> dict[str, float]:
 
 
 def listing(folder: Path) -> dict[str, float]:
-    """What a list of a million URIs costs who plans a run, and each actor that opens it."""
+    """Costs of a list of a million URIs: of planning the run, and of each actor that opens the list."""
     listed = folder / "uris.txt"
     with listed.open("w") as file:
         for number in range(_LISTED):
@@ -245,7 +245,7 @@ def listing(folder: Path) -> dict[str, float]:
 
 
 def parts() -> dict[str, float]:
-    """What Ray costs a part: seconds of the driver, and bytes in the object store, from the difference."""
+    """Ray's cost of a part: seconds of the driver, and bytes in the object store, from the difference."""
     from personlab.distributed import batch as stage
     from personlab.distributed.cluster import connect
 
@@ -253,8 +253,8 @@ def parts() -> dict[str, float]:
     with connect():
         for count in _TASKS:
             start = time.process_time()
-            units = stage._units(range(count))
-            for _ in units.map(_made).iter_rows():
+            units = stage._one_block_each(range(count))
+            for _ in units.map(_part).iter_rows():
                 pass
             spent.append(time.process_time() - start)
             stored.append(_store_bytes())
@@ -263,7 +263,7 @@ def parts() -> dict[str, float]:
     return {"part_s": (spent[1] - spent[0]) / more, "part_bytes": (stored[1] - stored[0]) / more}
 
 
-def _made(row: dict[str, Any]) -> dict[str, Any]:
+def _part(row: dict[str, Any]) -> dict[str, Any]:
     part = batch.Part(number=row["number"], predictions=_PART, errors=0, people=_PART, sha256=["0" * 64])
     return {"part": part.model_dump_json(), "failure": ""}
 
@@ -272,7 +272,7 @@ def _store_bytes() -> float:
     """Bytes in the object store."""
     import ray
 
-    time.sleep(2)  # nodes report now and then
+    time.sleep(2)  # nodes report periodically
     there, free = ray.cluster_resources(), ray.available_resources()
     return there["object_store_memory"] - free["object_store_memory"]
 

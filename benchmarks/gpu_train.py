@@ -1,16 +1,17 @@
-"""What a GPU makes of training: parity with the CPU, images/s, share of the card's rate, and the AP reached.
+"""Training on a GPU: parity with the CPU, images/s, share of the card's peak, and the AP reached.
 
     python -m benchmarks.gpu_train [--backbone resnet50] [--crop 385] [--batch 16] [--steps 2000]
                                    [--json FILE]
 
-Needs a CUDA device, and the sample's shards (`dvc repro targets`). In order:
+Needs a CUDA device and the shards of the project (`dvc repro targets`). In order:
 
-- parity: one network, once on the CPU and once on the GPU, both in float32 (TF32 off): fields, losses, poses;
-- rate: the card's measured rate of bfloat16 matrix products, and the training step's own (its operations
-  counted by PyTorch's FlopCounterMode), in TF32 (float32, rounded before products), in bfloat16, and in
-  bfloat16 compiled;
-- training: `--steps` steps in bfloat16 as the stage `train` does them, without Ray, and the AP of the
-  averaged weights on the validation shards.
+- parity: one network on the CPU and on the GPU, both in float32 (TF32 off): fields, losses, poses;
+- rate: the measured rate of bfloat16 matrix products of the card, and that of training steps (operations
+counted by
+  PyTorch's FlopCounterMode) in TF32, in bfloat16, and in bfloat16 compiled;
+- training: `--steps` steps in bfloat16 as in the stage `train`, without Ray, and the AP of the averaged
+weights on the
+  validation images.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
 
-from personlab import params, tables
+from personlab import params
 from personlab.codec.decode import Level
 from personlab.codec.encode import encode
 from personlab.codec.fields import CHANNELS, stack
@@ -42,7 +43,7 @@ from personlab.training import engine
 from personlab.training.engine import Average, Batch, Supervised
 from personlab.utils.prefetch import prefetch
 
-TRAIN, VAL = Path("data/targets/train"), Path("data/targets/val")
+IMAGES, TARGETS = Path("data/ingest"), Path("data/targets")
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 
@@ -105,7 +106,7 @@ def _settings(options: argparse.Namespace) -> params.Params:
     project = params.load(Path("params.yaml"))
     return project.model_copy(
         update={
-            "model": params.Model(backbone=options.backbone, width=64),
+            "model": params.Model(backbone=options.backbone, width=64, radius=project.model.radius),
             "train": project.train.model_copy(
                 update={
                     "crop": options.crop,
@@ -115,7 +116,7 @@ def _settings(options: argparse.Namespace) -> params.Params:
                     "precision": "bfloat16",
                 }
             ),
-            "infer": project.infer.model_copy(update={"sides": (577,), "gpu": True}),
+            "infer": project.infer.model_copy(update={"sides": (577,)}),
         }
     )
 
@@ -133,14 +134,12 @@ def parity(settings: params.Params) -> Parity:
         with torch.inference_mode():
             found = network(batch.images.to(device))
             losses.append(objective(found, batch.targets.to(device)).total(objective.weights).item())
-            # Random weights see next to nobody: the targets themselves are what is decoded.
+            # the targets are decoded: random weights find almost no one
             wanted = batch.targets.to(device).fields
             fields.append(found.probabilities().to(CPU))
             side = settings.train.crop
             level = Level(wanted.image(0), 1.0)
-            poses.append(
-                decoder(network, settings.infer, settings.codec).poses([level], height=side, width=side)
-            )
+            poses.append(decoder(network, settings.decode).poses([level], height=side, width=side))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     apart = {
         name: (one - other).abs().max().item()
@@ -200,39 +199,38 @@ def train(settings: params.Params) -> tuple[PersonLab, float]:
 
 def evaluate(network: PersonLab, settings: params.Params) -> dict[str, float]:
     """AP on the validation shards."""
-    finer = PersonLab(settings.model, settings.codec, stride=settings.infer.stride).to(GPU).eval()
+    finer = PersonLab(settings.model, stride=settings.infer.stride).to(GPU).eval()
     finer.load_state_dict(network.state_dict())
-    predictor = Predictor(finer, decoder(finer, settings.infer, settings.codec), settings.infer.sides, GPU)
-    images = shards.annotated(VAL)
-    found = {
-        row["image_id"]: predictor(pixels(row))
-        for part in shards.parts(VAL, "targets")
-        for row in tables.read_table(part, tables.SHARD, ["image_id", "file_name", "jpeg"]).to_pylist()
-    }
-    truth = ground_truth(images.values())
-    budget = settings.infer.max_people
+    predictor = Predictor(finer, decoder(finer, settings.decode), settings.infer.sides, GPU)
+    groups = shards.row_groups(IMAGES / "val")
+    found = {row["image_id"]: predictor(pixels(row)) for group in groups for row in group.read().to_pylist()}
+    truth = ground_truth(shards.annotated(IMAGES / "val", TARGETS / "val").values())
+    budget = settings.decode.max_people
     return {task: match(truth, found, task, budget).columns()["AP"] for task in ("keypoints", "segm")}
 
 
 def _network(settings: params.Params) -> PersonLab:
     torch.manual_seed(0)
-    return build(settings.model, settings.codec, stride=settings.train.stride).train()
+    return build(settings.model, stride=settings.train.stride).train()
 
 
 def _objective(settings: params.Params) -> Objective:
-    return Objective.of(settings.model, settings.codec, settings.train)
+    return Objective.of(settings.model, settings.train)
 
 
 def _batches(settings: params.Params, device: torch.device) -> Iterator[Batch]:
     """The training batches; targets are rasterised on `device`."""
     threads = os.cpu_count() or 1
-    examples = load_batches(TRAIN, settings.train, rank=0, workers=1, done=0, threads=threads, overlap=True)
+    folders = IMAGES / "train", TARGETS / "train"
+    examples = load_batches(
+        *folders, settings.train, rank=0, workers=1, done=0, threads=threads, overlap=True
+    )
     return prefetch(lambda each: _batch(each, settings, device), examples, threads=1, depth=2)
 
 
 def _batch(examples: list[Example], settings: params.Params, device: torch.device) -> Batch:
     people = [each.people.to(device) for each in examples]
-    targets = [encode(p, stride=settings.train.stride, radius=settings.codec.radius) for p in people]
+    targets = [encode(p, stride=settings.train.stride, radius=settings.model.radius) for p in people]
     images = torch.stack([each.image for each in examples]).to(device)
     return Batch(images, stack(targets), [each.image_id for each in examples])
 

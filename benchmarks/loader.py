@@ -1,24 +1,22 @@
-"""How fast training examples are made, on one processor and on two, and whether the trainer waits for them.
+"""How fast training examples are made, on one CPU and on two, and whether training waits for them.
 
     python -m benchmarks.loader [--coco FOLDER] [--crop 801] [--batches 25] [--rounds 3] [--json FILE]
 
-Photos of a COCO folder (../shared/data/coco-mini; the rendered sample where there is none) are put into
-shards, as the pipeline does. An example is a JPEG decoded, seen through one of the paper's random crops, and
-its five fields rasterised, in batches of 8 at stride 16, R = 32. Two ways, in turns, each in a process of its
-own that may use one or two processors:
+Photos of a COCO folder (../shared/data/coco-mini; the rendered sample if there is none) are put into shards
+by the pipeline. An example is a decoded JPEG, cropped at random as in the paper, with its five fields
+rasterised, in batches of 8 at stride 16, R = 32. Two ways, alternately, each in its own process on one or
+two CPUs:
 
-- feed: what the stage `train` does: as many threads as processors decode and draw, one more rasterises, and
-  the shards are read beside them;
-- DataLoader: torch's, with as many worker processes as processors, which do all of it, from rows that are in
-  memory already.
+- loader: personlab.data.loader, as in the stage `train`: as many threads as CPUs decode and crop, another one
+  rasterises, and another one reads the shards;
+- DataLoader: PyTorch's, with as many worker processes as CPUs, from rows that are in memory already.
 
-Both work ahead and are timed from their first batch on. Rates depend on what else the machine does,
-processor time less so. Then the pieces, one after the other in one thread, with the bytes that they hand on.
-Then training steps of params.yaml's network that compute on the same processors: with batches that lie ready,
-that are made beside the steps, and that are made in turn with them, as `train` does without a GPU; and with
-ready ones where freed memory is not kept, as `train` keeps it (personlab/utils/malloc.py), but given back.
-At the end `train` itself runs for a few steps, with params.yaml's network, and says what share of the time it
-waits: at this crop size, and at params.yaml's.
+Both prefetch and are timed from their first batch on. Rates depend on the load of the machine, CPU time less
+so. Then the pieces, one after the other in one thread, with the bytes of their results. Then training steps
+of params.yaml's network on the same CPUs: with batches prepared before, prepared during the steps, and
+prepared between them, as `train` does without a GPU; and with prepared ones if freed memory is returned to
+the system (personlab/utils/malloc.py). At the end `train` itself runs for a few steps with params.yaml's
+network and reports the share of the time that it waits: at this crop size, and at params.yaml's.
 """
 
 import argparse
@@ -29,7 +27,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -37,7 +35,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import torch
 import yaml
 from rich.console import Console
@@ -45,7 +43,7 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import photos
-from personlab import params, tables
+from personlab import params
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
 from personlab.data.augment import augmented, random_transform
@@ -55,6 +53,7 @@ from personlab.model.losses import Objective
 from personlab.model.network import build
 from personlab.params import Train
 from personlab.people import Annotation
+from personlab.tables.shards import row_groups, with_people
 from personlab.training import engine
 from personlab.training.engine import Batch
 from personlab.utils import malloc
@@ -63,8 +62,7 @@ from personlab.utils.prefetch import prefetch
 T = TypeVar("T")
 
 RADIUS = 32.0
-_SHARDS = Path("data/targets/train")
-_GIVEN_BACK = "ready, memory given back"
+_TRIMMED = "ready, freed memory returned"
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one image costs, in one thread, and what is handed on."""
+    """The time of one image in one thread, and the size of the result."""
 
     name: str
     milliseconds: float
@@ -100,13 +98,13 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         what = photos.project(Path(folder), options.coco)
-        shards = Path(folder) / _SHARDS
+        data = Path(folder) / "data"
         train = Train(crop=options.crop, steps=options.batches + 1)
-        rates = measure(shards, train, options.rounds)
-        found = _alone(1, pieces, shards, train)
+        rates = measure(data, train, options.rounds)
+        found = _alone(1, pieces, data, train)
         console.print(rates_table(rates, f"{what}, {options.crop} px, {os.cpu_count()} processors"))
         console.print(pieces_table(found))
-        console.print(steps_table(steps(shards, options.rounds)))
+        console.print(steps_table(steps(data, options.rounds)))
         for crop in (options.crop, None):
             setting = f"crop {crop}" if crop else "params.yaml's settings"
             console.print(f"train, {setting}: {waiting(Path(folder), crop)}")
@@ -118,14 +116,14 @@ def main() -> None:
 # --- rates --------------------------------------------------------------------------------------------------
 
 
-def measure(shards: Path, train: Train, rounds: int) -> list[Rate]:
-    """Every way on every number of processors, `rounds` times in turns."""
-    ways: dict[str, Callable[[Path, Train, int], Pace]] = {"feed": by_feed, "DataLoader": by_data_loader}
+def measure(data: Path, train: Train, rounds: int) -> list[Rate]:
+    """Every way on every number of CPUs, `rounds` times, alternately."""
+    ways: dict[str, Callable[[Path, Train, int], Pace]] = {"loader": by_loader, "DataLoader": by_data_loader}
     seen = defaultdict[tuple[str, int], list[Pace]](list)
     for _ in range(rounds):
         for processors in range(1, min(2, os.cpu_count() or 1) + 1):
             for name, way in ways.items():
-                seen[name, processors].append(_alone(processors, way, shards, train, processors))
+                seen[name, processors].append(_alone(processors, way, data, train, processors))
     return [_rate(*key, paces) for key, paces in sorted(seen.items(), reverse=True)]
 
 
@@ -146,16 +144,22 @@ def _confine(processors: int) -> None:
     torch.set_num_threads(1)
 
 
-def by_feed(shards: Path, train: Train, threads: int) -> Pace:
-    """What the stage `train` reads from, on processors alone."""
-    examples = load_batches(shards, train, rank=0, workers=1, done=0, threads=threads, overlap=True)
+def by_loader(data: Path, train: Train, threads: int) -> Pace:
+    """The loader of the stage `train`, on CPUs alone."""
+    examples = _examples(data, train, threads=threads, overlap=True)
     return _pace(prefetch(lambda each: _batch(each, train), examples, threads=1, depth=2))
 
 
-def by_data_loader(shards: Path, train: Train, processes: int) -> Pace:
-    """torch's DataLoader."""
+def _examples(data: Path, train: Train, *, threads: int, overlap: bool) -> Iterator[list[Example]]:
+    images, targets = data / "ingest/train", data / "targets/train"
+    return load_batches(images, targets, train, rank=0, workers=1, done=0, threads=threads, overlap=overlap)
+
+
+def by_data_loader(data: Path, train: Train, processes: int) -> Pace:
+    """PyTorch's DataLoader."""
+    rows = [row for group in _groups(data) for row in group.to_pylist()]
     loader = DataLoader(
-        _Examples(_rows(shards), train),
+        _Examples(rows, train),
         batch_size=train.batch,
         num_workers=processes,
         collate_fn=_collated,
@@ -165,7 +169,7 @@ def by_data_loader(shards: Path, train: Train, processes: int) -> Pace:
 
 
 class _Examples(Dataset[tuple[Example, Any]]):
-    """Epoch after epoch of a shard's rows, augmented as in training, with their fields."""
+    """Epochs of rows, augmented as in training, with their fields."""
 
     def __init__(self, rows: list[dict[str, Any]], train: Train) -> None:
         self.rows, self.train = rows, train
@@ -213,20 +217,17 @@ def _processor_seconds() -> float:
     return sum(each.ru_utime + each.ru_stime for each in (own, others))
 
 
-def _rows(shards: Path) -> list[dict[str, Any]]:
-    return [row for part in sorted(shards.glob("*.parquet")) for row in _part(part)]
-
-
-def _part(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = tables.read_table(path, tables.SHARD).to_pylist()
-    return rows
+def _groups(data: Path) -> Iterator[pa.Table]:
+    """The row groups of the training images with their people."""
+    for group in row_groups(data / "ingest/train"):
+        yield with_people(group, data / "targets/train")
 
 
 # --- pieces -------------------------------------------------------------------------------------------------
 
 
-def pieces(shards: Path, train: Train) -> list[Piece]:
-    """Mean processor milliseconds and kilobytes of an image, of every step from the shard to the batch."""
+def pieces(data: Path, train: Train) -> list[Piece]:
+    """Mean CPU milliseconds and kilobytes of an image, for every step from the shard to the batch."""
     taken = defaultdict[str, list[float]](list)
     held = defaultdict[str, list[int]](list)
 
@@ -237,14 +238,14 @@ def pieces(shards: Path, train: Train) -> list[Piece]:
         held[name].append(size(result))
         return result
 
-    for part in sorted(shards.glob("*.parquet")):
-        for group in range(pq.read_metadata(part).num_row_groups):
-            start = time.process_time()
-            rows = pq.ParquetFile(part).read_row_group(group).to_pylist()
-            taken["read"] += [1e3 * (time.process_time() - start) / len(rows)] * len(rows)
-            held["read"] += [len(row["jpeg"]) for row in rows]
-            for row in rows:
-                _walk(row, train, timed)
+    start = time.process_time()
+    for group in _groups(data):
+        rows = group.to_pylist()
+        taken["read"] += [1e3 * (time.process_time() - start) / len(rows)] * len(rows)
+        held["read"] += [len(row["image"]) for row in rows]
+        for row in rows:
+            _walk(row, train, timed)
+        start = time.process_time()
     return [Piece(name, statistics.mean(taken[name]), statistics.mean(held[name]) / 1e3) for name in taken]
 
 
@@ -278,33 +279,31 @@ def _bytes(held: Any) -> int:
 # --- steps on the same processors ---------------------------------------------------------------------------
 
 
-def steps(shards: Path, rounds: int) -> dict[str, list[float]]:
-    """Steps/s of each way to get batches in each round, each in a process of its own, in turns."""
-    found: dict[str, list[float]] = {"ready": [], "beside": [], "in turn": [], _GIVEN_BACK: []}
+def steps(data: Path, rounds: int) -> dict[str, list[float]]:
+    """Steps/s with each way to prepare batches in each round, each in its own process, alternately."""
+    found: dict[str, list[float]] = {"ready": [], "during": [], "between": [], _TRIMMED: []}
     for _ in range(rounds):
         for way, rates in found.items():
-            rates.append(_alone(os.cpu_count() or 1, _steps, shards, way))
+            rates.append(_alone(os.cpu_count() or 1, _steps, data, way))
     return found
 
 
-def _steps(shards: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
+def _steps(data: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
     settings = params.load(photos.ROOT / "params.yaml")
     train = settings.train.model_copy(update={"steps": warm + timed})
     threads = os.cpu_count() or 1
-    if way != _GIVEN_BACK:
+    if way != _TRIMMED:
         malloc.disable_trim()
     torch.set_num_threads(threads)
-    network = build(settings.model, settings.codec, stride=train.stride).train()
-    supervised = engine.Supervised(network, Objective.of(settings.model, settings.codec, train))
+    network = build(settings.model, stride=train.stride).train()
+    supervised = engine.Supervised(network, Objective.of(settings.model, train))
     optimizer = engine.optimizer(network, train)
-    beside = way == "beside"
-    examples = load_batches(
-        shards, train, rank=0, workers=1, done=0, threads=max(1, threads - beside), overlap=beside
-    )
+    during = way == "during"
+    examples = _examples(data, train, threads=max(1, threads - during), overlap=during)
     batches: Iterable[Batch] = (_batch(each, train) for each in examples)
-    if beside:
+    if during:
         batches = prefetch(lambda each: _batch(each, train), examples, threads=1, depth=2)
-    elif way in ("ready", _GIVEN_BACK):
+    elif way in ("ready", _TRIMMED):
         batches = list(batches)
     start = 0.0
     for step, batch in enumerate(batches):
@@ -318,7 +317,7 @@ def _steps(shards: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
 
 
 def waiting(folder: Path, crop: int | None) -> str:
-    """What the stage `train` says of its pace, after a few steps. crop: px, with the paper's augmentation."""
+    """The throughput that the stage `train` logs after a few steps. crop: with the paper's augmentation."""
     ours = yaml.safe_load((photos.ROOT / "params.yaml").read_text())
     own = yaml.safe_load((folder / "params.yaml").read_text())
     if crop:
@@ -363,7 +362,7 @@ def pieces_table(found: list[Piece]) -> Table:
 
 
 def steps_table(found: dict[str, list[float]]) -> Table:
-    """A row for each way to get batches, with its share of what ready ones allow."""
+    """A row for each way to prepare batches, with its share of the rate of ready ones."""
     shown = Table("batches", "steps/s: median", "of ready ones", "rounds", title="steps on processors")
     best = statistics.median(found["ready"])
     for way, rates in found.items():

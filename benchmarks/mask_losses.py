@@ -1,16 +1,16 @@
-"""What the codec loses of perfect masks, and to what: AP with one ingredient replaced by the truth at a time.
+"""Why the codec loses mask AP on perfect fields: AP with one ingredient at a time replaced by the truth.
 
     python -m benchmarks.mask_losses --annotations FILE [--sides 1401 1401 801] [--strides 8 16 8]
                                      [--proposals 20 100]
 
-People, their unlabelled keypoints filled in, are encoded and decoded as by `personlab oracle --complete`.
-Every person found stands for the annotated one whose keypoints are closest. Then the masks are made again
+People, with unlabelled keypoints filled in, are encoded and decoded as by `personlab oracle --complete`.
+Every detection is matched to the annotated person with the closest keypoints. Then the masks are made again
 with one thing known:
 
-resolution    each pixel, not each cell, knows whose it is
-association   a cell belongs to the person found if it is that person's
-overlap       cells that several people cover belong to all of them instead of nobody
-duplicates    of those found that stand for the same person only the best is kept
+resolution    the embeddings of pixels, not of cells
+association   the cells of each person
+overlap       cells that several people cover, which belong to all of them instead of to none
+duplicates    of detections of the same person only the best is kept
 """
 
 import argparse
@@ -35,7 +35,7 @@ from personlab.utils.progress import progress
 
 @dataclass(frozen=True)
 class Case:
-    """One image: who is in it, their fields, and who was found."""
+    """One image: its people, their fields, and the poses found."""
 
     people: list[Annotation]  # no crowds
     seen: Instances
@@ -46,21 +46,21 @@ class Case:
     decoder: Decoder
 
     def person_of(self) -> Tensor:
-        """The person each pose stands for: N."""
+        """Index of the person that each pose is matched to: N."""
         truth = torch.tensor([person.keypoints.tolist() for person in self.people])
         return (self.poses.keypoints[:, None] - truth).norm(dim=-1).mean(-1).argmin(1)
 
     def distance(self) -> Tensor:
-        """Equation 6, of every cell to every pose: N x H x W."""
+        """Embedding distance (eq. 6) of every cell to every pose: N x H x W."""
         at = self.poses.scaled(self.level.scale)
         return embedding_distance(self.level.fields, at.keypoints, at.presence, at.extent())
 
     def covered(self) -> Tensor:
-        """Which cells each person covers: P x H x W."""
+        """The cells that each person covers: P x H x W."""
         return self.seen.masks[~self.seen.crowd] >= 0.5
 
     def certain(self, cells: Tensor) -> Tensor:
-        """Distances that put borders half-way between the cells and their neighbours."""
+        """Distances that put the border half-way between these cells and their neighbours."""
         return torch.where(cells, 0.0, 2 * self.decoder.mask_distance)
 
     def masks(self, distance: Tensor) -> list[Tensor]:
@@ -108,7 +108,7 @@ def duplicates(case: Case) -> list[Detection]:
 
 
 def everything(case: Case) -> list[Detection]:
-    """All of them at once: what is left is people whom nobody stands for."""
+    """All of them at once: the loss left is people without a detection."""
     person = case.person_of().tolist()
     first = torch.tensor([person.index(j) for j in dict.fromkeys(person)], dtype=torch.long)
     masks = torch.from_numpy(decode_masks(case.people, height=case.height, width=case.width))
@@ -116,7 +116,7 @@ def everything(case: Case) -> list[Detection]:
 
 
 def resolution_alone(case: Case) -> list[Detection]:
-    """Every annotated person once, from the shares of cells that are theirs alone."""
+    """Every annotated person once, from the share of each cell that the person covers."""
     shares = case.seen.masks[~case.seen.crowd]
     step = case.level.scale / case.level.fields.stride
     masks = at_pixels(shares, step=step, height=case.height, width=case.width) >= 0.5
@@ -176,7 +176,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.mask_losses", description="OnLine what the codec loses of perfect masks."
+        prog="python -m benchmarks.mask_losses", description="Measure what costs mask AP on perfect fields."
     )
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
     parser.add_argument("--sides", type=int, nargs="+", default=[1401, 1401, 801], metavar="N")

@@ -1,4 +1,4 @@
-"""A project folder with photos of COCO, or the rendered sample, as far as `targets`: for benchmarks."""
+"""A project for benchmarks: photos of COCO, or the rendered sample, with the stages up to `targets` done."""
 
 import os
 import shutil
@@ -14,9 +14,11 @@ COCO_MINI = ROOT.parent / "shared/data/coco-mini"
 
 
 def project(folder: Path, coco: Path, **sections: dict[str, Any]) -> str:
-    """Make `folder` a project whose data/targets are there; return what its images are.
+    """Make `folder` a project in which the stages up to `targets` have run; return what its images are.
 
-    coco: a COCO layout; the sample is rendered where there is none. sections: parameters to change.
+    Args:
+        coco: a COCO layout; the sample is rendered if it does not exist.
+        sections: parameters to change.
     """
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     if coco.is_dir():
@@ -26,7 +28,7 @@ def project(folder: Path, coco: Path, **sections: dict[str, Any]) -> str:
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     for stage in ("acquire", "ingest"):
         run(folder, stage)
-    # Nobody is imputed: that takes an estimator, and people without keypoints cost next to nothing.
+    # no imputation: it needs an estimator, and people without keypoints cost little
     (folder / "data/impute").mkdir()
     shutil.copy(folder / "data/ingest/people.parquet", folder / "data/impute")
     run(folder, "targets")
@@ -34,7 +36,7 @@ def project(folder: Path, coco: Path, **sections: dict[str, Any]) -> str:
 
 
 def run(folder: Path, stage: str, **environment: str) -> str:
-    """What a stage writes to the log; ends the program if it fails."""
+    """Run a stage and return its log; exit if it fails."""
     command = [sys.executable, "-m", "personlab", stage]
     own = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     done = subprocess.run(command, cwd=folder, env=own, stderr=subprocess.PIPE, text=True)

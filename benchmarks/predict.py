@@ -1,12 +1,12 @@
-"""How long `personlab predict` takes for a picture, piece by piece, and as a whole.
+"""Time of `personlab predict` for an image, piece by piece and as a whole.
 
     python -m benchmarks.predict --weights FILE --images FOLDER [--side 513] [--stride 16] [--rounds 5]
                                  [--threads 2] [--json FILE]
 
-Every round takes every picture through every piece; of each piece and picture the median round counts, and
-the table shows its mean over the pictures. In each round the whole of `predict` runs as well, over the same
-pictures and to a folder of its own, so that both meet whatever else the machine does; and once more in
-another process, which does not keep freed memory as `predict` does (personlab/utils/malloc.py).
+Every round runs every piece on every image; the table shows the mean over the images of the median round. In
+each round the whole of `predict` runs on the same images as well, so that the load of the machine affects
+both alike; and once more in another process, which returns freed memory to the system
+(personlab/utils/malloc.py).
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Load:
-    """What each process loads for itself."""
+    """The predictor that a process loads."""
 
     weights: Path
     side: int
@@ -79,7 +79,7 @@ def loaded(load: Load) -> Predictor:
 
 
 def whole(load: Load, pictures: list[Picture], output: Output) -> float:
-    """Milliseconds a picture of all that `predict` does, but for loading the network."""
+    """Milliseconds an image of `predict`, without loading the network."""
     predictor = loaded(load)
     start = time.perf_counter()
     predict(predictor, pictures, output, progress=_silent)
@@ -87,7 +87,7 @@ def whole(load: Load, pictures: list[Picture], output: Output) -> float:
 
 
 def measure(load: Load, pictures: list[Picture], output: Output, rounds: int) -> list[Timing]:
-    """The pieces, the whole, and the whole in another process, which gives freed memory back."""
+    """The pieces, the whole, and the whole in another process, which returns freed memory to the system."""
     predictor, all_of_it = loaded(load), partial(whole, load, pictures, output)
     for item in pictures[:3]:  # compile, and let the allocator see the sizes
         _walk(predictor, item, output, defaultdict(list))
@@ -109,7 +109,7 @@ def measure(load: Load, pictures: list[Picture], output: Output, rounds: int) ->
 
 
 def _walk(predictor: Predictor, item: Picture, output: Output, times: Times) -> None:
-    """What `predict` does with a picture, each piece on its own."""
+    """The pieces of `predict` for one image."""
 
     def timed(piece: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()

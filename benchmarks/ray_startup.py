@@ -1,17 +1,19 @@
-"""What starting Ray and taking it down costs a `dvc repro` with params.yaml's settings.
+"""Time to start and stop Ray in a `dvc repro` with params.yaml's settings.
 
     python -m benchmarks.ray_startup [--rounds 1] [--json FILE]
 
-The pipeline runs in a folder of its own, all stages as `dvc repro` would, but for 20 training steps instead
-of thousands: starting and ending do not depend on them. Of each stage that uses Ray:
+All stages run in a temporary project, with 20 training steps instead of thousands, which start and stop do
+not depend on. For each stage that uses Ray:
 
-- import: of Ray's packages, when everything else that a stage imports is there;
-- start: from `ray.init` until the first of the work begins in a worker: Ray's processes, placing the workers,
-  and their import of torch and this program;
-- end: from the last of the work until `ray.shutdown` has returned. What the driver does with a training's
-  result before it takes Ray down is in it (reading a checkpoint, exporting weights): rather too much.
+- import: of Ray's packages, after everything else that a stage imports;
+- start: from `ray.init` until a worker begins its work: Ray's processes, placement of the workers, and their
+import of
+  torch and personlab;
+- end: from the end of the work until `ray.shutdown` has returned. This includes the driver's work on the
+result of a
+  training (reading a checkpoint, exporting weights), so it is an upper bound.
 
-What Ray costs between start and end is not here (benchmarks/batch.py has that for inference).
+The overhead of Ray between start and end is measured by benchmarks/batch.py (inference).
 """
 
 import argparse
@@ -46,7 +48,7 @@ print(time.monotonic() - start)
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds that Ray takes of a stage."""
+    """Seconds that Ray takes in a stage."""
 
     stage: str
     imported: float
@@ -71,7 +73,7 @@ def main() -> None:
 
 
 def measure() -> list[Cost]:
-    """Each stage's costs, once."""
+    """The costs of every stage, once."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         params = yaml.safe_load((photos.ROOT / "params.yaml").read_text())
@@ -128,7 +130,7 @@ def observe(stage: str) -> None:
     from personlab.distributed import batch
     from personlab.stages import estimator, impute, infer, train
 
-    # The stages' own names are left as they are in workers, which import them anew.
+    # workers import the stages anew and find the original functions
     ray.init = _noted(ray.init, before="init")
     ray.shutdown = _noted(ray.shutdown, after="down")
     estimator._train_worker = _estimator_work
@@ -169,7 +171,7 @@ def _train_work(config: dict[str, Any]) -> None:
 
 
 def _observed(actor: type) -> type:
-    """An actor class that notes when its objects are made and when they have done something."""
+    """An actor class that records when its objects are created and when they return a result."""
 
     class Observed(actor):
         def __init__(self, *args: Any) -> None:

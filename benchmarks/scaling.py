@@ -1,11 +1,11 @@
-"""A cost model of the pipeline: what training on COCO and inference on very many photos would take, and why.
+"""A cost model of the pipeline: durations of training on COCO and of inference on very many photos, and why.
 
     python -m benchmarks.scaling [name=value ...]
 
-Prints the tables of docs/scaling.md. Inputs are the fields of `Measured` and `Assumed` below; any of them can
-be given another value, e.g. `gpu_tflops=120 cores_per_gpu=12`. The model is arithmetic: what is done in turn
-adds up, of what is done at once the longest counts, nothing waits for chance, and a processor of a cluster is
-as fast as the one that was measured.
+Prints the tables of docs/notes/scaling.md. The inputs are the fields of `Measured` and `Assumed`; any of them
+can be set, e.g. `gpu_tflops=120 cores_per_gpu=12`. The model is arithmetic: durations in sequence add up, of
+parallel ones the longest counts, there is no random waiting, and the CPUs of a cluster are as fast as the one
+measured.
 """
 
 import sys
@@ -19,10 +19,10 @@ GB: Final = 1e9
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of one processor, bytes, and operations, an image unless it says otherwise.
+    """Seconds of one CPU, bytes, and operations, for an image unless stated otherwise.
 
-    By `python -m benchmarks.costs --weights bodypix-mobilenet-075.safetensors`, but for the last four, which
-    are those of `python -m benchmarks.loader`; the state of the machine is told in docs/scaling.md.
+    Measured by `python -m benchmarks.costs --weights bodypix-mobilenet-075.safetensors`, the last four by
+    `python -m benchmarks.loader`; docs/notes/scaling.md describes the machine.
     """
 
     ingest_s: float = 0.0055
@@ -60,18 +60,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Assumed:
-    """What nothing here could measure."""
+    """Inputs that were not measured."""
 
     gpu_tflops: float = 60.0  # sustained by these networks in bfloat16
-    # the least a forward pass takes, its layers launched one by one; a training step takes three of them
+    # least time of a forward pass, from launching its layers; a training step takes three times as long
     large_launch_s: float = 0.010
     mobile_launch_s: float = 0.004
     cores_per_gpu: float = 8.0
     gpus_per_node: float = 8.0
     nvlink_bytes: float = 100 * GB  # a second, of a GPU to others of its node, as all-reduce sees it
     network_bytes: float = 3 * GB  # a second and node (25 Gbit/s)
-    storage_bytes: float = 10 * GB  # a second: what photos come from
-    codec_gpu: float = 1.0  # codec's time on the GPU, in times of the compiled loops on a processor
+    storage_bytes: float = 10 * GB  # a second, of the storage of the photos
+    rasterise_gpu: float = 1.0  # time of rasterising on the GPU, in times of that on a CPU
     part: float = 256.0  # images in it
     # COCO 2017: images with people and all images of train, of val; people without keypoints
     train_images: float = 64_115.0
@@ -87,7 +87,7 @@ ARCHIVE: Final = 100e6
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's duration and what it is bound by."""
+    """The duration of a stage and its bottleneck."""
 
     name: str
     seconds: float
@@ -129,7 +129,7 @@ class Step:
 
     @property
     def bound(self) -> str:
-        """What a step takes as long as."""
+        """The bottleneck of a step."""
         if self.seconds == self.loader:
             return "loader"
         if self.seconds == self.rasterise:
@@ -144,7 +144,7 @@ def step(m: Measured, a: Assumed, gpus: int, batch: int) -> Step:
         gpu=max(each * m.train_tflop / a.gpu_tflops, 3 * a.large_launch_s),
         exchange=_exchange_s(m, a, gpus),
         loader=each * m.loader_s / max(1.0, a.cores_per_gpu - 1),
-        rasterise=each * m.rasterise_s * a.codec_gpu,
+        rasterise=each * m.rasterise_s * a.rasterise_gpu,
     )
 
 
@@ -155,7 +155,7 @@ def _exchange_s(m: Measured, a: Assumed, gpus: int) -> float:
 
 
 def coco(m: Measured, a: Assumed, gpus: int) -> list[Stage]:
-    """The stages of configs/coco2017-resnet101.yaml; `acquire` depends on the line, and is left out."""
+    """The stages of configs/coco2017-resnet101.yaml, except `acquire`, which depends on the connection."""
     training, inferring = step(m, a, gpus, batch=8), actor(m, a, "ResNet-101")
     person = m.impute_s + m.impute_tflop / a.gpu_tflops
     return [
@@ -174,12 +174,12 @@ def coco(m: Measured, a: Assumed, gpus: int) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Actor:
-    """Seconds an image of what one actor on a GPU does, as the code is."""
+    """Seconds an image of one actor with a GPU."""
 
     network: float  # on the GPU
-    codec: float  # then, on the GPU
-    rest: float  # then, on the processor: run lengths
-    decode: float  # beside all that, in one thread
+    codec: float  # then, on the CPU
+    rest: float  # then, on the CPU: run lengths
+    decode: float  # in parallel, in one thread: JPEG
 
     @property
     def seconds(self) -> float:
@@ -187,19 +187,19 @@ class Actor:
 
 
 def actor(m: Measured, a: Assumed, network: str) -> Actor:
-    """What an actor does with one of NETWORKS."""
+    """An actor with one of NETWORKS."""
     large = network == "ResNet-101"
     tflop, launch = (m.infer_tflop, a.large_launch_s) if large else (m.mobile_tflop, a.mobile_launch_s)
     return Actor(
         network=max(tflop / a.gpu_tflops, launch),
-        codec=(m.large_codec_s if large else m.mobile_codec_s) * a.codec_gpu,
+        codec=m.large_codec_s if large else m.mobile_codec_s,
         rest=m.large_rle_s if large else m.mobile_rle_s,
         decode=m.decode_s,
     )
 
 
 def images_per_s(m: Measured, a: Assumed, network: str, gpus: int) -> tuple[float, str]:
-    """Of all actors together, and what lets them do no more."""
+    """Images a second of all actors together, and the bottleneck."""
     one = actor(m, a, network)
     bounds = {
         "decoding" if one.seconds == one.decode else "GPU, then processor": gpus / one.seconds,
@@ -215,7 +215,7 @@ def images_per_s(m: Measured, a: Assumed, network: str, gpus: int) -> tuple[floa
 def hops(m: Measured, a: Assumed) -> str:
     """Bytes from one place to the next."""
     rows = [
-        ("photo to `targets`, and to its shard", m.jpeg_bytes, "an image, once"),
+        ("photo to `ingest`, and to its shard", m.jpeg_bytes, "an image, once"),
         ("shard to a training worker", m.shard_bytes, "an image and epoch"),
         ("training worker to its GPU", m.crop_bytes, "an image; people are points and masks beside it"),
         ("five fields, made on the GPU", m.fields_bytes, "an image"),
@@ -254,9 +254,9 @@ def training_table(m: Measured, a: Assumed) -> str:
 
 
 def archive_table(m: Measured, a: Assumed, network: str) -> str:
-    """100 million photos: what an actor does, and what all of them ask of storage and driver."""
+    """100 million photos: the time of an actor, and the load of storage and driver."""
     rows = []
-    # A small network takes as long on any GPU: launching its layers.
+    # a small network takes as long on any GPU: the launches of its layers
     speeds = SPEEDS if network == "ResNet-101" else (a.gpu_tflops,)
     for gpus in (8, 256):
         for speed in speeds:
@@ -272,7 +272,7 @@ def archive_table(m: Measured, a: Assumed, network: str) -> str:
 
 
 def planning_table(m: Measured) -> str:
-    """What planning and bookkeeping take for 100 million photos, however many compute."""
+    """Planning and bookkeeping of 100 million photos, with any number of actors."""
     rows = []
     for size in (64, 256, 1024):
         parts = ARCHIVE / size
@@ -304,7 +304,7 @@ def _bytes(count: float) -> str:
 
 
 def _given(words: Sequence[str]) -> tuple[Measured, Assumed]:
-    """The inputs, with what the command line says otherwise."""
+    """The inputs, with those of the command line replaced."""
     given = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
     found = []
     for inputs in (Measured(), Assumed()):

@@ -1,4 +1,4 @@
-"""People to measure with, as many as asked for, and what a network would say of them."""
+"""Synthetic people for benchmarks, and fields as a network would predict them."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from personlab.skeleton import FLIP, TREE, K
 SIDE = 801
 RADIUS = 32.0
 
-# Somebody who stands facing us, x and y of each keypoint relative to the nose, for a height of about 1.
+# A standing person seen from the front: x and y of each keypoint relative to the nose, for a height of about
+# 1.
 _STANDING = torch.tensor(
     [
         *((0.0, 0.0), (0.03, -0.03), (-0.03, -0.03), (0.07, -0.02), (-0.07, -0.02)),  # nose, eyes, ears
@@ -21,7 +22,7 @@ _STANDING = torch.tensor(
 
 
 def people(count: int, *, stride: int, seed: int = 0) -> Instances:
-    """Scattered people, 150 to 400 px tall, leaning, their limbs anywhere plausible; nearer ones in front."""
+    """Scattered people, 150 to 400 px tall, leaning, with random plausible limbs; taller ones in front."""
     g = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -45,8 +46,8 @@ def people(count: int, *, stride: int, seed: int = 0) -> Instances:
 
 
 def predicted(instances: Instances, *, stride: int, seed: int = 0) -> Fields:
-    """What a good network says of them: probabilities that fall off smoothly around the targets and never
-    reach 0 or 1, offsets defined well beyond the disks, some pixels off."""
+    """Fields as of a good network: smooth probabilities that never reach 0 or 1, and offsets that are defined
+    well beyond the disks and some pixels off."""
     g = torch.Generator().manual_seed(seed)
 
     def noise(like: Tensor, deviation: float) -> Tensor:
@@ -54,7 +55,7 @@ def predicted(instances: Instances, *, stride: int, seed: int = 0) -> Fields:
 
     targets = encode(instances, stride=stride, radius=2 * RADIUS).fields
     short = targets.short + noise(targets.short, 1.0)
-    # As a network's: surest at the keypoint, one half at R, a thousandth elsewhere.
+    # highest at the keypoint, one half at R, a thousandth elsewhere
     apart = targets.short.norm(dim=2).where(targets.heatmap > 0, torch.inf)
     logit = ((RADIUS - apart) / 4).clamp(min=-7)
     fields = targets.replace(
@@ -64,7 +65,7 @@ def predicted(instances: Instances, *, stride: int, seed: int = 0) -> Fields:
         seg=(targets.seg * 10 - 5 + noise(targets.seg, 0.3)).sigmoid(),
         long=targets.long + noise(targets.long, 3.0),
     )
-    # In memory, too, as a network's output is.
+    # contiguous, as a network's output
     return fields.replace(**{name: tensor.contiguous() for name, tensor in fields.tensors().items()})
 
 

@@ -1,4 +1,4 @@
-"""tfjs body-pix 2.2.1 under Node: installed into a cache folder, fed our fields, timed call by call."""
+"""tfjs body-pix 2.2.1 under Node: install it into a cache folder, decode our fields and time its calls."""
 
 import json
 import shutil
@@ -26,11 +26,11 @@ PACKAGES = (
 
 
 class TfjsError(Exception):
-    """Why there is no tfjs to compare with."""
+    """tfjs is not available."""
 
 
 def install(folder: Path) -> Path:
-    """The folder of node modules, filled by npm where it is not yet.
+    """Install body-pix with npm, unless it is installed; return the folder of node modules.
 
     Raises:
         TfjsError: there is no Node, or npm cannot install.
@@ -40,7 +40,7 @@ def install(folder: Path) -> Path:
         raise TfjsError("node and npm are not installed")
     if not (modules / "@tensorflow-models" / "body-pix" / "dist").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        # Its peer, the WebGL backend, is of no use here; scripts of packages are not run.
+        # without its peer, the WebGL backend; scripts of packages are not run
         options = ["--legacy-peer-deps", "--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"]
         done = subprocess.run(
             ["npm", "install", *options, *PACKAGES], cwd=folder, capture_output=True, text=True, check=False
@@ -52,24 +52,19 @@ def install(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Scene:
-    """What tfjs is asked to decode: the fields of one image, and what it may do with them.
-
-    height, width: the image's; scale: input pixels per image pixel. score_threshold: of the heatmap where a
-    pose starts; by default the library's own, 0.4. person: p_S from which on a pixel is a person's; by
-    default the library's own, 0.7.
-    """
+    """The fields of one image and the parameters to decode them with; the defaults are the library's."""
 
     fields: Fields
-    height: int
+    height: int  # of the image
     width: int
-    scale: float
-    people: int
-    score_threshold: float = 0.4
-    person: float = 0.7
+    scale: float  # input pixels per image pixel
+    people: int  # at most
+    score_threshold: float = 0.4  # least heatmap value of a seed
+    person: float = 0.7  # least p_S of a person's pixel
 
 
 class Tfjs:
-    """A running decoder; a context manager."""
+    """A Node process that decodes; a context manager."""
 
     def __init__(self, modules: Path) -> None:
         script = Path(__file__).with_name("tfjs.cjs")
@@ -86,7 +81,7 @@ class Tfjs:
         self._node.communicate()
 
     def load(self, scene: Scene, folder: Path) -> Poses:
-        """Hand over a scene, through files in a folder; the people found, in image pixels, in that order."""
+        """Load a scene, through files in a folder, and decode it: poses in image pixels."""
         _write(scene, folder)
         self._ask(f"load {folder}")
         return _poses(json.loads((folder / "poses.json").read_text()))
@@ -96,11 +91,11 @@ class Tfjs:
         return float(self._ask("poses"))
 
     def masks(self, keypoints: int) -> float:
-        """Milliseconds of all masks, matched by the first so many keypoints (5 is the library's choice)."""
+        """Milliseconds of all masks; pixels are assigned by the first `keypoints` keypoints (default: 5)."""
         return float(self._ask(f"masks {keypoints}"))
 
     def instances(self, scene: Scene, folder: Path, *, keypoints: int, min_score: float) -> Tensor:
-        """The masks of the scene just loaded, N x height x width, of the poses with at least that score."""
+        """Masks of the loaded scene, N x height x width, of the poses with at least `min_score`."""
         self._ask(f"instances {keypoints} {min_score}")
         masks = np.fromfile(folder / "masks.u8", dtype=np.uint8).astype(bool)
         return torch.from_numpy(masks.reshape(-1, scene.height, scene.width))
@@ -129,7 +124,7 @@ def _poses(found: list[dict[str, Any]]) -> Poses:
 
 
 def _write(scene: Scene, folder: Path) -> None:
-    """In the library's layout: H x W x C, offset channels all y, then all x."""
+    """Write the fields in the library's layout: H x W x C, offset channels all y, then all x."""
     fields, edges = scene.fields, len(TREE)
     size = {"height": scene.height, "width": scene.width}
     arrays = {
@@ -137,9 +132,9 @@ def _write(scene: Scene, folder: Path) -> None:
         "short": _y_then_x(fields.short[0]),
         "forward": _y_then_x(fields.mid[0, :edges]),
         "backward": _y_then_x(fields.mid[0, edges:]),
-        # The library adds these to pixels of the image; it means input pixels only where the two agree.
+        # the library adds these to image pixels
         "long": _y_then_x(fields.long[0]) / scene.scale,
-        # It thresholds p_S at full resolution, outside of what is timed.
+        # the library thresholds p_S at full resolution, which is not timed
         "seg": at_pixels(
             fields.seg, step=scene.scale / fields.stride, height=scene.height, width=scene.width
         ),

@@ -1,11 +1,11 @@
 """The parameters of the pipeline: params.yaml as frozen pydantic models.
 
 There are three kinds. A *stage section* decides the result of its stage and is a DVC dependency of exactly
-the stages that use it. `decode` says how fields become people; it is used by `infer` and travels with the
-model that `infer` judged. `compute` says where and how stages run; no stage depends on it.
+the stages that use it. `decode` is how fields become people; `infer` uses it and records it in the model's
+card. `compute` is where and how stages run; no stage depends on it.
 
-An unknown or misspelt key in params.yaml is an error. Parameters that older versions saved beside models stay
-readable: `from_saved` renames what has been renamed, fills in what was added later and ignores what has gone.
+An unknown or misspelt key in params.yaml is an error. Parameters that other versions saved with models stay
+readable: `from_saved` renames moved keys, fills in missing ones and drops unknown ones.
 """
 
 from collections.abc import Mapping
@@ -262,10 +262,15 @@ def load(path: Path) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(_explain(detail) for detail in error.errors())) from None
+        raise UserError(f"{path}: {reasons(error)}") from None
 
 
-def _explain(detail: Any) -> str:
+def reasons(error: ValidationError) -> str:
+    """What is wrong with values, key by key, on one line."""
+    return "; ".join(_reason(detail) for detail in error.errors())
+
+
+def _reason(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_hint(key)}"

@@ -1,4 +1,4 @@
-"""The command line as people meet it."""
+"""The command line, run as a program."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from personlab import predictor
 from personlab.cli import app
 from personlab.model import checkpoint
 from personlab.model.network import build
-from personlab.params import Model
+from personlab.params import Infer, Model
 from tests import layouts, tfjs_models
 
 STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
@@ -33,10 +33,11 @@ def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-def test_help_names_every_stage_in_order(tmp_path: Path) -> None:
-    shown = run("--help", folder=tmp_path).stdout
-    places = [shown.index(f" {stage} ") for stage in STAGES]
-    assert places == sorted(places)
+def test_help_has_a_line_for_every_stage_in_order(tmp_path: Path) -> None:
+    lines = run("--help", folder=tmp_path).stdout.replace("│", "").splitlines()
+    found = [line for line in lines if line.split()[:1] and line.split()[0] in STAGES]
+    assert [line.split()[0] for line in found] == list(STAGES)
+    assert all(line.rstrip().endswith(".") for line in found)  # nothing is wrapped
 
 
 @pytest.mark.parametrize("command", sorted(name for name in app if not name.startswith("-")))
@@ -46,6 +47,15 @@ def test_every_command_explains_itself(command: str, tmp_path: Path) -> None:
     assert "Usage" in outcome.stdout
     assert len(outcome.stdout.splitlines()) > 8
     assert "--empty-" not in outcome.stdout  # what cyclopts adds to lists
+
+
+@pytest.mark.parametrize("command", ["predict", "infer-batch"])
+def test_prediction_has_the_predictor_s_defaults(command: str, tmp_path: Path) -> None:
+    shown = " ".join(run(command, "--help", folder=tmp_path).stdout.replace("│", " ").split())
+    infer = Infer()
+    assert f"Longest side of the network's input, in pixels. [default: {infer.sides[0]}]" in shown
+    assert f"[default: {infer.stride}]" in shown
+    assert "Proposals per image. [default: as the model was evaluated with]" in shown
 
 
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
@@ -127,7 +137,7 @@ def test_hostile_pictures_end_with_reasons_and_status_one(tmp_path: Path, weight
     assert "4 of 7 pictures could not be read" in outcome.stderr
     for name, reason in {
         "in/torn.jpg": "cannot be read: image file is truncated",
-        "in/text.jpg": "is not a picture",
+        "in/text.jpg": "is not an image",
         "in/bomb.png": "has more than 89 million pixels",
         "none.jpg": "no such file",
     }.items():

@@ -3,22 +3,28 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+import personlab
+from personlab import tables
 from personlab.cli import app
 from personlab.errors import UserError
-from personlab.params import load
+from personlab.params import Compute, Decode, load
 from personlab.registry import provenance
-from personlab.registry.models import Candidate, Registry, Version
+from personlab.registry.cli import _predict_again
+from personlab.registry.models import Candidate, Lineage, Registry, Version
 from tests import rehearsal
+from tests.conftest import ROOT
 from tests.rehearsal import BAD, BEST, USUAL, commit
 
 
@@ -35,9 +41,12 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(folder: Path, learning_rate: float, val: str = "val-1") -> Candidate:
+def made(
+    folder: Path, learning_rate: float, val: str = "val-1", decode: dict[str, Any] | None = None
+) -> Candidate:
     """What `dvc repro` would have left in the folder, DVC's lock file included."""
     params = rehearsal.PARAMS | {"train": {**rehearsal.PARAMS["train"], "learning_rate": learning_rate}}
+    params["decode"] = {**params["decode"], **(decode or {})}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     settings = load(folder / "params.yaml")
     for stage in ("train", "infer", "evaluate"):
@@ -129,9 +138,9 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
     assert second.lineage.replaces == 1
     assert second.lineage.why.startswith("weekly; person keypoints")
     assert registry.champion() == second
-    assert (project / "models/champion/model.safetensors").read_bytes() == (
-        project / "data/train/model.safetensors"
-    ).read_bytes()
+    for name in ("model.safetensors", "model.json"):  # the card has the decoding
+        served = project / "data/infer" / name
+        assert (project / "models/champion" / name).read_bytes() == served.read_bytes()
     again, _ = registry.promote(Candidate(project), "always", never_again)
     assert str(again) == "unchanged: it is the champion, version 2"
 
@@ -140,8 +149,8 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
     verdict, version = registry.promote(Candidate(project), "better", never_again)  # the week after
     assert version is None
     assert str(verdict) == (
-        "not promoted: these are version 2's weights, replaced or rolled back already; "
-        "'personlab models rollback 2' brings them back"
+        "not promoted: it is version 2, which was replaced or rolled back; "
+        "'personlab models rollback 2' brings it back"
     )
     assert registry.judge(Candidate(project), "not-worse", never_again) == verdict
     assert registry.judge(Candidate(project), "always", never_again).promoted
@@ -183,6 +192,108 @@ def test_other_validation_images_are_predicted_anew(
     assert asked == [(1, project / "data/ingest/val")]
 
 
+def test_a_decoding_that_was_rolled_back_stays_out_and_the_champions_is_used(project: Path) -> None:
+    """Versions with the same weights and another decoding are other models."""
+    registry = Registry(project)
+    registry.promote(Candidate(project), "better", never_again)
+    made(project, USUAL, decode={"nms": "hard"})
+    commit(project)
+    _, second = registry.promote(Candidate(project), "always", never_again)
+    assert second
+    assert second.lineage.weights == registry.versions()[0].lineage.weights
+    assert second.settings.decode.nms == "hard"
+    registry.rollback()
+    verdict, version = registry.promote(Candidate(project), "better", never_again)
+    assert version is None
+    assert "it is version 2, which was replaced or rolled back" in str(verdict)
+    made(project, USUAL, decode={"nms": "hard", "nms_radius": 3})  # a third model
+    commit(project)
+    assert registry.judge(Candidate(project), "better", never_again).comparisons
+
+
+# --- versions that other versions of personlab promoted -----------------------------------------------------
+
+V01 = ROOT / "tests/fixtures/v0.1"
+
+
+@pytest.fixture
+def old(project: Path) -> Path:
+    """The project with a champion that version 0.1 promoted, and keys of a later version in its lineage."""
+    lineage = json.loads((V01 / "lineage.json").read_text())
+    lineage["commit"] = rehearsal.run(project, "git", "rev-parse", "HEAD")
+    lineage |= {"zoo": "coco-17"}
+    lineage["data"] |= {"skeleton": "17"}
+    lineage["params"]["decode_later"] = {"tracking": True}
+    lineage["params"]["codec"]["tiles"] = 4
+    folder = project / "models/versions/1-1650b12a"
+    rehearsal.write_predictions(folder / "predictions", blur=1.0, first=1001)
+    for name in ("model.safetensors", "model.json", "params.yaml"):
+        shutil.copyfile(V01 / name, folder / name)
+    (folder / "lineage.json").write_text(json.dumps(lineage))
+    (project / "models/champion").symlink_to("versions/1-1650b12a")
+    return project
+
+
+def test_an_old_lineage_is_read_and_written_back_whole(old: Path) -> None:
+    path = old / "models/champion/lineage.json"
+    version = Version(path.parent)
+    raw = json.loads(path.read_text())
+    assert version.lineage.model_dump(mode="json") == raw
+    assert Lineage.model_validate(raw) == version.lineage
+    assert (version.settings.model.radius, version.settings.decode.nms_radius) == (12, 5)
+
+
+def test_an_old_champion_is_listed_replaced_and_rolled_back_to(
+    old: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry, again = Registry(old), []
+
+    @contextmanager
+    def predict_again(version: Version, val: Path) -> Iterator[Path]:
+        again.append(version.settings.decode)
+        yield version.predictions
+
+    monkeypatch.chdir(old)
+    app(["models", "list"], result_action="return_value")
+    assert capsys.readouterr().out.startswith("-> 1-1650b12a")
+    made(old, BEST)
+    commit(old)
+    verdict, second = registry.promote(Candidate(old), "better", predict_again)
+    assert verdict.promoted
+    assert second
+    assert second.lineage.replaces == 1
+    assert again == [Decode(nms_radius=5, bin=1)]  # with its own parameters
+    assert registry.rollback() == Version(old / "models/versions/1-1650b12a")
+    served = personlab.Predictor.from_checkpoint(old / "models/champion/model.safetensors")
+    assert (served.decoder.radius, served.decoder.nms_radius, served.decoder.bin) == (12, 5, 1)
+
+
+@pytest.mark.slow
+def test_an_old_champion_predicts_again_where_the_workspace_computes(
+    old: Path, tmp_path: Path, ray_local: None
+) -> None:
+    folder = old / "models/champion"
+    lineage = json.loads((folder / "lineage.json").read_text())
+    lineage["params"]["train"]["gpu"] = True  # it was trained on another machine
+    lineage["params"]["infer"]["sides"] = [65]
+    (folder / "lineage.json").write_text(json.dumps(lineage))
+    with _predict_again(Compute(), Version(folder), old / "data/ingest/val") as predictions:
+        found = tables.read_table(predictions / "part-00000.parquet", tables.PREDICTIONS)
+    assert len(found) == rehearsal.IMAGES
+
+
+def test_a_lineage_without_sense_names_its_file(old: Path) -> None:
+    path = old / "models/champion/lineage.json"
+    lineage = json.loads(path.read_text())
+    lineage["params"]["codec"]["nms_radius"] = "wide"
+    path.write_text(json.dumps(lineage))
+    with pytest.raises(UserError, match=r"lineage\.json: params: .*nms_radius"):
+        Registry(old).judge(Candidate(old), "better", never_again)
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"lineage\.json: not the lineage of a model"):
+        Registry(old).versions()
+
+
 def test_a_model_that_nothing_could_bring_back_is_not_promoted(project: Path) -> None:
     made(project, BEST)
     with pytest.raises(UserError, match=r"dvc.lock: in no commit and no DVC experiment.*'dvc exp save'"):
@@ -213,7 +324,7 @@ def test_a_model_saved_as_an_experiment_is_known_by_its_name(project: Path) -> N
         (lambda folder: lock(folder, "other weights", "val-1"), "not of one run; run 'dvc repro'"),
         (lambda folder: lock(folder, md5_of(folder), "val-1", "q"), "not of one run; run 'dvc repro'"),
         (
-            lambda folder: (folder / "data/train/model.safetensors").unlink(),
+            lambda folder: (folder / "data/infer/model.safetensors").unlink(),
             "model.safetensors: no such file",
         ),
     ],
@@ -288,7 +399,7 @@ def test_the_command_line(
     assert listed[1].endswith("on purpose; the rule says always")
 
 
-def test_the_gate_needs_neither_torch_nor_ray_nor_prefect() -> None:
+def test_the_registry_needs_neither_torch_nor_ray_nor_prefect() -> None:
     code = "import sys, personlab.registry.models; print(*sys.modules)"
     loaded = subprocess.run((sys.executable, "-c", code), capture_output=True, text=True, check=True).stdout
     assert not {"torch", "ray", "prefect", "dvc"} & set(loaded.split())

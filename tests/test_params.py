@@ -81,15 +81,20 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
         params.load(tmp_path / "params.yaml")
 
 
-def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_bytes("acquire: {directory: /fotos/März}".encode("latin-1"))
-    with pytest.raises(UserError, match="not UTF-8"):
-        params.load(tmp_path / "params.yaml")
+def test_other_encodings_than_utf8_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    for content in ("acquire: {directory: Zürich}".encode("latin-1"), "train: {steps: 7}".encode("utf-16")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"params\.yaml: not UTF-8"):
+            params.load(path)
+    path.write_bytes(b"\xef\xbb\xbftrain: {steps: 7}")  # a byte order mark
+    assert params.load(path).train.steps == 7
 
 
 @pytest.mark.parametrize("init", [None, params.RANDOM])
 def test_random_weights_have_a_file_that_dvc_can_depend_on(init: str | None) -> None:
     assert Model(init=init).init is None
+    assert Model(init=init).model_dump(mode="json")["init"] == params.RANDOM
     assert (ROOT / params.RANDOM).is_file()
 
 

@@ -1,4 +1,4 @@
-"""The gate: what counts as better, as worse, and as chance."""
+"""The rule of promotion: what counts as better, as worse, and as chance."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_a_verdict_reads_well() -> None:
     assert str(verdict).splitlines() == [
         "promoted: person keypoints got better, nothing got worse",
         "  Person keypoints: AP 0.500 -> 0.600, +0.100 (95%: +0.050 to +0.150), better",
-        "  Person segmentation: nobody to find",
+        "  Person segmentation: no annotated people",
     ]
     same = Verdict(False, "it is the champion, version 3", unchanged=True)
     assert str(same) == "unchanged: it is the champion, version 3"

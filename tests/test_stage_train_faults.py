@@ -1,7 +1,7 @@
 """Training while workers, nodes and drivers are killed, disks fill and checkpoints are damaged: same weights.
 
-On a real cluster of three nodes and a head; drivers are processes of their own. One worker and two see the
-same batches.
+On a real cluster of three nodes and a head, with drivers in their own processes. One worker and two train on
+the same batches.
 """
 
 import json
@@ -38,10 +38,10 @@ PARAMS = {
     | {"validate_every": 12, "validate_images": 2, "validate_side": 65}
     | {"average_from": 0.1},  # before the first checkpoint: what is killed has averaged already
 }
-# What rounding may explain: the greatest difference of a weight, as a share of the greatest change that
-# training made to any. It was 1.8e-7; if every worker divided by its own counts, it would be some 0.06.
+# Of rounding: the largest difference of a weight over the largest change by training. It was 1.8e-7; it would
+# be about 0.06 if every worker divided by its own counts.
 TOLERANCE = 1e-5
-# Deaths are seen soon. No process waits for warnings of them: that takes seconds to start.
+# Detect deaths soon, and do not start a watcher for warnings of preemption, which takes seconds.
 ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
@@ -72,7 +72,7 @@ class Project:
         return self.end(self.start())
 
     def end(self, driver: subprocess.Popen[str]) -> "Trained":
-        """See that it ends well, and forgets what it needed only while it ran."""
+        """Wait for a successful end; the run's folder must be deleted."""
         output, _ = driver.communicate(timeout=600)
         assert driver.returncode == 0, output
         assert not list(self.folder.glob("runs/train-*"))
@@ -96,7 +96,7 @@ class Project:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run left, and what it said."""
+    """The outputs of a run and its log."""
 
     weights: dict[str, torch.Tensor]  # averaged
     files: dict[str, bytes]
@@ -119,7 +119,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Proje
     rows = []
     for image_id in range(IMAGES):
         image = generator.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        # batches are uneven: some people are crowds, and some images show nobody
+        # uneven batches: some people are crowds, and some images show no one
         people = [person(image_id, crowd=image_id % 5 == 0)] if image_id % 3 else []
         rows.append({**row(image, *people), "image_id": image_id})
     for split in ("train", "val"):
@@ -195,6 +195,7 @@ def test_the_disk_is_full_the_driver_killed_and_the_newest_checkpoint_damaged(
     [kept] = project.checkpoints("small")
 
     subprocess.run(["mount", "-o", "remount,size=30M", small_disk], check=True)
+    project.write(workers=1, storage_path="small", max_failures=7)  # compute may change
     driver = project.start()
     project.wait_for(driver, step_of(kept) + 2 * EVERY, "small")
     driver.kill()

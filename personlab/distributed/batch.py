@@ -33,7 +33,7 @@ log = logging.getLogger("personlab")
 
 Row = dict[str, Any]
 
-_RETRIES = 8  # of a part whose process or node died; an image that kills its process is given up after three
+_RETRIES = 8  # of a part whose process or node died; an image that kills its process is given up sooner
 
 
 def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str | None = None) -> Manifest:

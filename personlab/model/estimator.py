@@ -139,7 +139,9 @@ def from_checkpoint(path: Path) -> Estimator:
     try:
         settings = params.from_saved(card).estimator
     except ValidationError as error:
-        raise UserError(f"{path}: its card describes no estimator of this version: {error}") from None
+        raise UserError(
+            f"{path}: its card describes no estimator of this version: {params.reasons(error)}"
+        ) from None
     estimator = Estimator(settings)
     checkpoint.fit(estimator, state, path)
     return estimator.eval()

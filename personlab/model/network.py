@@ -221,7 +221,7 @@ def _read(path: Path) -> _Saved:
     try:
         settings = params.from_saved(card)
     except ValidationError as error:
-        raise UserError(f"{sidecar}: does not describe a network: {error}") from None
+        raise UserError(f"{sidecar}: does not describe a network: {params.reasons(error)}") from None
     fields = card.get("fields", list(CHANNELS))  # the first cards lack the key
     if fields not in (list(CHANNELS), list(_POSES)):
         raise UserError(f"{sidecar}: fields {fields!r}, neither {list(CHANNELS)} nor {list(_POSES)}")

@@ -80,17 +80,18 @@ class Version:
         path = self.folder / "lineage.json"
         try:
             return Lineage.model_validate_json(path.read_bytes())
-        except (FileNotFoundError, ValidationError) as error:
-            raise UserError(
-                f"{path}: not the lineage of a model ({error}); restore the whole folder"
-            ) from None
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; restore the whole folder") from None
+        except ValidationError as error:
+            why = parameters.reasons(error)
+            raise UserError(f"{path}: not the lineage of a model ({why}); restore the whole folder") from None
 
     @cached_property
     def settings(self) -> Params:
         try:
             return self.lineage.settings
         except ValidationError as error:
-            raise UserError(f"{self.folder / 'lineage.json'}: params: {error}") from None
+            raise UserError(f"{self.folder / 'lineage.json'}: params: {parameters.reasons(error)}") from None
 
     @property
     def weights(self) -> Path:

@@ -94,7 +94,7 @@ def data_of(folder: Path) -> Data:
         raise UserError(f"{folder / LOCK}: not this pipeline's; run 'dvc repro'") from None
     # infer copies the weights of train
     if not (together and _md5(folder / "data/infer/model.safetensors") == weights):
-        raise UserError(f"{folder}: weights, predictions and scores are of different runs; run 'dvc repro'")
+        raise UserError(f"{folder}: weights, predictions and scores are not of one run; run 'dvc repro'")
     return data
 
 
