@@ -109,7 +109,7 @@ def test_two_at_once(run: Run) -> None:
 def test_the_end_has_to_be_there(run: Run) -> None:
     assert run.finished(15)["step"] == 15
     damage(run, 15, "another bit")
-    with pytest.raises(UserError, match="the same command goes on"):
+    with pytest.raises(UserError, match="the last checkpoint is damaged"):
         run.finished(15)
 
 

@@ -1,1 +1,1 @@
-"""Everything that knows Ray besides the stages: cluster, training checkpoints, progress board, batch inference."""
+"""Ray outside the stages: cluster, training checkpoints, progress board, batch inference."""
