@@ -141,13 +141,13 @@ def cases(annotations: Path, *, side: int, stride: int, proposals: int) -> Itera
     truth = oracle.read(annotations)
     decoder = Decoder(trace_refinements=0, long_refinements=0, max_people=proposals)
     everyone = {image_id: oracle.people_of(truth, image_id) for image_id in sorted(truth.imgs)}
-    mean = oracle.MeanPerson.of([person for people in everyone.values() for person in people])
+    mean = oracle.MeanPose.of([person for people in everyone.values() for person in people])
     for image_id, people in progress(everyone.items(), label=f"{side}/{stride}, {proposals} proposals"):
         people = [mean.complete(person) for person in people]
         ordinary = [person for person in people if not person.crowd]
         if ordinary:
             size = {key: truth.imgs[image_id][key] for key in ("height", "width")}
-            seen, scale = oracle.shown(people, **size, side=side, stride=stride)
+            seen, scale = oracle.project(people, **size, side=side, stride=stride)
             level = Level(encode(seen, stride=stride, radius=decoder.radius).fields, scale)
             poses = decoder.poses([level], **size)
             yield image_id, Case(ordinary, seen, level, poses, **size, decoder=decoder)

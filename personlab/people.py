@@ -1,4 +1,4 @@
-"""People as the rest of the program passes them around: annotated ones in, detected ones out."""
+"""Annotated and detected people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,28 +9,25 @@ import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One annotated person of one image, in COCO pixel coordinates of that image.
-
-    `visibility` is COCO's: 0 not labelled, 1 labelled but hidden, 2 labelled and visible. A person
-    without any labelled keypoint still has a mask. `rle` is COCO's compressed run-length string.
-    """
+    """An annotated person, in COCO's pixel coordinates of the image."""
 
     id: int
-    keypoints: FloatArray  # K x 2, (x, y); rows with visibility 0 mean nothing
-    visibility: npt.NDArray[np.int8]  # K
-    imputed: bool
-    box: tuple[float, float, float, float]  # x, y, width, height
-    area: float
+    keypoints: FloatArray  # K x 2, (x, y); undefined where the visibility is 0
+    visibility: npt.NDArray[np.int8]  # K; 0 unlabelled, 1 labelled but occluded, 2 labelled and visible
+    imputed: bool  # whether the keypoints are estimates
+    box: Box
+    area: float  # of the mask, pixels
     crowd: bool
-    rle: bytes
+    rle: bytes  # COCO's compressed run-length string of the mask
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """From a row of tables.PEOPLE, or an element of a target row's `people`, as Python values."""
+        """From a row of tables.PEOPLE, or an element of `people` in a row of tables.TARGETS."""
         x, y, width, height = row["box"]
         return cls(
             id=row["person_id"],
@@ -44,7 +41,7 @@ class Annotation:
         )
 
     def to_row(self, confidence: npt.ArrayLike) -> dict[str, Any]:
-        """The reverse of `from_row`. confidence: K numbers in [0, 1]."""
+        """The inverse of `from_row`. confidence: K numbers in [0, 1]."""
         return {
             "person_id": self.id,
             "keypoints": self.keypoints.ravel(),
@@ -60,17 +57,16 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Detection:
-    """One detected person, in the coordinates of the image it was found in."""
+    """A detected person, in pixel coordinates of the image."""
 
     keypoints: FloatArray  # K x 2, (x, y)
     keypoint_scores: FloatArray  # K, in [0, 1]
     score: float
-    # COCO compressed run-length string of the mask, at full image resolution; empty if nobody looked for one
-    rle: bytes
+    rle: bytes  # COCO's compressed run-length string of the mask; empty if masks were not predicted
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """From an element of a prediction row's `people`, as Python values."""
+        """From an element of `people` in a row of tables.PREDICTIONS."""
         return cls(
             keypoints=np.array(row["keypoints"], np.float32).reshape(-1, 2),
             keypoint_scores=np.array(row["keypoint_scores"], np.float32),
@@ -79,7 +75,7 @@ class Detection:
         )
 
     def to_row(self) -> dict[str, Any]:
-        """The reverse of `from_row`."""
+        """The inverse of `from_row`."""
         return {
             "score": self.score,
             "keypoints": self.keypoints.ravel(),

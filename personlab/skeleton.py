@@ -1,7 +1,6 @@
 """The 17 COCO keypoints: names, mirror pairs, OKS tolerances and the kinematic tree.
 
-Everything that depends on *which* keypoints there are lives here. The tree is PoseNet's, so that
-published weights fit (16 edges, followed both ways: 32 directed edges).
+The tree is PoseNet's, so that published weights fit: 16 edges, followed both ways (32 directed edges).
 """
 
 from typing import Final
@@ -75,8 +74,8 @@ TREE: Final = (
     _edge("right_knee", "right_ankle"),
 )
 
-# Directed edges (source, target): first all away from the nose, then all towards it. This is the
-# channel order of the mid-range offsets.
+# Directed edges (source, target): all away from the nose, then all towards it. This is the channel order of
+# the mid-range offsets.
 EDGES: Final = TREE + tuple((target, source) for source, target in TREE)
 E: Final = len(EDGES)
 
@@ -85,10 +84,7 @@ EDGE_FLIP: Final = tuple(EDGES.index((FLIP[source], FLIP[target])) for source, t
 
 
 def walk(root: int) -> tuple[int, ...]:
-    """The 16 directed edges that reach every keypoint from `root`, nearest first (breadth-first).
-
-    Each edge starts at a keypoint that an earlier edge reached (or at the root itself).
-    """
+    """The 16 directed edges that reach every keypoint from `root`, in breadth-first order."""
     reached, order = {root}, list[int]()
     frontier = [root]
     while frontier:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 TOGETHER = (
     (
         *("test_stage_batch.py", "test_stage_infer.py", "test_stage_impute.py", "test_cluster.py"),
-        *("test_trainer.py", "test_flows_inference.py", "test_flows.py", "test_retrain.py"),
+        *("test_board.py", "test_flows_inference.py", "test_flows.py", "test_retrain.py"),
     ),
     ("test_stage_batch_faults.py", "test_stage_train_faults.py"),
     ("test_pipeline.py",),

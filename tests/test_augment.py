@@ -1,4 +1,4 @@
-"""Random transforms: their contract, their spread, and that they can be drawn again."""
+"""Random transforms: their limits, their distribution, and that they are reproducible."""
 
 import numpy as np
 import torch
@@ -138,12 +138,12 @@ def test_a_person_is_shown_at_the_size_asked_for_inside_or_around_the_crop(
         assert inside or around
 
 
-def test_most_views_are_around_people_when_asked() -> None:
-    """Nine in ten show somebody at the size; a person without keypoints is nobody to look at."""
+def test_most_crops_are_around_people_with_person_sizes() -> None:
+    """Nine in ten crops show a person with keypoints at the size."""
     train = Train(crop=65, stride=8, min_scale=1.4, max_scale=1.5, person_sizes=(60, 64))
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    nobody = person(2, visibility=np.zeros(K, np.int8), box=(0.0, 0.0, 5.0, 5.0))
-    shard_row = row(image, nobody, person())
+    unlabelled = person(2, visibility=np.zeros(K, np.int8), box=(0.0, 0.0, 5.0, 5.0))
+    shard_row = row(image, unlabelled, person())
     found = [augmented(shard_row, train, epoch=epoch).people.keypoints[1].double() for epoch in range(200)]
     before = torch.from_numpy(person().keypoints).double()
     ratios = torch.stack([torch.pdist(each).sum() for each in found]) / torch.pdist(before).sum()

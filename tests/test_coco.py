@@ -1,4 +1,4 @@
-"""Reading a COCO layout: what is good is kept as annotated, what is bad is explained."""
+"""Reading a COCO layout: valid records are kept as annotated, the others are rejected with a reason."""
 
 import json
 import math
@@ -176,18 +176,18 @@ BAD_FILES = {
         r"is 30 x 40 pixels, the annotations say 40 x 30",
     ),
     "missing": (lambda path: path.unlink(), r"1\.jpg: no such file"),
-    "link out": (link_out, r"file_name '1\.jpg' leads out of the image folder"),
+    "link out": (link_out, r"file_name '1\.jpg' is outside the image folder"),
     "circle": (link_to_itself, r"1\.jpg"),
 }
 
 BAD_IMAGES = {
-    "climbs": ({"file_name": "../../x.jpg"}, r"file_name '\.\./\.\./x\.jpg' leads out of the image folder"),
-    "climbs back": ({"file_name": "../val2017/1.jpg"}, "leads out of the image folder"),
-    "absolute": ({"file_name": "/etc/passwd"}, "leads out of the image folder"),
+    "climbs": ({"file_name": "../../x.jpg"}, r"file_name '\.\./\.\./x\.jpg' is outside the image folder"),
+    "climbs back": ({"file_name": "../val2017/1.jpg"}, "is outside the image folder"),
+    "absolute": ({"file_name": "/etc/passwd"}, "is outside the image folder"),
     "no name": ({"file_name": None}, "has no file_name"),
     "empty name": ({"file_name": ""}, "has no file_name"),
-    "NUL": ({"file_name": "a\0b"}, "cannot be followed"),
-    "half a pair": ({"file_name": "\ud800"}, "cannot be followed"),
+    "NUL": ({"file_name": "a\0b"}, "cannot be resolved"),
+    "half a pair": ({"file_name": "\ud800"}, "cannot be resolved"),
     "long name": ({"file_name": "x" * 5000}, "."),
     "folder": ({"file_name": "."}, "is a folder"),
     "no height": ({"height": None}, "height is null, not a whole number from 1 up"),
@@ -210,7 +210,7 @@ def test_a_bad_file_is_rejected_with_its_people(
     assert isinstance(good_person, Person)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
 def test_images_of_any_format_are_accepted(tmp_path: Path, kind: str) -> None:
     write_layout(tmp_path, "val", [image(1)], [person(5, 1)])
     write_image(tmp_path / "val2017/1.jpg", kind)
@@ -241,7 +241,7 @@ def test_of_equal_image_records_the_first_stays(tmp_path: Path) -> None:
     assert isinstance(found, Person)
 
 
-def test_an_id_of_two_files_is_nobodys(tmp_path: Path) -> None:
+def test_an_id_of_two_files_is_rejected(tmp_path: Path) -> None:
     write_layout(tmp_path, "val", [image(1), image(1, file_name="2.jpg")], [person(5, 1)])
     images, (found,) = read(tmp_path)
     for bad in images:

@@ -35,7 +35,7 @@ def perfect_fields(keypoints: Tensor, labelled: Tensor) -> PersonFields:
     return PersonFields(heatmap=torch.where(disk, 20.0, -20.0), short=towards)
 
 
-class TestCropView:
+class TestCropTransform:
     def test_a_tall_box_fills_the_height_with_its_context(self) -> None:
         transform = crop_transform((10, 20, 8, 64), height=HEIGHT, width=WIDTH, context=1.25)
         assert transform.scale == pytest.approx(128 / 80)
@@ -57,7 +57,7 @@ class TestCut:
     @pytest.mark.parametrize(
         "box", [(100, 80, 30, 60), (0, 0, 20, 50), (180, 120, 30, 50), (5, 5, 180, 140), (90, 60, 6, 14)]
     )
-    def test_reads_less_but_shows_the_same(self, box: tuple[float, float, float, float]) -> None:
+    def test_equals_the_whole_image_resampled(self, box: tuple[float, float, float, float]) -> None:
         image = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
         transform = crop_transform(box, height=HEIGHT, width=WIDTH)
         whole = transform.image(image).astype(int)
@@ -69,7 +69,7 @@ class TestCut:
         transform = Transform(scale=1.0, shift=(-30.0, -20.0), height=65, width=49)
         np.testing.assert_array_equal(cut(image, transform), image[20:85, 30:79])
 
-    def test_a_view_beside_the_image_is_padding(self) -> None:
+    def test_a_crop_outside_the_image_is_padding(self) -> None:
         image = np.zeros((20, 20, 3), np.uint8)
         assert (cut(image, Transform(1.0, (500.0, 500.0), 33, 33)) == PADDING).all()
 
@@ -97,7 +97,7 @@ class TestTrainingCrop:
 
     @pytest.fixture
     def person(self) -> Person:
-        """Whose nose is a white dot at (60, 50)."""
+        """A person with a white dot at the nose, (60, 50)."""
         keypoints = np.zeros((K, 2), np.float32)
         keypoints[0] = (60, 50)
         return Person(1, keypoints, np.arange(K) == 0, (40, 30, 45, 60), 2000.0)
@@ -117,7 +117,7 @@ class TestTrainingCrop:
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
         assert not torch.equal(first[0], other[0])
 
-    def test_coarser_than_asked_for(self, person: Person) -> None:
+    def test_a_small_person_height_lowers_the_resolution(self, person: Person) -> None:
         sharp, _ = person_crop(self.IMAGE, person.box, height=HEIGHT, width=WIDTH)
         coarse, transform = person_crop(self.IMAGE, person.box, height=HEIGHT, width=WIDTH, person_height=12)
         assert transform == crop_transform(person.box, height=HEIGHT, width=WIDTH)
@@ -165,7 +165,7 @@ class TestDecode:
         assert (found[..., :2] - keypoints).abs().max() < 0.5
         assert found[..., 2].min() > 0.5
 
-    def test_nothing_there_is_no_confidence(self) -> None:
+    def test_empty_fields_have_no_confidence(self) -> None:
         fields = perfect_fields(spread_keypoints(), torch.zeros(1, K, dtype=torch.bool))
         found = decode(fields, SETTINGS)
         assert found[..., 2].max() < 1e-3
@@ -208,7 +208,7 @@ class TestEstimator:
             estimator.loss(noisy, keypoints, labelled), estimator.loss(fields, keypoints, labelled)
         )
 
-    def test_nobody_labelled_is_no_loss(self, estimator: Estimator) -> None:
+    def test_without_labelled_keypoints_the_loss_is_zero(self, estimator: Estimator) -> None:
         fields = estimator(torch.zeros(1, 3, HEIGHT, WIDTH))
         loss = estimator.loss(fields, spread_keypoints(), torch.zeros(1, K, dtype=torch.bool))
         assert loss.item() == 0
@@ -237,7 +237,7 @@ class TestEstimator:
         np.testing.assert_allclose(two[:, :2], (one[:, :2] - (10, -20)) / 0.5, atol=1e-3)
         np.testing.assert_allclose(two[:, 2], one[:, 2])
 
-    def test_comes_back_from_its_checkpoint(self, estimator: Estimator, tmp_path: Path) -> None:
+    def test_loads_from_its_checkpoint(self, estimator: Estimator, tmp_path: Path) -> None:
         path = tmp_path / "estimator.safetensors"
         checkpoint.save(path, estimator.state_dict(), estimator.card({"steps": 0}))
         loaded = from_checkpoint(path)
@@ -261,7 +261,7 @@ class TestBuild:
         for name, tensor in estimator.backbone.state_dict().items():
             assert torch.equal(tensor, given[f"backbone.{name}"]), name
 
-    def test_what_was_trained_needs_them_no_more(self, tmp_path: Path) -> None:
+    def test_a_trained_estimator_does_not_need_them(self, tmp_path: Path) -> None:
         save_weights(tmp_path / "network.safetensors")
         estimator = build(self.SETTINGS, tmp_path).eval()
         checkpoint.save(tmp_path / "estimator.safetensors", estimator.state_dict(), estimator.card({}))

@@ -1,4 +1,4 @@
-"""Examples: an image and its people seen through one transform, mirrored transforms included."""
+"""Training examples: an image and its people through one transform."""
 
 import io
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def test_people_as_they_are() -> None:
     assert (people.keypoints.dtype, people.masks.dtype) == (torch.float32, torch.float32)
 
 
-def test_a_mirrored_left_hand_is_a_right_hand() -> None:
+def test_mirroring_swaps_left_and_right_keypoints() -> None:
     one = person()
     people = seen(MIRRORED, one)
     x, y = one.keypoints[LEFT]
@@ -108,8 +108,8 @@ def test_a_mirrored_left_hand_is_a_right_hand() -> None:
     assert seen(MIRRORED, person(visibility=visible)).labelled[0].nonzero().tolist() == [[RIGHT]]
 
 
-def test_a_mirrored_view_has_mirrored_targets() -> None:
-    """The whole chain: annotations seen in a mirror and encoded are the encoded annotations, mirrored."""
+def test_a_mirrored_transform_gives_mirrored_targets() -> None:
+    """Encoding mirrored annotations gives the mirrored fields."""
     people = (person(), person(2, keypoints=figure(90.0, 20.0, 60.0).numpy()))
     plain, mirrored = (
         encode(seen(transform, *people), stride=8, radius=32.0).fields for transform in (PLAIN, MIRRORED)
@@ -119,21 +119,21 @@ def test_a_mirrored_view_has_mirrored_targets() -> None:
 
 
 @pytest.mark.parametrize("mirror_width", [0, WIDTH])
-def test_people_follow_the_view(mirror_width: int) -> None:
+def test_people_follow_the_transform(mirror_width: int) -> None:
     transform = Transform(1.5, (-20.0, 8.0), 129, 161, mirror_width)
     people = seen(transform, person())
     order = list(FLIP) if mirror_width else list(range(K))
     np.testing.assert_allclose(
         people.keypoints[0].numpy(), transform.points(person().keypoints)[order], atol=1e-4
     )
-    # the middle of the mask is a person in the cell that shows it, and far from it nobody is
+    # the mask covers the cell at its middle, and no cell far from it
     column, line = (transform.points(np.array([40.0, 47.0], np.float32)) / 8).round().astype(int)
     assert people.masks[0, line, column]
     assert people.masks.shape == (1, 17, 21)
     assert not people.masks[0, :, 0 if mirror_width == 0 else 20].any()
 
 
-def test_nobody() -> None:
+def test_no_people() -> None:
     people = seen(PLAIN, stride=16)
     assert people.keypoints.shape == (0, K, 2)
     assert people.labelled.shape == (0, K)
@@ -152,8 +152,8 @@ def test_masks_are_the_run_lengths() -> None:
 # images
 
 
-def test_pixels_and_keypoints_meet() -> None:
-    """A white square is painted at the left wrist; in every transform it is where the wrist's keypoint is."""
+def test_keypoints_stay_on_their_pixels() -> None:
+    """A white square at the left wrist is at the wrist's keypoint after every transform."""
     one = person(keypoints=np.round(figure(40.0, 15.0, 70.0).numpy()))
     x, y = one.keypoints[LEFT].astype(int)
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -173,7 +173,7 @@ def test_pixels_and_keypoints_meet() -> None:
                 assert found.image[:, line, column].max() < 60
 
 
-def test_an_example_is_what_the_network_is_given() -> None:
+def test_shapes_and_channel_order() -> None:
     image = np.full((HEIGHT, WIDTH, 3), (200, 100, 30), np.uint8)
     found = example(row(image, person()), Transform(1.0, (0.0, 0.0), 105, 137), stride=8)
     assert found.image_id == 42
@@ -185,7 +185,7 @@ def test_an_example_is_what_the_network_is_given() -> None:
 
 
 def test_orientation_is_ignored() -> None:
-    """COCO's annotations refer to the pixels as stored, whatever EXIF says about which way is up."""
+    """COCO's annotations refer to the pixels as stored."""
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees"
     data = io.BytesIO()
@@ -194,6 +194,6 @@ def test_orientation_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("data", [b"\xff\xd8\xff not an image", b"GIF89a", b""])
-def test_bytes_that_are_no_image_are_named(data: bytes) -> None:
+def test_errors_name_an_image_that_cannot_be_decoded(data: bytes) -> None:
     with pytest.raises(UserError, match=r"val2017/a\.jpg: .*dvc repro --force ingest"):
         pixels({"image": data, "file_name": "val2017/a.jpg"})

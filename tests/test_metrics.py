@@ -65,7 +65,7 @@ def test_perfect_detections_score_one():
     assert scores.segm == pytest.approx({**dict.fromkeys(scores.segm, 1.0), "AR1": 1 / 3})
 
 
-def test_columns_without_anybody_to_find_are_nan():
+def test_columns_without_annotated_people_are_nan():
     scores = evaluate(ground_truth([row(1, person())]), {})
     assert scores.keypoints["AP"] == scores.segm["AP"] == scores.keypoints["APM"] == 0
     assert np.isnan([scores.keypoints["APL"], scores.keypoints["ARL"], scores.segm["APS"]]).all()
@@ -126,7 +126,7 @@ def test_a_budget_below_ten_is_kept():
     assert matches.per_image() == {1: 0.0}
 
 
-def test_crowds_swallow_detections():
+def test_detections_of_crowds_are_ignored():
     crowd = person(x=200, w=150, h=200, crowd=True, visibility=[0] * K)
     who = person()
     inside = person(x=220, y=60)
@@ -136,7 +136,7 @@ def test_crowds_swallow_detections():
     assert scores.keypoints["AP"] == scores.segm["AP"] == pytest.approx(1)
 
 
-def test_false_alarms_on_images_without_people_count():
+def test_false_positives_on_images_without_people_count():
     who = person()
     truth = ground_truth([row(1, who), row(2)])
     clean = evaluate(truth, {1: [found(who, 0.5)]})
@@ -167,13 +167,13 @@ def test_per_image_quality_orders_images():
     assert quality == pytest.approx({1: 1.0, 2: 0.5, 4: 0.3, 5: 0.5})
 
 
-def test_best_score_separates_people_from_false_alarms():
+def test_best_threshold_separates_people_from_false_positives():
     who = person()
     rows = [row(i, who) for i in range(1, 5)] + [row(i) for i in range(5, 20)]
     detections = {r["image_id"]: [found(who, score=0.6 if r["people"] else 0.2)] for r in rows}
     truth = ground_truth(rows)
-    assert match(truth, detections, "keypoints").best_score() == pytest.approx(0.6)
-    assert match(truth, {}, "keypoints").best_score() == float("inf")
+    assert match(truth, detections, "keypoints").best_threshold() == pytest.approx(0.6)
+    assert match(truth, {}, "keypoints").best_threshold() == float("inf")
 
 
 def test_curve_is_that_of_a_hand_made_ranking():
@@ -191,7 +191,7 @@ def test_curve_is_that_of_a_hand_made_ranking():
 
 
 def jittered(truth: COCO) -> dict[int, list[Detection]]:
-    """Every annotated person with its keypoints disturbed and its mask shifted, and some false alarms."""
+    """Every annotated person with its keypoints disturbed and its mask shifted, and some false positives."""
     generator = np.random.default_rng(3)
     detections: dict[int, list[Detection]] = {}
     for annotation in truth.dataset["annotations"]:

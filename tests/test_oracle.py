@@ -1,4 +1,4 @@
-"""The codec's round trip: what comes back of people whose keypoints are all there, and of those with gaps."""
+"""The codec's round trip, for people with every keypoint labelled and for people with gaps."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from personlab.people import Annotation
 from personlab.skeleton import KEYPOINTS, K
 from personlab.utils.progress import progress
 
-MEAN = oracle.MeanPerson(np.stack([np.linspace(0.1, 0.9, K), np.linspace(0, 1, K)], 1).astype(np.float32))
+MEAN = oracle.MeanPose(np.stack([np.linspace(0.1, 0.9, K), np.linspace(0, 1, K)], 1).astype(np.float32))
 
 PERFECT = Decoder(trace_refinements=0, long_refinements=0)  # targets are refined already
 
@@ -38,7 +38,7 @@ def person(visibility: np.ndarray) -> Annotation:
 
 
 @pytest.mark.parametrize("stride", [8, 16])
-def test_a_person_with_every_keypoint_comes_back(stride: int) -> None:
+def test_a_person_with_every_keypoint_is_recovered(stride: int) -> None:
     whole = person(np.full(K, 2))
     found = oracle.round_trip([whole], PERFECT, height=200, width=160, side=401, stride=stride)
     np.testing.assert_allclose(found[0].keypoints, whole.keypoints, atol=0.5)
@@ -52,31 +52,31 @@ def test_a_person_with_every_keypoint_comes_back(stride: int) -> None:
 def test_a_gap_at_the_elbow_loses_the_wrist() -> None:
     visibility = np.full(K, 2)
     visibility[KEYPOINTS.index("left_elbow")] = 0
-    (best,) = oracle.connected([person(visibility)])
+    (best,) = oracle.largest_components([person(visibility)])
     lost = [name for name, score in zip(KEYPOINTS, best.keypoint_scores, strict=True) if score == 0]
     assert lost == ["left_elbow", "left_wrist"]
 
 
-def test_completing_labels_everything_and_moves_nothing_that_was_labelled() -> None:
+def test_completing_labels_every_keypoint_and_moves_no_labelled_one() -> None:
     visibility = np.arange(K) % 3
     gaps = person(visibility)
     whole = MEAN.complete(gaps)
     assert (whole.visibility > 0).all()
     np.testing.assert_array_equal(whole.keypoints[visibility > 0], gaps.keypoints[visibility > 0])
-    np.testing.assert_allclose(whole.keypoints, gaps.keypoints, atol=1e-3)  # it was the mean person's
+    np.testing.assert_allclose(whole.keypoints, gaps.keypoints, atol=1e-3)  # they were the mean pose
 
 
-def test_mean_person_is_the_mean_of_the_labelled() -> None:
+def test_the_mean_pose_is_the_mean_of_the_labelled_keypoints() -> None:
     visibility = np.full(K, 2)
     visibility[3] = 0
     elsewhere = dataclasses.replace(person(visibility), keypoints=person(visibility).keypoints.copy())
     elsewhere.keypoints[3] = 1e6
-    mean = oracle.MeanPerson.of([person(np.full(K, 2)), elsewhere])
+    mean = oracle.MeanPose.of([person(np.full(K, 2)), elsewhere])
     np.testing.assert_allclose(mean.keypoints, MEAN.keypoints, atol=1e-5)
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"images": [], "annotations": []}', "[1, 2]"])
-def test_what_is_not_a_coco_file_is_named(tmp_path: Path, content: str) -> None:
+def test_errors_name_a_file_that_is_not_cocos(tmp_path: Path, content: str) -> None:
     path = tmp_path / "broken.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"broken\.json"):
@@ -92,7 +92,7 @@ def test_real_annotations_survive_the_round_trip(coco_mini: Path) -> None:
     assert report.bound == pytest.approx(1.0)
 
 
-def test_one_whole_person_scores_full_marks(tmp_path: Path) -> None:
+def test_a_complete_person_has_an_ap_of_one(tmp_path: Path) -> None:
     annotation = person(np.full(K, 2))
     triples = np.concatenate([annotation.keypoints, annotation.visibility[:, None]], 1)
     record = {

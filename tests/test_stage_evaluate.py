@@ -59,7 +59,7 @@ def detection(score: float, *box: int) -> dict:
 
 LEFT, RIGHT = (10, 20, 50, 80), (90, 20, 50, 80)
 
-# Image 1: both found. 2: only one of two. 3: nobody there, nobody found. 4: nobody there, a false alarm.
+# Image 1: two people, both detected. 2: two, one detected. 3: no people, no detections. 4: a false positive.
 PEOPLE = {1: [person(1, *LEFT), person(2, *RIGHT)], 2: [person(3, *LEFT), person(4, *RIGHT)], 3: [], 4: []}
 FOUND = {
     1: [detection(0.9, *LEFT), detection(0.8, *RIGHT)],
@@ -105,7 +105,7 @@ def test_writes_everything_the_report_needs(tmp_path):
     files = contents(tmp_path / "data/evaluate")
     assert sorted(files) == [
         "gallery.jpg",
-        "gallery/01-4.jpg",  # a false alarm of score .6: .4
+        "gallery/01-4.jpg",  # a false positive with score .6: .4
         "gallery/02-2.jpg",  # one of two people: .5
         "gallery/03-1.jpg",
         "report.md",
@@ -120,7 +120,7 @@ def test_metrics_are_those_of_the_ranking(tmp_path):
     evaluate.run(Params(), tmp_path)
     metrics = json.loads((tmp_path / "data/metrics/evaluate.json").read_text())
     assert list(metrics) == ["keypoints", "segm"]
-    reached = 76 / 101  # recalls 0 to .75, all at precision 1; the false alarm ranks below
+    reached = 76 / 101  # recalls 0 to .75, all at precision 1; the false positive ranks below
     for task in metrics.values():
         assert task["AP"] == task["AP50"] == round(reached, 4)
     assert metrics["keypoints"]["AR"] == 0.75
@@ -153,9 +153,9 @@ def test_report_shows_the_tables(tmp_path, caplog):
     for expected in (
         "| AP | AP50 | AP75 | APM | APL |",
         "| AP | AP50 | AP75 | APS |",
-        "4 images in, 4 predictions in",
-        "4 people, 4 of them with keypoints",
-        "4 detections, 3 of them",
+        "4 images\n",
+        "4 annotated people (without crowds), 4 with keypoints",
+        "4 detections, 3 of them confident (score at least 0.700)",
         "0.752",
         "| left ankle | 1.000 | 3 |",
         "![](gallery.jpg)",
@@ -184,9 +184,9 @@ def test_no_detections_at_all_score_zero(tmp_path):
     assert {(record["oks"], record["people"]) for record in keypoints} == {(None, 0)}
 
 
-def test_images_without_anybody_to_show_give_a_report_without_pictures(tmp_path):
-    nobody = {number: [] for number in PEOPLE}
-    write(tmp_path, people=nobody, found=nobody)
+def test_images_without_people_and_detections_give_a_report_without_pictures(tmp_path):
+    none = {number: [] for number in PEOPLE}
+    write(tmp_path, people=none, found=none)
     evaluate.run(Params(), tmp_path)
     output = tmp_path / "data/evaluate"
     assert json.loads((tmp_path / "data/metrics/evaluate.json").read_text())["keypoints"]["AP"] is None
@@ -197,9 +197,9 @@ def test_images_without_anybody_to_show_give_a_report_without_pictures(tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"found": {1: [], 2: [], 3: []}}, r"data/infer lacks 1 of .* image 4 first"),
-        ({"found": {**FOUND, 7: []}}, r"data/ingest/val lacks 1 of .* image 7 first"),
-        ({"size": (WIDTH, HEIGHT)}, r"image 1 is \(160, 120\) .* \(120, 160\)"),
+        ({"found": {1: [], 2: [], 3: []}}, r"data/infer lacks 1 images of .*data/ingest/val, first image 4"),
+        ({"found": {**FOUND, 7: []}}, r"data/ingest/val lacks 1 images of .*data/infer, first image 7"),
+        ({"size": (WIDTH, HEIGHT)}, r"image 1 has the size \(160, 120\) .* but \(120, 160\) in"),
         ({"people": {}, "found": {}}, "no images"),
     ],
 )
@@ -216,5 +216,5 @@ def test_missing_and_repeated_parts_are_refused(tmp_path):
     write(tmp_path)
     part = tmp_path / "data/infer/part-00000.parquet"
     part.with_name("part-00001.parquet").write_bytes(part.read_bytes())
-    with pytest.raises(UserError, match=r"part-00001\.parquet: image 1 is in an earlier"):
+    with pytest.raises(UserError, match=r"part-00001\.parquet: image 1 is repeated"):
         evaluate.run(Params(), tmp_path)

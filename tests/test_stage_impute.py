@@ -1,12 +1,15 @@
-"""The estimator and impute stages, end to end on a few rendered images; what imputing does to a person."""
+"""The stages estimator and impute on a few rendered images; the stages after ingest without image files."""
 
 import json
 import logging
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -17,22 +20,26 @@ from personlab.model.estimator import Estimator
 from personlab.params import Acquire, Impute, Params, Sample
 from personlab.people import Annotation
 from personlab.skeleton import KEYPOINTS, K
-from personlab.stages import acquire, estimator, impute, ingest
+from personlab.stages import acquire, estimator, evaluate, impute, infer, ingest, targets
 from personlab.tables.shards import row_groups
+from tests.batches import save_weights
 
 PARAMS = Params(
     acquire=Acquire(sample=Sample(train_images=16, val_images=6, width=320, height=240, seed=5)),
     estimator=params.Estimator(width=4, steps=10, batch=4),
     impute=Impute(min_score=0.0),
+    infer=params.Infer(sides=(97,)),
     compute=params.Compute(checkpoint_every=4),
 )
 
 
 @pytest.fixture(scope="module")
 def ingested(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project after ingest, without the image files."""
     root = tmp_path_factory.mktemp("project")
     acquire.run(PARAMS, root)
     ingest.run(PARAMS, root)
+    shutil.rmtree(root / "data/acquire")
     return root
 
 
@@ -49,14 +56,14 @@ def imputed(trained: Path) -> Path:
 
 
 def damage(project: Path, copy: Path) -> None:
-    """A copy of a project whose training images are no images."""
+    """Copy a project, with training images that cannot be decoded."""
     shutil.copytree(project / "data/ingest", copy / "data/ingest")
     for part in (copy / "data/ingest/train").iterdir():
         rows = [row | {"image": b"no image"} for row in tables.read_table(part, tables.IMAGES).to_pylist()]
         tables.write_table(pa.Table.from_pylist(rows, schema=tables.IMAGES), part, params_hash="")
 
 
-def people(root: Path, stage: str) -> list[dict[str, object]]:
+def people(root: Path, stage: str) -> list[dict[str, Any]]:
     return tables.read_table(root / "data" / stage / "people.parquet", tables.PEOPLE).to_pylist()
 
 
@@ -83,35 +90,59 @@ class TestEstimatorStage:
         assert {bar.split(", ")[0] for bar in bars} <= set(KEYPOINTS)
         assert all(0 <= p["pck"] <= 1 for p in points)
 
-    def test_every_person_is_shown_once_an_epoch_and_a_resumed_run_goes_on_there(
-        self, ingested: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("personlab.distributed.cluster.node_cpus", lambda: 2)
-        settings = PARAMS.estimator.model_copy(update={"steps": 12, "batch": 3})
-        batches = list(estimator._batches(settings, ingested, done=0))
-        shown = [person_id for batch in batches for person_id in batch.person_ids]
+    def test_a_finished_run_leaves_no_checkpoints(self, trained: Path) -> None:
+        assert list((trained / "runs").iterdir()) == []
+
+
+class TestEstimatorBatches:
+    SETTINGS = PARAMS.estimator.model_copy(update={"steps": 12, "batch": 3})
+
+    @pytest.fixture(autouse=True)
+    def cpus(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.use_cpus(2, monkeypatch)
+
+    def use_cpus(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("personlab.distributed.cluster.node_cpus", lambda: count)
+
+    def batches(self, root: Path, done: int = 0) -> list[estimator._Batch]:
+        return list(estimator._batches(self.SETTINGS, root, done=done))
+
+    def test_an_epoch_has_every_person_once(self, ingested: Path) -> None:
         labelled = [
             p["person_id"]
             for p in people(ingested, "ingest")
             if p["split"] == "train" and any(p["visibility"])
         ]
-        assert len(labelled) < len(shown)
-        assert sorted(shown[: len(labelled)]) == sorted(labelled)
-        for batch, again in zip(batches[5:], estimator._batches(settings, ingested, done=5), strict=True):
-            assert batch.person_ids == again.person_ids
-            assert all(torch.equal(a, b) for a, b in zip(batch.tensors, again.tensors, strict=True))
+        used = [person_id for batch in self.batches(ingested) for person_id in batch.person_ids]
+        assert len(used) == 36
+        epochs = [used[start : start + len(labelled)] for start in range(0, 36, len(labelled))]
+        assert len(epochs) > 1
+        for epoch in epochs:
+            assert len(set(epoch)) == len(epoch)
+            assert set(epoch) <= set(labelled)
+        assert epochs[0] != epochs[1]
 
-    def test_a_damaged_image_is_named(
-        self, ingested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_crops_do_not_depend_on_interruptions_or_threads(
+        self, ingested: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The error comes from a thread that reads ahead: its message must get through, and alone."""
-        monkeypatch.setattr("personlab.distributed.cluster.node_cpus", lambda: 2)
+        expected = self.batches(ingested)
+        assert len(expected) == 12
+        assert_equal(self.batches(ingested, done=5), expected[5:])
+        self.use_cpus(5, monkeypatch)
+        assert_equal(self.batches(ingested), expected)
+
+    def test_a_damaged_image_is_named(self, ingested: Path, tmp_path: Path) -> None:
+        """The error is raised in a thread that reads ahead."""
         damage(ingested, tmp_path)
         with pytest.raises(UserError, match=r"^train2017/.*: is not an image .* ingest$"):
-            next(estimator._batches(PARAMS.estimator, tmp_path, done=0))
+            self.batches(tmp_path)
 
-    def test_a_finished_run_leaves_no_checkpoints(self, trained: Path) -> None:
-        assert list((trained / "runs").iterdir()) == []
+
+def assert_equal(batches: list[estimator._Batch], expected: list[estimator._Batch]) -> None:
+    for batch, other in zip(batches, expected, strict=True):
+        assert batch.person_ids == other.person_ids
+        for name in ("images", "keypoints", "labelled"):
+            assert torch.equal(getattr(batch, name), getattr(other, name))
 
 
 @pytest.mark.slow
@@ -122,8 +153,8 @@ class TestImputeStage:
 
     def test_only_train_people_with_a_mask_and_no_keypoints_change(self, imputed: Path) -> None:
         for before, after in zip(people(imputed, "ingest"), people(imputed, "impute"), strict=True):
-            wanted = before["split"] == "train" and not before["crowd"] and not any(before["visibility"])
-            if not wanted:
+            candidate = before["split"] == "train" and not before["crowd"] and not any(before["visibility"])
+            if not candidate:
                 assert after == before
             elif after["imputed"]:
                 assert set(after["visibility"]) <= {0, 2}
@@ -136,10 +167,10 @@ class TestImputeStage:
     def test_counts(self, imputed: Path) -> None:
         counts = json.loads((imputed / "data/metrics/impute.json").read_text())
         flagged = sum(bool(p["imputed"]) for p in people(imputed, "impute"))
-        assert counts["imputed"] == flagged > 0
-        assert counts["considered"] == counts["imputed"] + counts["left_without"]
+        assert counts["people"] == len(people(imputed, "impute"))
+        assert counts["candidates"] >= counts["imputed"] == flagged > 0
 
-    def test_twice_is_the_same_bytes(self, imputed: Path) -> None:
+    def test_same_input_same_bytes(self, imputed: Path) -> None:
         def content() -> dict[str, bytes]:
             return {path.name: path.read_bytes() for path in (imputed / "data/impute").iterdir()}
 
@@ -148,24 +179,73 @@ class TestImputeStage:
         impute.run(PARAMS, imputed)
         assert content() == before
 
-    def test_nobody_is_sure_enough(
+    def test_no_estimate_is_confident_enough(
         self, imputed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         (tmp_path / "data").mkdir()
-        for stage in ("acquire", "ingest", "estimator"):
+        for stage in ("ingest", "estimator"):
             (tmp_path / "data" / stage).symlink_to(imputed / "data" / stage)
         with caplog.at_level(logging.INFO, "personlab"):
             impute.run(PARAMS.model_copy(update={"impute": Impute(min_score=1.0)}), tmp_path)
         assert people(tmp_path, "impute") == people(imputed, "ingest")
-        assert ": 0 imputed" in caplog.text
+        assert ", 0 imputed" in caplog.text
+
+    def test_no_later_stage_reads_an_image_file(self, imputed: Path) -> None:
+        targets.run(PARAMS, imputed)
+        save_weights(imputed / "data/train/model.safetensors")
+        infer.run(PARAMS, imputed)
+        evaluate.run(PARAMS, imputed)
+        assert not (imputed / "data/acquire").exists()
+        assert (imputed / "data/evaluate/gallery.jpg").is_file()
+
+
+class TestCandidates:
+    @pytest.fixture(autouse=True)
+    def no_ray(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Estimates of every candidate, without an estimator."""
+
+        def estimate(root: Path, people: dict[int, Any], *, gpu: bool) -> dict[int, Any]:
+            return {key: {"estimate": [9.0, 9.0, 0.9] * K, "height": 240, "width": 320} for key in people}
+
+        monkeypatch.setattr("personlab.distributed.cluster.connect", lambda _: nullcontext())
+        monkeypatch.setattr(impute, "_estimate", estimate)
+
+    def test_max_area_bounds_the_people(self, ingested: Path, tmp_path: Path) -> None:
+        shutil.copytree(ingested / "data/ingest", tmp_path / "data/ingest")
+        unlabelled = {
+            p["person_id"]: p["area"]
+            for p in people(ingested, "ingest")
+            if p["split"] == "train" and not p["crowd"] and not any(p["visibility"])
+        }
+        median = sorted(unlabelled.values())[len(unlabelled) // 2]
+        for max_area in (median, None):
+            impute.run(PARAMS.model_copy(update={"impute": Impute(max_area=max_area)}), tmp_path)
+            imputed = {p["person_id"] for p in people(tmp_path, "impute") if p["imputed"]}
+            assert imputed == {i for i, area in unlabelled.items() if max_area is None or area < max_area}
+            assert imputed
+
+
+def test_people_of_images_that_are_in_no_shard_are_refused(
+    ingested: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ingested / "data/ingest", tmp_path / "data/ingest")
+    monkeypatch.setattr("personlab.distributed.cluster.connect", lambda _: nullcontext())
+    monkeypatch.setattr("personlab.distributed.cluster.require", lambda *_, **__: None)
+    path = tmp_path / "data/ingest/people.parquet"
+    *others, last = tables.read_table(path, tables.PEOPLE).filter(pc.field("split") == "train").to_pylist()
+    unlabelled = {"image_id": 10**9, "area": 9.0, "visibility": [0] * K, "crowd": False}
+    table = pa.Table.from_pylist([*others, last | unlabelled], schema=tables.PEOPLE)
+    tables.write_table(table, path, params_hash="")
+    with pytest.raises(UserError, match=r"lacks 1 images of .*people\.parquet, first image 1000000000"):
+        impute.run(PARAMS, tmp_path)
 
 
 class TestActor:
     """A UserError is returned as a value: the user sees a line, not Ray's traceback."""
 
     @pytest.fixture(autouse=True)
-    def in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Which is not an actor's, so that its memory is left alone."""
+    def keep_malloc(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Actors configure the memory of their process, which is the tests' here."""
         monkeypatch.setattr("personlab.utils.malloc.disable_trim", lambda: None)
 
     def failure(self, weights: Path, ingested: Path, folder: Path) -> str:
@@ -187,7 +267,7 @@ class TestActor:
 
 
 @pytest.mark.parametrize(
-    ("changes", "max_area", "wanted"),
+    ("changes", "max_area", "expected"),
     [
         ({}, 1024.0, True),
         ({"area": 1024.0}, 1024.0, False),
@@ -198,10 +278,11 @@ class TestActor:
         ({"visibility": [0] * 16 + [1]}, None, False),
     ],
 )
-def test_who_is_imputed(changes: dict[str, object], max_area: float | None, wanted: bool) -> None:
-    """People of the train split below an area, with a mask and without keypoints; no crowds."""
+def test_candidates_are_small_training_people_with_only_a_mask(
+    changes: dict[str, object], max_area: float | None, expected: bool
+) -> None:
     row = {"split": "train", "crowd": False, "mask": b"T3", "visibility": [0] * K, "area": 1023.0}
-    assert impute._is_wanted(row | changes, max_area) == wanted
+    assert impute._is_candidate(row | changes, max_area) == expected
 
 
 class TestWithKeypoints:
@@ -219,9 +300,9 @@ class TestWithKeypoints:
     def estimate(self) -> np.ndarray:
         return np.column_stack([np.full((K, 2), 20.0), np.full(K, 0.9)]).astype(np.float32)
 
-    def test_sure_keypoints_inside_the_image_are_kept(self) -> None:
+    def test_confident_keypoints_inside_the_image_are_kept(self) -> None:
         estimate = self.estimate()
-        estimate[3, 2] = 0.1  # unsure
+        estimate[3, 2] = 0.1
         estimate[4, 0] = 100.0  # just outside
         estimate[5, 0] = 99.0  # just inside
         person = impute.with_keypoints(self.person, estimate, height=80, width=100, min_score=0.3)
@@ -230,7 +311,7 @@ class TestWithKeypoints:
         assert person.keypoints[3].tolist() == [0, 0]
         assert person.keypoints[5].tolist() == [99, 20]
 
-    def test_nothing_sure_changes_nothing(self) -> None:
+    def test_without_confident_keypoints_the_person_is_unchanged(self) -> None:
         estimate = self.estimate() * (1, 1, 0.1)
         person = impute.with_keypoints(self.person, estimate, height=80, width=100, min_score=0.3)
         assert person is self.person

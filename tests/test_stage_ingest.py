@@ -1,4 +1,4 @@
-"""From a COCO layout to tables: nothing gets lost, same input same bytes, and errors say what to do."""
+"""From a COCO layout to tables and shards: every record is accounted for, and errors say what to do."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from tests.layouts import image, person, without, write_image, write_layout
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project beside a good layout: train 1 shows two people, train 2 nobody, val 11 one, val 12 nobody."""
+    """A project beside a layout: two people in image 1 of train, one in image 11 of val, none in 2 and 12."""
     layout = tmp_path / "layout"
     crowd = person(52, 1, iscrowd=1, keypoints=[0] * 51, area=5000.0)
     write_layout(layout, "train", [image(2), image(1)], [person(51, 1), crowd])
@@ -74,23 +74,21 @@ def test_tables_and_counts(project: Path, caplog: pytest.LogCaptureFixture) -> N
     ]
     assert rows(project, "people")[0]["confidence"] == [1.0, 1.0] + [0.0] * 15
     assert rows(project, "rejects") == []
-    nobody = {"with_keypoints": 0, "small_without_keypoints": 0, "large_without_keypoints": 0, "crowds": 0}
+    none = {"with_keypoints": 0, "small_without_keypoints": 0, "large_without_keypoints": 0, "crowds": 0}
     assert metrics == {
         "train": {
             "images": {"in": 2, "out": 1, "left_out": 1, "rejected": 0, "with_keypoints": 1},
-            "people": {"in": 2, "out": 2, "rejected": 0} | nobody | {"with_keypoints": 1, "crowds": 1},
+            "people": {"in": 2, "out": 2, "rejected": 0} | none | {"with_keypoints": 1, "crowds": 1},
         },
         "val": {
             "images": {"in": 2, "out": 2, "left_out": 0, "rejected": 0, "with_keypoints": 0},
-            "people": {"in": 1, "out": 1, "rejected": 0} | nobody | {"small_without_keypoints": 1},
+            "people": {"in": 1, "out": 1, "rejected": 0} | none | {"small_without_keypoints": 1},
         },
     }
-    assert (
-        "ingest: train: 2 images in = 1 out + 1 left out (they show nobody) + 0 rejected" in caplog.messages
-    )
+    assert "ingest: train: 2 images in = 1 out + 1 without people left out + 0 rejected" in caplog.messages
 
 
-def test_images_without_people_may_stay(project: Path) -> None:
+def test_images_without_people_can_be_kept(project: Path) -> None:
     metrics = run(project, train_images_with_people_only=False)
     assert metrics["train"]["images"]["out"] == 2
     assert metrics["train"]["images"]["left_out"] == 0
@@ -139,7 +137,7 @@ def test_too_many_rejects_fail_and_are_listed(project: Path) -> None:
 
 def test_a_split_without_images_is_an_error(project: Path) -> None:
     write_layout(project.parent / "layout", "train", [image(1)], [])
-    with pytest.raises(UserError, match="no image of train is left: 0 rejected, 1 left out"):
+    with pytest.raises(UserError, match="no images in train: 0 rejected, 1 without people left out"):
         run(project)
 
 
@@ -157,7 +155,7 @@ def test_same_input_same_bytes(project: Path) -> None:
     assert digests(project / "data") == first
 
 
-def test_changed_annotations_are_noticed(project: Path) -> None:
+def test_changed_annotations_are_refused(project: Path) -> None:
     run(project)
     before = digests(project / "data")
     changed = write_layout(project.parent / "layout", "val", [image(11), image(12)], [])
@@ -166,7 +164,7 @@ def test_changed_annotations_are_noticed(project: Path) -> None:
     ):
         ingest.run(params(), project)
     changed.unlink()
-    with pytest.raises(UserError, match=r"val2017\.json: no such file, though it was there at acquire"):
+    with pytest.raises(UserError, match=r"val2017\.json: no such file, although acquire found it"):
         ingest.run(params(), project)
     assert digests(project / "data") == before
 
@@ -192,7 +190,7 @@ def test_coco_mini(project: Path, coco_mini: Path) -> None:
 # --- acquire ------------------------------------------------------------------------------------------------
 
 
-def test_source_says_what_there_is(project: Path) -> None:
+def test_the_source_describes_the_layout(project: Path) -> None:
     acquire.run(params(), project)
     layout = project.parent / "layout"
     annotations = layout / "annotations/person_keypoints_train2017.json"
@@ -223,7 +221,7 @@ def test_a_layout_inside_the_project_is_relative(project: Path) -> None:
         ("", r"layout: no such folder"),
     ],
 )
-def test_what_is_missing_of_a_layout_is_named(project: Path, missing: str, message: str) -> None:
+def test_errors_name_a_missing_part_of_a_layout(project: Path, missing: str, message: str) -> None:
     (project.parent / "layout" / missing).rename(project.parent / "elsewhere")
     with pytest.raises(UserError, match=message):
         acquire.run(params(), project)
@@ -237,7 +235,7 @@ def test_truncated_annotations_fail_at_acquire(project: Path) -> None:
         acquire.run(params(), project)
 
 
-def test_the_sample_is_rendered_where_ingest_finds_it(project: Path) -> None:
+def test_the_sample_is_rendered_to_data_acquire(project: Path) -> None:
     sample = Sample(train_images=3, val_images=2, width=96, height=64)
     settings = Params(acquire=Acquire(sample=sample), ingest=Ingest(train_images_with_people_only=False))
     acquire.run(settings, project)
@@ -245,7 +243,8 @@ def test_the_sample_is_rendered_where_ingest_finds_it(project: Path) -> None:
     assert acquire.read_source(project).root == "data/acquire"
     assert len(packed(project)) == 5
     assert rows(project, "rejects") == []
-    assert all((project / "data/acquire" / row["file_name"]).is_file() for _, row in packed(project))
+    for _, row in packed(project):
+        assert row["image"] == (project / "data/acquire" / row["file_name"]).read_bytes()
 
 
 def test_coco_2017_is_downloaded_into_its_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +269,6 @@ def test_reading_a_source_that_is_missing_or_broken(project: Path) -> None:
     acquire.run(params(), project)
     (project / "data/acquire/source.json").write_text("{}")
     with pytest.raises(
-        UserError, match=r"source\.json: not what acquire wrote \(.*\); run 'dvc repro --force"
+        UserError, match=r"source\.json: not written by acquire \(.*\); run 'dvc repro --force"
     ):
         acquire.read_source(project)

@@ -1,4 +1,4 @@
-"""Tables are checked before they are written, and what is wrong with them is said row by row."""
+"""Tables are checked before they are written; errors name the invalid rows."""
 
 import math
 from pathlib import Path
@@ -85,7 +85,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
+def test_a_table_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
     table = GOOD[name]
     write_table(table, tmp_path / "new" / "t.parquet", params_hash="abc")
     assert read_table(tmp_path / "new" / "t.parquet", table.schema).equals(table)
@@ -118,7 +118,7 @@ def test_what_is_written_is_read(name: str, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("build", [people, targets])
-def test_a_bad_person_is_named(build: Any, changes: dict[str, Any], reason: str) -> None:
+def test_an_invalid_person_is_named(build: Any, changes: dict[str, Any], reason: str) -> None:
     bad = build(person(1), person(2, **changes), person(4, **changes))
     with pytest.raises(UserError, match=rf"image_id 7, person_id 2 \(and 1 more\): {reason}"):
         tables.validate(bad)
@@ -132,24 +132,27 @@ def test_a_bad_person_is_named(build: Any, changes: dict[str, Any], reason: str)
         (images(image(1, file_name="")), "image_id 1: file_name must not be empty"),
         (images(image(1, image=b"")), "image_id 1: image must not be empty"),
         (images(image(1), image(1)), "image_id 1: repeats the image_id of an earlier row"),
-        (images(image(2), image(1)), "is out of place: rows go by image_id"),
+        (images(image(2), image(1)), "is out of order: rows are sorted by image_id"),
         (people(person(1), person(1)), "person_id 1: repeats the split and person_id of an earlier row"),
-        (people(person(2), person(1)), "is out of place: rows go by split, image_id, person_id"),
+        (people(person(2), person(1)), "is out of order: rows are sorted by split, image_id, person_id"),
         (targets(person(1), person(1)), "image_id 7, person_id 1: repeats the person_id of an earlier row"),
-        (targets(person(2), person(1)), "image_id 7, person_id 2.* is out of place"),
+        (targets(person(2), person(1)), "image_id 7, person_id 2.* is out of order"),
         (pa.concat_tables([GOOD["targets"]] * 2), "image_id 6.*: repeats the image_id of an earlier row"),
         (
             predictions(detection(0.1), detection(0.9)),
-            "image_id 7.* is out of place: rows go by image_id, score",
+            "image_id 7.* is out of order: rows are sorted by image_id, score",
         ),
         (predictions(detection(NAN)), "image_id 7: score must be finite"),
         (predictions(detection(0.1, keypoints=[0.0])), "image_id 7: keypoints must hold 34 numbers"),
         (predictions(detection(0.1, keypoint_scores=[NAN] * 17)), "keypoint_scores must hold finite numbers"),
         (rejects(("a.json", "image 1", "")), "file a.json, record image 1: reason must not be empty"),
-        (rejects(("b", "1", "no"), ("a", "1", "no")), "is out of place: rows go by file, record, reason"),
+        (
+            rejects(("b", "1", "no"), ("a", "1", "no")),
+            "is out of order: rows are sorted by file, record, reason",
+        ),
     ],
 )
-def test_a_bad_row_is_named(table: pa.Table, message: str) -> None:
+def test_an_invalid_row_is_named(table: pa.Table, message: str) -> None:
     with pytest.raises(UserError, match=message):
         tables.validate(table)
 
@@ -182,11 +185,14 @@ def test_same_rows_same_bytes_and_the_metadata_tells_the_parameters(tmp_path: Pa
     assert pq.ParquetFile(tmp_path / "a").num_row_groups == 2
 
 
-def test_only_some_columns_are_read(tmp_path: Path) -> None:
-    write_table(GOOD["targets"], tmp_path / "t", params_hash="")
+def test_columns_and_row_groups_can_be_selected(tmp_path: Path) -> None:
+    write_table(GOOD["targets"], tmp_path / "t", params_hash="", row_group_size=1)
     table = read_table(tmp_path / "t", TARGETS, ["people", "image_id"])
     assert table.column_names == ["people", "image_id"]
     assert table["image_id"].to_pylist() == [6, 7]
+    assert read_table(tmp_path / "t", TARGETS, row_group=1).equals(GOOD["targets"][1:])
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        read_table(tmp_path / "t", TARGETS, row_group=2)
 
 
 def test_read_errors_name_the_file_and_what_is_wrong(tmp_path: Path) -> None:

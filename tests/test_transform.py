@@ -180,7 +180,7 @@ def test_coverage_is_the_share_of_pixels(name: str, stride: int) -> None:
     np.testing.assert_allclose(VIEWS[name].coverage(mask[None], stride)[0], expected, atol=2e-3)
 
 
-def test_coverage_of_several_people_and_of_nobody() -> None:
+def test_coverage_of_several_people_and_of_none() -> None:
     rng = np.random.default_rng(0)
     masks = rng.random((3, HEIGHT, WIDTH)) < 0.5
     transform = VIEWS["mirrored and smaller"]

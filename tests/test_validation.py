@@ -1,4 +1,4 @@
-"""Validation during training: the AP it gives, the images it looks at, and that training does not notice."""
+"""Validation during training: its AP, its images, and that it does not change the training."""
 
 import random
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ TRAIN = params.Train(validate_every=1, validate_images=3, validate_side=65, opti
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Images 1 and 2 with two people each, 3 and 4 with nobody, in two shards."""
+    """Images 1 and 2 with two people each, 3 and 4 without people, in two shards."""
     scenes.write(tmp_path)
     return tmp_path / "data"
 
 
 def eager(seed: int = 0) -> PersonLab:
-    """A random network that sees people everywhere."""
+    """A random network that detects people everywhere."""
     network = engines.network(seed)
     torch.nn.init.ones_(network.heads["heatmap"].bias)
     return network
@@ -41,7 +41,7 @@ def eager(seed: int = 0) -> PersonLab:
 
 @dataclass(frozen=True)
 class Oracle(Predictor):
-    """Finds three of the four people, and nobody else: both of image 1, then one of image 2."""
+    """Detects three of the four people: both of image 1 and one of image 2."""
 
     numbers: Iterator[int]
 
@@ -74,14 +74,14 @@ def test_people_are_found_as_with_a_checkpoint_of_the_weights(data: Path, tmp_pa
     assert all(np.array_equal(a.keypoints, b.keypoints) for a, b in zip(found, known, strict=True))
 
 
-def test_it_looks_at_the_first_images(data: Path) -> None:
+def test_the_first_images_are_used(data: Path) -> None:
     validation = Validation.of(engines.network(), data, TRAIN)
     assert [row["image_id"] for row in validation.images] == [1, 2, 3]
     everything = Validation.of(engines.network(), data, TRAIN.model_copy(update={"validate_images": 9}))
     assert [row["image_id"] for row in everything.images] == [1, 2, 3, 4]
 
 
-def test_what_nobody_is_annotated_for_has_no_ap(tmp_path: Path) -> None:
+def test_a_task_without_annotated_people_has_no_ap(tmp_path: Path) -> None:
     people = [scenes.person(1, *scenes.LEFT) | {"visibility": [0] * 17}]
     scenes.write(tmp_path, people={1: people, 2: [], 3: [], 4: []})
     network = engines.network()
@@ -89,17 +89,17 @@ def test_what_nobody_is_annotated_for_has_no_ap(tmp_path: Path) -> None:
     assert set(found) == {"segm"}
 
 
-def test_there_have_to_be_images(tmp_path: Path) -> None:
+def test_no_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"train\.validate_every to 0"):
         Validation.of(engines.network(), tmp_path, TRAIN)
 
 
-def test_training_does_not_notice(data: Path) -> None:
+def test_training_is_not_changed(data: Path) -> None:
     assert trained(data, validate=True) == trained(data, validate=False)
 
 
 def trained(data: Path, *, validate: bool) -> Any:
-    """All that training leaves behind after some steps, to the bit."""
+    """The state of everything after some steps, bit by bit."""
     network = eager().train()
     stepping, average = optimizer(network, TRAIN), Average(start=2)
     supervised = Supervised(network, engines.OBJECTIVE)

@@ -1,4 +1,4 @@
-"""Training examples: an image as training's random crops show it (paper, section 4.1)."""
+"""Random crops of training images (paper, section 4.1)."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -8,27 +8,26 @@ import numpy as np
 from personlab.data.example import Example, example
 from personlab.data.transform import Transform
 from personlab.params import Train
+from personlab.people import Box
 
-Box = tuple[float, float, float, float]  # x, y, width, height in image pixels
+# With `train.person_sizes`, the share of crops that are drawn from the whole image nevertheless: a network
+# trained only near people detects people in the background.
+_WHOLE_IMAGE_SHARE: Final = 0.1
 
-# Where crops are drawn around people, this share is drawn over the whole image all the same: a network that
-# has only seen what is near people finds people everywhere else.
-_ANYWHERE: Final = 0.1
-
-# People are magnified no further than this to reach the size asked for.
-_MAGNIFIED: Final = 2.0
+# Largest magnification of a person to reach a size of `train.person_sizes`.
+_MAX_MAGNIFICATION: Final = 2.0
 
 
 def augmented(row: Mapping[str, Any], train: Train, *, epoch: int) -> Example:
-    """A shard row seen through a random transform: the paper's, or around a person (`train.person_sizes`).
+    """A random crop of a row of tables.IMAGES with its `people`: the paper's, or around a person
+    (`train.person_sizes`).
 
-    The transform depends on the seed, the epoch and the image alone, so that it is the same whichever worker
-    draws it and however often the run was interrupted.
+    The crop depends on the seed, the epoch and the image only, not on the worker or on interruptions.
     """
     rng = np.random.default_rng((train.seed, epoch, row["image_id"]))
     height, width = row["height"], row["width"]
     people: list[Box] = [tuple(person["box"]) for person in row["people"] if any(person["visibility"])]
-    if train.person_sizes and people and rng.uniform() >= _ANYWHERE:
+    if train.person_sizes and people and rng.uniform() >= _WHOLE_IMAGE_SHARE:
         box = people[rng.integers(len(people))]
         transform = person_transform(rng, box, width=width, crop=train.crop, sizes=train.person_sizes)
     else:
@@ -40,10 +39,10 @@ def augmented(row: Mapping[str, Any], train: Train, *, epoch: int) -> Example:
 def random_transform(
     rng: np.random.Generator, *, height: int, width: int, crop: int, scales: tuple[float, float]
 ) -> Transform:
-    """A random square crop of a height x width image, resized to `crop` pixels, mirrored half of the time.
+    """A random square crop of a height x width image, resized to `crop` pixels, mirrored with p = 0.5.
 
-    The square that tightly contains the image is resized by a uniform factor between the two `scales` and
-    shifted: a box smaller than the image stays inside it, a larger one keeps all of it.
+    The smallest square around the image is scaled by a uniform factor between the two `scales` and shifted at
+    random. Along each axis it lies inside the image if it is shorter, and contains the image if it is longer.
     """
     side = max(height, width) * rng.uniform(*scales)
     return _square(rng, (0, 0, width, height), side=side, width=width, crop=crop)
@@ -54,16 +53,16 @@ def person_transform(
 ) -> Transform:
     """A random square crop of an image, `width` pixels wide, around the person in `box`.
 
-    The longer side of the box becomes a size between the two `sizes` (input pixels, every ratio alike). The
-    crop shows all of the box somewhere, or, where the box is larger, nothing but the box.
+    The longer side of the box is resized to a log-uniform size between the two `sizes` (input pixels). The
+    crop contains the box at a random place, or lies within it where the box is larger.
     """
     size = np.exp(rng.uniform(*np.log(sizes)))
-    scale = min(size / max(box[2], box[3]), _MAGNIFIED)
+    scale = min(size / max(box[2], box[3]), _MAX_MAGNIFICATION)
     return _square(rng, box, side=(crop - 1) / scale + 1, width=width, crop=crop)
 
 
 def _square(rng: np.random.Generator, box: Box, *, side: float, width: int, crop: int) -> Transform:
-    """A random square of `side` image pixels inside `box` or, where it is larger, around it."""
+    """A random square of `side` image pixels within `box`, or around it where the box is smaller."""
     scale = (crop - 1) / max(side - 1, 1)
     left, top = (
         start + rng.uniform(min(0, length - side), max(0, length - side))

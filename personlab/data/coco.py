@@ -1,18 +1,18 @@
-"""Read a COCO layout: annotation JSON and image files -> checked images and people, and every reject.
+"""Read a COCO layout: annotation JSON and image files to checked images and people, and rejects with reasons.
 
     root/annotations/person_keypoints_{train,val}2017.json
     root/{train,val}2017/
 
-People of every kind are kept: with keypoints, without (a mask only) and crowds. Every record comes out
-again, as an `Image` or `Person` or as a `Reject` that says why, in the order of the file; only a file that
-cannot be read as COCO at all is an error. Annotations of other categories are not people and are counted.
+People with keypoints, people with a mask only, and crowds are kept. Every record becomes an `Image`, a
+`Person` or a `Reject` with the reason, in the order of the file; only a file that is not COCO's at all is an
+error. Annotations of other categories are counted.
 
-What is stored is what COCO's own tools would use:
-- coordinates are COCO's, of the pixels as they are stored in the file (EXIF orientation is not applied);
-- an unlabelled keypoint (visibility 0) is (0, 0), whatever stood there;
-- COCO rounds: labelled keypoints and boxes may reach past the image's border by up to `MARGIN` pixel, and are
-  kept as annotated, so that scores equal those of COCO's tools. Farther out, the record is rejected;
-- a polygon of fewer than three points covers nothing and is ignored; a mask must cover something.
+Values are those that COCO's own tools use:
+- coordinates refer to the pixels as stored in the file (EXIF orientation is not applied);
+- unlabelled keypoints (visibility 0) are (0, 0);
+- labelled keypoints and boxes may exceed the image's border by up to `MARGIN` pixels (COCO rounds) and are
+  kept as annotated, so that scores equal those of COCO's tools; farther out, the record is rejected;
+- polygons with fewer than three points are ignored; an empty mask is rejected.
 """
 
 import json
@@ -42,7 +42,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one split of a COCO layout keeps its files."""
+    """The files of one split of a COCO layout."""
 
     root: Path
     split: Split
@@ -67,7 +67,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Image:
-    """An image that was found, decoded and measured. file_name is relative to the layout's root."""
+    """An image whose file was decoded and has this size. file_name is relative to the layout's root."""
 
     id: int
     file_name: str
@@ -77,16 +77,18 @@ class Image:
 
 @dataclass(frozen=True)
 class Person:
+    """An annotated person and the image it is in."""
+
     image_id: int
     annotation: Annotation
 
 
 @dataclass(frozen=True)
 class Reject:
-    """file: where the bad record stands, relative to the layout's root; record: e.g. "annotation 1234"."""
+    """A rejected record and the reason."""
 
-    file: str
-    record: str
+    file: str  # annotation file, relative to the layout's root
+    record: str  # e.g. "annotation 1234"
     reason: str
 
 
@@ -132,7 +134,7 @@ def _list_of(path: Path, content: Any, key: str) -> list[Any]:
 
 
 def check_images(layout: Layout, records: Sequence[Any]) -> Iterator[Image | Reject]:
-    """Find, fully decode and measure every image, several at a time; in the order of the records."""
+    """Decode every image and compare its size with the record, in threads; in the order of the records."""
     repeats = repeated(records)
     folder = layout.images.resolve()
 
@@ -160,18 +162,18 @@ def _image(layout: Layout, folder: Path, record: Any) -> Image:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file's path, which no '..', absolute name or link may lead out of the folder."""
+    """The file's path, inside the folder even after links are resolved."""
     try:
         path = (folder / name).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a name no file can have
-        raise BadRecordError(f"file_name '{name}' cannot be followed ({error})") from None
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an invalid name
+        raise BadRecordError(f"file_name '{name}' cannot be resolved ({error})") from None
     if not path.is_relative_to(folder) or ".." in PurePosixPath(name).parts:
-        raise BadRecordError(f"file_name '{name}' leads out of the image folder")
+        raise BadRecordError(f"file_name '{name}' is outside the image folder")
     return path
 
 
 def _check_pixels(path: Path, name: str, size: tuple[int, int]) -> None:
-    """Decode an image file and compare its size (height, width) with the annotations'."""
+    """Decode an image file and compare its (height, width) with the record's."""
     try:
         found = images.read(path, apply_exif=False).shape[:2]
     except UserError as error:
@@ -182,13 +184,13 @@ def _check_pixels(path: Path, name: str, size: tuple[int, int]) -> None:
 
 
 def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> dict[int, Image | Reject]:
-    """What became of each image that annotations may refer to."""
-    found = dict[int, Image | Reject]()
-    for record, outcome in zip(records, checked, strict=True):
+    """The checked images by id; of a repeated id, the first."""
+    by_id = dict[int, Image | Reject]()
+    for record, image in zip(records, checked, strict=True):
         image_id = record_id(record)
         if image_id is not None:
-            found.setdefault(image_id, outcome)  # the first of a repeated id stands
-    return found
+            by_id.setdefault(image_id, image)
+    return by_id
 
 
 # --- people -------------------------------------------------------------------------------------------------
@@ -197,7 +199,7 @@ def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> d
 def check_people(
     layout: Layout, records: Sequence[Any], images: Mapping[int, Image | Reject]
 ) -> Iterator[Person | Reject]:
-    """Check every person; in the order of the records. A person goes where its image went."""
+    """Check every person, in the order of the records. People of rejected images are rejected."""
     repeats = repeated(records)
     for position, record in enumerate(records):
         try:
@@ -240,7 +242,7 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
 
 
 def _keypoints(value: Any, image: Image) -> tuple[FloatArray, npt.NDArray[np.int8]]:
-    """K x 2 and K. Without `keypoints` (as in COCO's instances files) nothing is labelled."""
+    """Positions (K x 2) and visibilities (K); all unlabelled without `keypoints` (COCO's instances files)."""
     if value is None:
         return np.zeros((K, 2), np.float32), np.zeros(K, np.int8)
     triples = numbers(value, "keypoints")
@@ -289,7 +291,7 @@ def _area(value: Any) -> float:
 def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRecordError) -> Reject:
     known = record_id(record)
     name = f"{kind} {known}" if known is not None else f"{kind} without id, number {position} of the list"
-    reason = str(error).encode(errors="backslashreplace").decode()  # half a surrogate pair is JSON, not text
+    reason = str(error).encode(errors="backslashreplace").decode()  # JSON may hold lone surrogates
     return Reject(layout.annotations.relative_to(layout.root).as_posix(), name, reason)
 
 
@@ -297,19 +299,18 @@ def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRec
 
 
 def people_table(people: Mapping[Split, Iterable[Person]]) -> pa.Table:
+    """The people of each split as a table of tables.PEOPLE."""
     rows = [
-        {"split": split, "image_id": person.image_id, **_record(person.annotation)}
+        {"split": split, "image_id": person.image_id, **annotation.to_row(annotation.visibility > 0)}
         for split in people
         for person in people[split]
+        for annotation in [person.annotation]
     ]
     return _sorted(pa.Table.from_pylist(rows, PEOPLE), "split", "image_id", "person_id")
 
 
-def _record(person: Annotation) -> dict[str, Any]:
-    return person.to_row(confidence=person.visibility > 0)
-
-
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
+    """Rejects as a table of tables.REJECTS."""
     table = pa.Table.from_pylist([vars(reject) for reject in rejects], REJECTS)
     return _sorted(table, "file", "record", "reason")
 

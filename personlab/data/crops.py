@@ -1,8 +1,7 @@
 """Crops around single people, the input of the single-person estimator (G-RMI, Papandreou et al. 2017).
 
-A crop shows a person's box with some context at a fixed size and aspect ratio. Training varies its scale,
-position and side, and shows some people with the detail of people a few pixels tall, since those are the ones
-whose keypoints are imputed.
+A crop shows a person's box with some context at a fixed size and aspect ratio. Training crops vary in scale
+and position, are mirrored, and show some people at the resolution of small ones, whose keypoints are imputed.
 """
 
 import math
@@ -16,26 +15,25 @@ from torch import Tensor
 
 from personlab.data.example import pixels
 from personlab.data.transform import ImageArray, Transform
-from personlab.people import Annotation, BoolArray, FloatArray
+from personlab.people import Annotation, BoolArray, Box, FloatArray
 from personlab.skeleton import FLIP
 
-Box = tuple[float, float, float, float]  # x, y, width, height in image pixels
 T = TypeVar("T")
 
-# The crop holds the box enlarged by this much, so that limbs the box cuts off are not at its border.
+# A crop shows the box enlarged by this factor, so that limbs at the box's border are not at the crop's.
 CONTEXT: Final = 1.25
 
-# Training: the crop's scale times 1/1.2 to 1.2, and its centre anywhere within a tenth of the crop.
+# Training crops: scaled by 1/1.2 to 1.2 and shifted by up to a tenth of the crop.
 _SCALE_JITTER: Final = 1.2
 _SHIFT_JITTER: Final = 0.1
-# Training: this share of the people is shown with no more detail than if they were 12 to 64 pixels tall.
+# Training crops: this share of the people is shown at the resolution of people 12 to 64 pixels tall.
 _COARSE_SHARE: Final = 0.5
 _COARSE_HEIGHTS: Final = (12.0, 64.0)
 
 
 @dataclass(frozen=True)
 class Person:
-    """A person with annotated keypoints, in pixels of the image."""
+    """A person with annotated keypoints, in image pixels."""
 
     id: int
     keypoints: FloatArray  # K x 2
@@ -49,7 +47,7 @@ class Person:
 
 
 def crop_transform(box: Box, *, height: int, width: int, context: float = CONTEXT) -> Transform:
-    """The transform to height x width pixels that hold the box enlarged by `context`, centred and maximal."""
+    """The transform that fits the box, enlarged by `context`, into height x width pixels and centres it."""
     x, y, w, h = box
     scale = min((width - 1) / (context * w), (height - 1) / (context * h))
     shift = ((width - 1) / 2 - scale * (x + w / 2), (height - 1) / 2 - scale * (y + h / 2))
@@ -57,9 +55,10 @@ def crop_transform(box: Box, *, height: int, width: int, context: float = CONTEX
 
 
 def cut(image: ImageArray, transform: Transform, *, detail: float = 1.0) -> ImageArray:
-    """Resample an RGB image by an unmirrored transform, reading only the pixels that it needs.
+    """`Transform.image` of an unmirrored transform, which reads only the part of the image that is shown.
 
-    detail: less than 1 samples the image that much more coarsely and enlarges the result.
+    Args:
+        detail: below 1, resample to a resolution lower by this factor and enlarge the result.
     """
     if detail < 1:
         coarse = Transform(
@@ -72,7 +71,7 @@ def cut(image: ImageArray, transform: Transform, *, detail: float = 1.0) -> Imag
         return enlarge.image(cut(image, coarse))
     far = np.array([[0, 0], [transform.width - 1, transform.height - 1]], np.float32)
     corners = transform.inverse_points(far)
-    margin = math.ceil(2 / transform.scale) + 2  # more than smoothing and interpolation reach
+    margin = math.ceil(2 / transform.scale) + 2  # more than the reach of smoothing and interpolation
     height, width = image.shape[:2]
     left, top = (int(v) for v in np.clip(np.floor(corners[0]) - margin, 0, (width - 1, height - 1)))
     right, bottom = (int(v) for v in np.ceil(corners[1]) + margin)
@@ -82,14 +81,18 @@ def cut(image: ImageArray, transform: Transform, *, detail: float = 1.0) -> Imag
 
 
 def _detail(transform: Transform, box: Box, person_height: float) -> float:
-    """The `detail` of `cut` that shows a box like one of at most `person_height` pixels."""
+    """The `detail` of `cut` at which a box has the resolution of one at most `person_height` pixels tall."""
     return person_height / (transform.scale * box[3]) if person_height < box[3] else 1.0
 
 
 def person_crop(
     image: ImageArray, box: Box, *, height: int, width: int, person_height: float = math.inf
 ) -> tuple[ImageArray, Transform]:
-    """The crop around a box, in the detail of a person at most `person_height` pixels tall; its transform."""
+    """The crop around a box and its transform.
+
+    Args:
+        person_height: show the box at the resolution of one at most this many pixels tall.
+    """
     transform = crop_transform(box, height=height, width=width)
     return cut(image, transform, detail=_detail(transform, box, person_height)), transform
 
@@ -97,10 +100,10 @@ def person_crop(
 def training_crop(
     image: ImageArray, person: Person, random: np.random.Generator, *, height: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A randomly jittered, coarsened and mirrored crop of a person.
+    """A random crop of a person: jittered, coarsened, mirrored.
 
-    Returns the crop (3 x height x width uint8), keypoints (K x 2 float32, crop pixels) and which of them are
-    labelled (K bool).
+    Returns the crop (3 x height x width uint8), the keypoints (K x 2 float32, crop pixels) and which of them
+    are labelled (K bool).
     """
     transform, detail = _jitter(person, random, height=height, width=width)
     crop = cut(image, transform, detail=detail)
@@ -114,7 +117,7 @@ def training_crop(
 def _jitter(
     person: Person, random: np.random.Generator, *, height: int, width: int
 ) -> tuple[Transform, float]:
-    """A random transform around a person, and the detail to show."""
+    """A random transform around a person, and the `detail` of `cut`."""
     context = CONTEXT * _SCALE_JITTER ** random.uniform(-1, 1)
     transform = crop_transform(person.box, height=height, width=width, context=context)
     dx, dy = random.uniform(-_SHIFT_JITTER, _SHIFT_JITTER, 2) * (width, height)
@@ -128,7 +131,7 @@ def _jitter(
 def mirrored(
     image: ImageArray, keypoints: FloatArray, labelled: BoolArray
 ) -> tuple[ImageArray, FloatArray, BoolArray]:
-    """The left-right mirrored crop: columns reversed, left and right keypoints swapped."""
+    """The crop mirrored: columns reversed, left and right keypoints swapped."""
     swapped = keypoints[list(FLIP)]
     swapped[:, 0] = image.shape[1] - 1 - swapped[:, 0]
     return image[:, ::-1], swapped, labelled[list(FLIP)]
@@ -137,11 +140,13 @@ def mirrored(
 def with_images(
     rows: Sequence[Mapping[str, Any]], people: Mapping[int, Sequence[T]]
 ) -> Iterator[tuple[T, ImageArray]]:
-    """The people of some images, by image id, each with its image; images without people are not decoded.
+    """Each person with its image. Images without people are not decoded.
 
-    rows: of tables.IMAGES.
+    Args:
+        rows: of tables.IMAGES.
+        people: by image id.
     """
     for row in rows:
-        if mine := people.get(row["image_id"]):
+        if shown := people.get(row["image_id"]):
             image = pixels(row)
-            yield from ((person, image) for person in mine)
+            yield from ((person, image) for person in shown)

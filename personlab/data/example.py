@@ -1,4 +1,4 @@
-"""One image and its people as the network's input shows them."""
+"""Training examples: an image and its people through a transform to the network's input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,18 @@ from personlab.skeleton import FLIP, K
 
 @dataclass(frozen=True)
 class Example:
+    """An input image and its people, in input pixels."""
+
     image_id: int
     image: Tensor  # 3 x H x W uint8 RGB
     people: Instances
 
 
 def example(row: Mapping[str, Any], transform: Transform, *, stride: int) -> Example:
-    """A row of tables.IMAGES and its `people` through a transform, sampled at output stride `stride`.
+    """Apply a transform to a row of tables.IMAGES with its `people`.
+
+    Args:
+        stride: output stride at which masks are sampled.
 
     Raises:
         UserError: the image cannot be decoded.
@@ -41,7 +46,7 @@ def example(row: Mapping[str, Any], transform: Transform, *, stride: int) -> Exa
 
 
 def pixels(row: Mapping[str, Any]) -> ImageArray:
-    """The pixels of a row of tables.IMAGES as they are stored, height x width x 3, RGB.
+    """Decode the image of a row of tables.IMAGES to height x width x 3 RGB, without its EXIF orientation.
 
     Raises:
         UserError: the image cannot be decoded.
@@ -55,9 +60,9 @@ def pixels(row: Mapping[str, Any]) -> ImageArray:
 def project_people(
     people: Sequence[Annotation], transform: Transform, *, height: int, width: int, stride: int
 ) -> Instances:
-    """The annotated people of a height x width image, seen through `transform`, ready to be encoded.
+    """Apply a transform to the annotated people of a height x width image, for `codec.encode`.
 
-    A mirrored transform swaps left and right keypoints: the mirror image of a left hand is a right hand.
+    A mirrored transform swaps left and right keypoints.
     """
     if not people:
         return Instances(
@@ -79,7 +84,7 @@ def project_people(
 
 
 def decode_masks(people: Sequence[Annotation], *, height: int, width: int) -> BoolArray:
-    """Full-size masks of annotated people: P x height x width."""
+    """Masks of annotated people: P x height x width."""
     stacked = rle_tools.decode([{"size": [height, width], "counts": p.rle} for p in people])  # h x w x P
     masks: BoolArray = np.moveaxis(stacked, -1, 0).astype(bool)
     return masks

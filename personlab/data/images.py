@@ -15,7 +15,7 @@ from PIL import ImageOps
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 
-# Pixel coordinates have 16 bits in much of what handles them later, JPEG among it.
+# Pixel coordinates have 16 bits in JPEG and in parts of OpenCV.
 LONGEST: Final = 32_767
 MOST_PIXELS: Final = 89_000_000
 _TOO_LARGE: Final = "has more than 89 million pixels, which would fill the memory; shrink it"
@@ -54,18 +54,17 @@ def read(path: Path, *, apply_exif: bool = True) -> ImageArray:
 def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
     """Decode an image file to height x width x 3 RGB, uint8.
 
-    16 bits become 8; floating-point grey is stretched from its darkest to its brightest value; what is
-    transparent becomes white. Of several frames or pages the first is read.
+    16 bits are reduced to 8, the range of floating-point grey is scaled to [0, 255], transparency becomes
+    white. Of several frames or pages the first is read.
 
     Args:
         content: the bytes of the file.
-        apply_exif: rotate and mirror as the EXIF orientation says, as viewers do. Annotations in COCO's
-        format
-            refer to the pixels as they are stored, so annotated images are read without.
+        apply_exif: apply the EXIF orientation, as viewers do. COCO annotations refer to the pixels as stored,
+            so annotated images are read without.
 
     Raises:
-        UserError: the message is the reason alone, without the file's name: not an image, incomplete, or too
-            large (89 million pixels, or 32767 a side).
+        UserError: the content is not an image, is incomplete, or is too large (89 million pixels, or 32767 a
+            side). The message is the reason, without the file's name.
     """
     with _explained():
         return _read(BytesIO(content), apply_exif)

@@ -1,4 +1,4 @@
-"""Fields of raw JSON records, as they come from a file that anyone may have written."""
+"""Checked access to the fields of JSON records."""
 
 import json
 from collections.abc import Sequence
@@ -9,17 +9,17 @@ import numpy.typing as npt
 
 
 class BadRecordError(Exception):
-    """Why a record is rejected."""
+    """A record is rejected; the message is the reason."""
 
 
 def record_id(record: Any) -> int | None:
-    """The id, if there is one."""
+    """The record's id; None if it has none that is a whole number."""
     value = record.get("id") if isinstance(record, dict) else None
     return value if type(value) is int else None
 
 
 def integer(record: Any, key: str, low: int, high: int) -> int:
-    """A field that is a whole number in [low, high)."""
+    """Get a field that must be a whole number in [low, high)."""
     if not isinstance(record, dict):
         raise BadRecordError("is not an object")
     value = record.get(key)
@@ -29,7 +29,7 @@ def integer(record: Any, key: str, low: int, high: int) -> int:
 
 
 def numbers(value: Any, what: str) -> npt.NDArray[np.float64]:
-    """A list of finite numbers."""
+    """Convert a value that must be a list of finite numbers."""
     if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
         raise BadRecordError(f"{what} is not a list of numbers")
     try:
@@ -42,10 +42,10 @@ def numbers(value: Any, what: str) -> npt.NDArray[np.float64]:
 
 
 def repeated(records: Sequence[Any]) -> dict[int, str]:
-    """Position -> reason of the records that repeat the id of another.
+    """Reasons to reject records with repeated ids, by position.
 
-    The first stays. But where an image id stands for different files, nobody can tell whose the people are,
-    and all of them go.
+    Of equal ids, all records but the first are rejected. All are rejected if they name different files,
+    because the image that people of this id belong to is then unknown.
     """
     groups = dict[int, list[int]]()
     for position, record in enumerate(records):

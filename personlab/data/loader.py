@@ -1,12 +1,12 @@
 """Load training batches from image and target shards: read, decode and augment, in a reproducible order.
 
-All workers together see one sequence of images that depends on the seed alone: epoch after epoch, every image
-once per epoch. Step t takes the t-th `batch` images of the sequence, and every worker its share of them. The
-number of workers and interruptions therefore change nothing.
+The order is one sequence of images that depends on the seed only and holds every image once per epoch. Step t
+takes the t-th `batch` images, and each worker its share of them. It does not depend on the number of workers
+or on interruptions.
 
-Threads decode and augment: while the network computes on a GPU, or between its steps on a CPU, where both
-would compete for the same cores (docs/notes/scaling.md). Ray Data could do it in other processes, at twice
-the processor time and without this order (docs/notes/reliability.md).
+Threads decode and augment: while the network computes if it is on a GPU; between its steps if it is on a CPU,
+where both would compete for the same cores (docs/notes/scaling.md). Ray Data would use other processes, at
+twice the CPU time and without this order (docs/notes/reliability.md).
 """
 
 import itertools
@@ -27,25 +27,24 @@ from personlab.params import Train
 from personlab.tables.shards import RowGroup, row_groups, with_people
 from personlab.utils.prefetch import prefetch
 
-# Least number of rows and of batches that are shuffled among each other. Their image files are held in
-# memory.
-_SHUFFLED_ROWS: Final = 1024
-_SHUFFLED_BATCHES: Final = 32
+# Row groups are shuffled in windows of at least this many rows and batches, whose image files are in memory.
+_WINDOW_ROWS: Final = 1024
+_WINDOW_BATCHES: Final = 32
 
 _Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class ReadChunk:
-    """Row groups to read together, and the rows wanted of them, in order."""
+    """Row groups to read together, and the order in which to use some of their rows."""
 
     epoch: int
-    groups: tuple[RowGroup, ...]
-    rows: tuple[int, ...]  # indices into the concatenation of the groups
+    groups: tuple[int, ...]  # indices of row groups
+    rows: tuple[int, ...]  # indices into the concatenation of these groups
 
 
 def plan(
-    groups: Sequence[RowGroup],
+    sizes: Sequence[int],
     *,
     batch: int,
     steps: int,
@@ -54,36 +53,36 @@ def plan(
     workers: int = 1,
     done: int = 0,
 ) -> Iterator[ReadChunk]:
-    """What the worker `rank` of `workers` reads for the steps after `done`, in order.
+    """The chunks that one worker reads for the steps after `done`, in order.
 
     Args:
-        groups: all row groups; at least one row.
+        sizes: rows of each row group; at least one in all.
         batch: rows per step, over all workers.
     """
-    rows = sum(group.rows for group in groups)
+    rows = sum(sizes)
     share = batch // workers
     first, last = done * batch, steps * batch
     for epoch in itertools.count(first // rows):
-        start = epoch * rows  # position in the sequence of all rows
-        for number, window in enumerate(_windows(groups, batch, seed, epoch)):
-            position = start + np.arange(sum(group.rows for group in window))
+        start = epoch * rows  # position in the sequence
+        for number, window in enumerate(_windows(sizes, batch, seed, epoch)):
+            position = start + np.arange(sum(sizes[group] for group in window))
             slot = position % batch
-            wanted = (slot // share == rank) & (first <= position) & (position < last)
-            if wanted.any():
+            selected = (slot // share == rank) & (first <= position) & (position < last)
+            if selected.any():
                 rng = np.random.default_rng((seed, epoch, number))
-                yield _read_chunk(epoch, window, shuffle_by_slot(slot, rng)[wanted])
+                yield _read_chunk(epoch, window, sizes, shuffle_by_slot(slot, rng)[selected])
             start += len(position)
         if start >= last:
             return
 
 
-def _windows(groups: Sequence[RowGroup], batch: int, seed: int, epoch: int) -> Iterator[list[RowGroup]]:
-    """The row groups in random order, cut into runs of enough rows to shuffle."""
-    enough = max(_SHUFFLED_ROWS, _SHUFFLED_BATCHES * batch)
-    window = list[RowGroup]()
-    for index in np.random.default_rng((seed, epoch)).permutation(len(groups)):
-        window.append(groups[index])
-        if sum(group.rows for group in window) >= enough:
+def _windows(sizes: Sequence[int], batch: int, seed: int, epoch: int) -> Iterator[list[int]]:
+    """The row groups in random order, in windows to shuffle."""
+    least = max(_WINDOW_ROWS, _WINDOW_BATCHES * batch)
+    window = list[int]()
+    for group in np.random.default_rng((seed, epoch)).permutation(len(sizes)).tolist():
+        window.append(group)
+        if sum(sizes[group] for group in window) >= least:
             yield window
             window = []
     if window:
@@ -91,25 +90,25 @@ def _windows(groups: Sequence[RowGroup], batch: int, seed: int, epoch: int) -> I
 
 
 def shuffle_by_slot(slot: _Ints, rng: np.random.Generator) -> _Ints:
-    """A random order of a window's rows: N positions -> N rows.
+    """A random order of the rows of a window, given each position's slot in its batch: N -> N.
 
-    A slot (place in the batch) takes its rows from one run of neighbouring rows. A worker has only some of
-    the slots, so it needs only some of the row groups.
+    A slot takes its rows from a run of neighbouring rows. A worker has only some of the slots, so it reads
+    only some of the row groups.
     """
     rows = np.empty_like(slot)
     rows[np.lexsort((rng.random(len(slot)), slot))] = np.arange(len(slot))
     return rows
 
 
-def _read_chunk(epoch: int, window: Sequence[RowGroup], rows: _Ints) -> ReadChunk:
-    """Drop the row groups that hold none of the rows."""
-    ends = np.cumsum([group.rows for group in window])
-    groups = np.searchsorted(ends, rows, side="right")
-    needed = np.unique(groups)
-    sizes = [window[index].rows for index in needed]
-    moved = np.zeros(len(window), np.int64)
-    moved[needed] = (ends[needed] - sizes) - (np.cumsum(sizes) - sizes)
-    return ReadChunk(epoch, tuple(window[i] for i in needed), tuple((rows - moved[groups]).tolist()))
+def _read_chunk(epoch: int, window: Sequence[int], sizes: Sequence[int], rows: _Ints) -> ReadChunk:
+    """The chunk of some rows of a window, without the row groups that hold none of them."""
+    counts = np.array([sizes[group] for group in window])
+    ends = counts.cumsum()
+    group = np.searchsorted(ends, rows, side="right")  # of each row
+    needed = np.unique(group)
+    dropped = np.zeros(len(window), np.int64)  # rows before each needed group that are not read
+    dropped[needed] = ends[needed] - counts[needed].cumsum()
+    return ReadChunk(epoch, tuple(window[i] for i in needed), tuple((rows - dropped[group]).tolist()))
 
 
 def image_groups(images: Path) -> list[RowGroup]:
@@ -121,7 +120,8 @@ def image_groups(images: Path) -> list[RowGroup]:
     groups = row_groups(images)
     if not sum(group.rows for group in groups):
         raise UserError(
-            f"{images}: there are no images to train on; see data/ingest/rejects.parquet, or use other data"
+            f"{images}: no images to train on; see data/ingest/rejects.parquet, or use other data "
+            "(acquire.source)"
         )
     return groups
 
@@ -141,17 +141,18 @@ def load_batches(
 
     Args:
         images, targets: folders of the shards.
-        threads: how many decode and augment.
-        overlap: prepare examples ahead, while the network computes on another device. Otherwise a batch is
-            prepared when it is asked for: the threads of a step on the CPU wait for the slowest of them, and
-            one that shares its core with an augmentation delays all.
+        threads: number of threads that decode and augment.
+        overlap: prepare examples while the network computes on another device. Otherwise each batch is
+            prepared on demand: a training step on the CPU is as slow as its slowest thread, which an
+            augmentation on the same core would delay.
 
     Raises:
-        UserError: as `image_groups`; an image cannot be decoded.
+        UserError: there are no images, an image cannot be decoded, or the targets are those of other images.
     """
     share = train.batch // workers
+    groups = image_groups(images)
     chunks = plan(
-        image_groups(images),
+        [group.rows for group in groups],
         batch=train.batch,
         steps=train.steps,
         seed=train.seed,
@@ -161,7 +162,7 @@ def load_batches(
     )
 
     def read(chunk: ReadChunk) -> tuple[ReadChunk, pa.Table]:
-        return chunk, pa.concat_tables([with_people(group, targets) for group in chunk.groups])
+        return chunk, pa.concat_tables([with_people(groups[i], targets) for i in chunk.groups])
 
     tables = prefetch(read, chunks, threads=1, depth=1)
     rows = ((row, table, chunk.epoch) for chunk, table in tables for row in chunk.rows)

@@ -1,7 +1,6 @@
-"""The three ways COCO writes a mask, as one: compressed run lengths over the whole image.
+"""COCO segmentations (polygons, run lengths as numbers or as a compressed string) as compressed run lengths.
 
-Polygons, run lengths as numbers, and run lengths as a compressed string. pycocotools believes whatever it is
-given (it reads uninitialised memory where run lengths do not add up), so everything is checked first.
+Everything is checked first: pycocotools reads uninitialised memory if run lengths do not cover the image.
 """
 
 from typing import Any
@@ -13,10 +12,10 @@ from personlab.data.json_fields import BadRecordError, numbers
 
 
 def rle_and_area(segmentation: Any, height: int, width: int) -> tuple[bytes, float]:
-    """Any of the three as COCO's compressed run-length string over the image, and the pixels it covers.
+    """A segmentation as COCO's compressed run-length string over the image, and its area in pixels.
 
     Raises:
-        BadRecordError: it is none of the three, does not fit the image, or covers nothing.
+        BadRecordError: as `rle`, or the mask is empty.
     """
     counts = rle(segmentation, height, width)
     area = float(mask_api.area({"size": [height, width], "counts": counts}))
@@ -26,10 +25,10 @@ def rle_and_area(segmentation: Any, height: int, width: int) -> tuple[bytes, flo
 
 
 def rle(segmentation: Any, height: int, width: int) -> bytes:
-    """Any of the three as COCO's compressed run-length string over the image; run lengths may cover nothing.
+    """A segmentation as COCO's compressed run-length string over the image.
 
     Raises:
-        BadRecordError: it is none of the three, or does not fit the image.
+        BadRecordError: it is not a COCO segmentation, or does not fit the image.
     """
     if isinstance(segmentation, list):
         mask = _polygons(segmentation, height, width)
@@ -48,7 +47,7 @@ def _polygons(polygons: list[Any], height: int, width: int) -> Any:
     drawn = [polygon for polygon in points if len(polygon) >= 6]
     if not drawn:
         raise BadRecordError("its polygons are empty")
-    # The rasteriser walks every pixel of the outline: coordinates without bound would never end.
+    # The rasteriser visits every pixel of the outline, so coordinates must be bounded.
     size = np.array([width, height])
     for xy in (polygon.reshape(-1, 2) for polygon in drawn):
         if ((xy < -size) | (xy > 2 * size)).any():
@@ -69,10 +68,11 @@ def _run_lengths(segmentation: dict[str, Any], height: int, width: int) -> Any:
 
 
 def _decompress(counts: str) -> list[int]:
-    """Run lengths of COCO's compressed string.
+    """Decode COCO's compressed string to run lengths.
 
-    Five bits a character, low bits first, from "0" up; bit 5 says that the number goes on, bit 4 of its last
-    character is the sign. From the fourth on, a number is the difference to the one two before.
+    A character holds five bits of a number, low bits first, as an offset from "0"; bit 5 is set if more
+    characters follow, and bit 4 of the last one is the sign. From the fourth on, numbers are differences to
+    the run length two before.
     """
     runs, value, shift = list[int](), 0, 0
     for character in counts:

@@ -1,8 +1,8 @@
-"""How the network sees an image: a scale, a shift and perhaps a mirror, without half-pixel shifts.
+"""Similarity transforms from an image to the network's input: scale, shift and mirroring.
 
-A `Transform` maps image points to input points, p_input = scale * p_image + shift (x mirrored first if
-asked). Pixel (0, 0) of an unshifted transform is pixel (0, 0) of the image at every scale, so that
-annotations, output cells and pixels stay on one lattice.
+A `Transform` maps image points to input points: p_input = scale * p_image + shift, after mirroring x.
+There are no half-pixel shifts: without a shift, pixel (0, 0) of the input is pixel (0, 0) of the image at
+every scale, so that annotations, output cells and pixels share one lattice.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from personlab.people import BoolArray, FloatArray
 
 ImageArray = npt.NDArray[np.uint8]
 
-# What the network sees outside the image: mid-grey, which input normalisation maps near zero.
+# RGB of the input outside the image: mid-grey, close to zero after normalisation.
 PADDING = (124, 116, 104)
 
-# The finest output stride, in input pixels: the cells that masks are decoded on.
-_CELL = 8
+# The finest output stride, input pixels.
+_FINEST_STRIDE = 8
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,9 @@ class Transform:
         return ((xy - matrix[:, 2]) / np.diagonal(matrix[:, :2])).astype(np.float32)
 
     def image(self, image: ImageArray) -> ImageArray:
-        """Resample an RGB image (h x w x 3, uint8) to height x width x 3; outside the image is PADDING.
+        """Resample an RGB image (h x w x 3, uint8) to height x width x 3, with PADDING outside the image.
 
-        When shrinking, the image is first smoothed by what the coarser pixels cannot hold, so that
-        small people do not alias.
+        An image that shrinks is low-pass filtered first, to prevent aliasing.
         """
         if self.scale < 1:
             sigma = 0.5 * np.sqrt(1 / self.scale**2 - 1)
@@ -70,13 +69,13 @@ class Transform:
         return resampled
 
     def coverage(self, masks: BoolArray, stride: int) -> FloatArray:
-        """How much of each output cell the masks cover: P x h x w image masks -> P x H x W in [0, 1].
+        """The share of each output cell that masks cover: P x h x w image masks -> P x H x W in [0, 1].
 
-        A cell stands for the stride x stride pixels around it, but for 8 x 8 at most: what a network learns
-        on a coarse grid is then what it has to say on the fine one that it is decoded on. Shares of whole
-        cells of 16 would teach it to blur borders and to leave out arms. The share counts the pixels that
-        lie in the image, and is exact (differences of the summed mask). Outside the image it is 0. Sampling
-        one pixel a cell instead would move mask borders by up to half a cell.
+        A cell is the stride x stride input pixels around its position, but at most 8 x 8: a network trained
+        at stride 16 is decoded at stride 8, and shares of cells of 16 would train it to blur borders and to
+        miss arms. The shares are exact (differences of an integral image), refer to the part of a cell that
+        is in the image, and are 0 outside the image. Sampling one pixel per cell instead would move mask
+        borders by up to half a cell.
         """
         h, w = masks.shape[1:]
         x = self._cell_edges(self.width, stride, axis=0).clip(-0.5, w - 0.5) + 0.5
@@ -91,15 +90,15 @@ class Transform:
         return shares.clip(0, 1)
 
     def _cell_edges(self, side: int, stride: int, axis: int) -> FloatArray:
-        """Image coordinates of both edges of every cell along one axis; they run backwards if mirrored."""
-        reach = min(stride, _CELL) / 2
+        """Image coordinates of both edges of every cell along one axis; descending if mirrored."""
+        reach = min(stride, _FINEST_STRIDE) / 2
         points = np.zeros((2 * cells(side, stride), 2), np.float32)
         points[:, axis] = (np.arange(cells(side, stride))[:, None] * stride + [-reach, reach]).ravel()
         return self.inverse_points(points)[:, axis]
 
 
 def _lerp(rows: npt.NDArray[Any], at: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Rows of a matrix at fractional indices."""
+    """Rows of a matrix at fractional indices, interpolated linearly."""
     below = np.minimum(at.astype(int), len(rows) - 2)
     share = (at - below)[:, None].astype(np.float64)
     lerped: npt.NDArray[np.float64] = rows[below] * (1 - share) + rows[below + 1] * share
@@ -107,6 +106,6 @@ def _lerp(rows: npt.NDArray[Any], at: npt.NDArray[Any]) -> npt.NDArray[np.float6
 
 
 def fit(height: int, width: int, side: int) -> tuple[float, int, int]:
-    """Scale that makes the longest side of an image `side` pixels, and the scaled height and width."""
+    """The scale at which the longest side of an image has `side` pixels, and the scaled height and width."""
     scale = (side - 1) / (max(height, width) - 1) if max(height, width) > 1 else float(side)
     return scale, round((height - 1) * scale) + 1, round((width - 1) * scale) + 1

@@ -1,1 +1,1 @@
-"""Ray: the cluster, training checkpoints, the progress board, batch inference."""
+"""Ray outside the stages: cluster, training checkpoints, progress board, batch inference."""

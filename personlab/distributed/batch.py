@@ -100,7 +100,7 @@ def _make_parts(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
     if not numbers:
         return
     gpu = job.gpu
-    require(1, cpus=1, gpus=int(gpu), mend="compute without GPU")
+    require(1, cpus=1, gpus=int(gpu), hint="compute without GPU")
     devices = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
     actors = max(1, min(devices, len(numbers)))
     with warnings.catch_warnings():

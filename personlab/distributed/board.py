@@ -1,4 +1,4 @@
-"""A Ray Train run: shown while it goes on, and ended where trying again cannot help."""
+"""Progress and failures of a Ray Train run: workers post them to an actor, the driver shows them."""
 
 import errno
 import functools
@@ -19,81 +19,85 @@ from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
-_POLL_SECONDS = 0.5
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_POLL_SECONDS: Final = 0.5
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @ray.remote(num_cpus=0)
 class ProgressBoard:
-    """Where a training worker posts how far it is; the driver reads it to draw progress."""
+    """Actor that holds the step count, the log lines and the permanent failure of a run."""
 
     def __init__(self) -> None:
         self.step = 0
-        self.news: list[str] = []
+        self.lines: list[str] = []
         self.reason: str | None = None
 
-    def post(self, step: int, news: str | None = None) -> None:
-        """step: how many are done. news: a line for the log."""
+    def post(self, step: int, line: str | None = None) -> None:
+        """Set the number of finished steps, and add a line for the driver's log."""
         self.step = step
-        self.news += [news] if news else []
+        self.lines += [line] if line else []
 
     def read(self) -> tuple[int, list[str]]:
-        """Steps done, and the log lines since the last call."""
-        news, self.news = self.news, []
-        return self.step, news
+        """Finished steps, and the log lines since the last call."""
+        lines, self.lines = self.lines, []
+        return self.step, lines
 
-    def give_up(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Record a permanent failure."""
         self.reason = reason
 
-    def given_up(self) -> str | None:
-        """Why there is no sense in going on, if there is none."""
+    def failure(self) -> str | None:
+        """Reason of the permanent failure, if there was one."""
         return self.reason
 
 
 def no_retry(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
-    """A training function whose UserErrors and full disks end the run: Ray would try again what cannot go
-    better.
+    """Decorate a training function so that a permanent error ends the run, without Ray's retries.
 
-    `work` is handed a config that holds the run's `board`.
+    The function's config must hold the run's `board`.
     """
 
     @functools.wraps(work)
     def worker(config: dict[str, Any]) -> None:
         board = config["board"]
-        if ray.get(board.given_up.remote()):
+        if ray.get(board.failure.remote()):  # a retry by Ray
             return
         try:
             work(config)
-        except (UserError, OSError) as error:
-            if reason := _hopeless(error):
-                ray.get(board.give_up.remote(reason))
+        except Exception as error:
+            if is_permanent(error):
+                ray.get(board.fail.remote(_reason(error)))
             raise
 
     return worker
 
 
-def _hopeless(error: BaseException) -> str | None:
-    """What the user has to mend, if the error says so."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return f"{error}; make room, and the same command goes on from the last checkpoint"
-    return str(error) if isinstance(error, UserError) else None
+def is_permanent(error: BaseException) -> bool:
+    """Whether a retry would fail in the same way: the user has to act, or a disk is full."""
+    return isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in _DISK_FULL)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return f"{error}; make room, then run the same command to resume from the last checkpoint"
+    return str(error)
 
 
 @contextmanager
 def watch(total: int, label: str) -> Iterator[Any]:
-    """A `ProgressBoard` actor whose posts are shown and logged on the driver for the time of the block."""
-    # beside the driver: with any other node the run could go on without it
+    """Start a `ProgressBoard`; for the block, show its steps as progress and write its lines to the log."""
+    # On the driver's node: the loss of any other node must not take the board away.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board: Any = ProgressBoard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     done = threading.Event()
 
-    def counts() -> Iterator[int]:
-        """Steps done so far, now and then; what is news goes to the log."""
+    def poll() -> Iterator[int]:
+        """Finished steps at each poll; log lines are written on the way."""
         finished = False
         while not finished:
             finished = done.wait(_POLL_SECONDS)
-            step, news = ray.get(board.read.remote())
-            for line in news:
+            step, lines = ray.get(board.read.remote())
+            for line in lines:
                 log.info("%s: %s", label, line, extra=logs.progress(label, step, total))
             yield step
 
@@ -103,9 +107,9 @@ def watch(total: int, label: str) -> Iterator[Any]:
             shown = max(shown, count)
 
     def show() -> None:
-        posted = counts()
-        begun = next(filter(None, posted), 0)  # a run that goes on first posts where it does
-        for _ in progress(steps(begun, posted), total=total, label=label, begun=begun):
+        counts = poll()
+        begun = next(filter(None, counts), 0)  # a resumed run posts its first step at once
+        for _ in progress(steps(begun, counts), total=total, label=label, begun=begun):
             pass
 
     viewer = threading.Thread(target=show, daemon=True)
@@ -119,18 +123,19 @@ def watch(total: int, label: str) -> Iterator[Any]:
 
 
 def fit(trainer: DataParallelTrainer, board: Any) -> None:
-    """Train.
+    """Run the training.
 
     Raises:
-        UserError: raised by a worker whose function is `final`, or a disk is full; what else stops the
-            training keeps its traceback.
+        UserError: a worker decorated with `no_retry` failed permanently, or a disk of the driver is full.
+        TrainingFailedError: the training failed in another way.
     """
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        failure = error.controller_failure if isinstance(error, ControllerError) else error
-        if reason := ray.get(board.given_up.remote()) or _hopeless(failure):
+        cause = error.controller_failure if isinstance(error, ControllerError) else error
+        reason = ray.get(board.failure.remote()) or (_reason(cause) if is_permanent(cause) else None)
+        if reason:
             raise UserError(reason) from None
         raise
-    if reason := ray.get(board.given_up.remote()):
+    if reason := ray.get(board.failure.remote()):
         raise UserError(reason)

@@ -1,9 +1,8 @@
-"""A training run on disk: what it is called, what it saves, and what it goes on from.
+"""Training runs on disk: their names, their checkpoints, and how they resume.
 
-The checkpoints themselves are all that a run goes on from. Each is a folder with the state and its SHA-256:
-one that a kill, a full disk or a bad one has damaged is known, passed over and reported. Ray keeps a list of
-them as well, but here only to delete old ones: the list can be torn like any file, and Ray then refuses to
-start.
+A checkpoint is a folder with the state and its SHA-256, so that one damaged by a kill or a full disk is
+recognised, skipped and reported. A run resumes from these folders alone. Ray's own list of them serves only
+to delete old ones, because Ray does not start if the list is damaged.
 """
 
 import hashlib
@@ -33,36 +32,36 @@ log = logging.getLogger("personlab")
 _STATE: Final = "state.pt"
 _DIGEST: Final = "state.sha256"
 _PREFIX: Final = "step-"
-_RAYS_LIST: Final = "checkpoint_manager_snapshot.json"
-_KEPT: Final = 2  # checkpoints: a good one, should the newest be damaged
+_RAY_LIST: Final = "checkpoint_manager_snapshot.json"
+_KEPT: Final = 2  # checkpoints; the second in case the newest is damaged
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run that the same stage goes on with while its parameters and inputs stay the same."""
+    """A training run, resumed as long as its stage's parameters and inputs stay the same."""
 
     name: str
-    folder: Folder  # of its checkpoints
-    scratch: Path  # in the project
+    folder: Folder  # checkpoints
+    scratch: Path  # lock, in the project
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of the run for the time of the block, and delete it once that succeeds.
+        """Lock the run for the block, and delete its files when the block succeeds.
 
         Raises:
-            UserError: another process has it open; its checkpoints could not be written.
+            UserError: another process holds the lock, or checkpoints cannot be written to the folder.
         """
-        here = Folder(str(self.scratch))
-        here.create()
+        scratch = Folder(str(self.scratch))
+        scratch.create()
         self.folder.create()
-        with here.locked():
+        with scratch.locked():
             self._sweep()
             yield
             self.folder.clear()
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     def config(self, max_failures: int) -> RunConfig:
-        """The run as Ray Train knows it."""
+        """Ray Train's configuration of the run."""
         system, path = locate(self.folder.place)
         return RunConfig(
             name=self.name,
@@ -73,52 +72,54 @@ class Run:
         )
 
     def finished(self, steps: int) -> dict[str, Any]:
-        """The state after the last step.
+        """Load the state after the last step, `steps`.
 
         Raises:
-            UserError: its checkpoint is damaged.
+            UserError: the checkpoint of that step is damaged.
         """
         newest = self.newest(log.warning)
         state = self.load(newest) if newest else {"step": 0}
         if state["step"] != steps:
-            raise UserError(f"{self.folder.place}: the last checkpoint is damaged; the same command goes on")
+            raise UserError(
+                f"{self.folder.place}: the last checkpoint is damaged; run the same command to resume"
+            )
         return state
 
-    def newest(self, say: Callable[[str], None]) -> str | None:
-        """The newest checkpoint that is whole, if there is one; `say` is told of those that are not."""
-        return next(self._whole(say), None)
+    def newest(self, warn: Callable[[str], None]) -> str | None:
+        """Name of the newest intact checkpoint, if there is one; `warn` is called for every damaged one."""
+        return next(self._intact(warn), None)
 
     def load(self, checkpoint: str, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """What `keep` was given; what was on another device is on `device`."""
+        """Load the state of a checkpoint, its tensors to `device`."""
         content = io.BytesIO(self.folder.read(f"{checkpoint}/{_STATE}"))
         state: dict[str, Any] = torch.load(content, map_location=device, weights_only=True)
         return state
 
-    def _whole(self, say: Callable[[str], None]) -> Iterator[str]:
-        """Newest first."""
+    def _intact(self, warn: Callable[[str], None]) -> Iterator[str]:
+        """Names of the intact checkpoints, newest first."""
         for name in sorted(self._checkpoints(), reverse=True):
-            if self._is_whole(name):
+            if self._is_intact(name):
                 yield name
             else:
-                say(f"checkpoint {name} is damaged or was never finished; it is passed over")
+                warn(f"checkpoint {name} is damaged or incomplete and is skipped")
 
     def _checkpoints(self) -> set[str]:
         files = self.folder.files(recursive=True)
         return {name.partition("/")[0] for name in files if name.startswith(_PREFIX)}
 
-    def _is_whole(self, name: str) -> bool:
+    def _is_intact(self, name: str) -> bool:
         try:
             content = self.folder.read(f"{name}/{_STATE}")
-            stated = self.folder.read(f"{name}/{_DIGEST}")
+            digest = self.folder.read(f"{name}/{_DIGEST}")
         except FileNotFoundError:
             return False
-        return hashlib.sha256(content).hexdigest().encode() == stated
+        return hashlib.sha256(content).hexdigest().encode() == digest
 
     def _sweep(self) -> None:
-        """Leave the newest whole checkpoints only. Ray, which begins anew, has no list of them any more."""
-        self.folder.delete(_RAYS_LIST)
-        whole = list(self._whole(log.warning))[:_KEPT]
-        for name in self._checkpoints() - set(whole):
+        """Delete all but the newest intact checkpoints, and Ray's list, which may name others."""
+        self.folder.delete(_RAY_LIST)
+        kept = list(self._intact(log.warning))[:_KEPT]
+        for name in self._checkpoints() - set(kept):
             self.folder.clear(name)
 
 
@@ -129,13 +130,14 @@ def run_of(
     inputs: Iterable[Path],
     storage_path: str | None = None,
 ) -> Run:
-    """The run of a stage, named by a hash of its parameters, but for those that change nothing, and of the
-    contents of `inputs` (files, or folders of files; what does not exist is left out): it is never resumed
-    with others.
+    """The run of a stage, named by a hash of everything that decides its result.
 
-    It is kept outside DVC's outputs, since DVC deletes those before a stage runs.
+    Its files are outside DVC's outputs, which DVC deletes before a stage runs.
 
-    storage_path: path (relative to `root`) or URI to keep checkpoints in, instead of root/runs.
+    Args:
+        params: sections that decide the result.
+        inputs: files, and folders of files, that decide the result; missing ones are ignored.
+        storage_path: where checkpoints are kept instead of root/runs: a path (relative to `root`) or URI.
     """
     digest = hashlib.sha256()
     for section in params:
@@ -159,18 +161,24 @@ def run_of(
 
 
 def is_rank_zero() -> bool:
-    """One worker writes for all."""
+    """Whether this worker has rank 0, the one that writes."""
     return int(ray_train.get_context().get_world_rank()) == 0
 
 
-def resumed(run: Run, device: torch.device, say: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state to go on from, the same for every worker; none at the beginning. All have to call this."""
-    checkpoint = broadcast_from_rank_zero(run.newest(say) if is_rank_zero() else None)
+def resumed(run: Run, device: torch.device, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """Load the state to resume from, the same on every worker; None for a new run.
+
+    A collective operation: every worker must call it.
+    """
+    checkpoint = broadcast_from_rank_zero(run.newest(warn) if is_rank_zero() else None)
     return run.load(checkpoint, device) if checkpoint else None
 
 
 def save(run: Run, step: int, state: Callable[[], dict[str, Any]]) -> None:
-    """Have Ray keep a checkpoint. All workers have to call this; it is one of them that saves its state."""
+    """Save a checkpoint of the state of rank 0.
+
+    A collective operation: every worker must call it.
+    """
     name = f"{_PREFIX}{step:09}-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory() as folder:
         if is_rank_zero():
@@ -179,12 +187,12 @@ def save(run: Run, step: int, state: Callable[[], dict[str, Any]]) -> None:
         try:
             ray_train.report({"step": step}, checkpoint=kept, checkpoint_dir_name=name)
         except OSError:
-            run.folder.clear(name)  # half of it would fill the disk for nothing
+            run.folder.clear(name)  # an incomplete checkpoint would only take space on a full disk
             raise
 
 
 def _write(state: dict[str, Any], folder: Path) -> None:
-    content = io.BytesIO()  # torch would not say of a full disk that it is full
+    content = io.BytesIO()  # torch.save to a file hides that a disk is full
     torch.save(state, content)
     (folder / _STATE).write_bytes(content.getbuffer())
     (folder / _DIGEST).write_text(hashlib.sha256(content.getbuffer()).hexdigest())

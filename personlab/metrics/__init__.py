@@ -1,1 +1,1 @@
-"""How good predictions are: the columns of the paper, with intervals."""
+"""COCO metrics of predictions, in the columns of the paper, with confidence intervals."""

@@ -1,7 +1,7 @@
-"""How sure an AP is: the same detections, scored on images drawn again with replacement.
+"""Bootstrap confidence intervals of AP: detections scored on images resampled with replacement.
 
-A drawn image counts as often as it was drawn, so a resampling is one weight per image and nothing is matched
-twice. All weights 1 give pycocotools' AP.
+A resampling is a weight per image, the number of times it was drawn, so detections are matched only once.
+With weights of 1 the result is pycocotools' AP.
 """
 
 from dataclasses import dataclass
@@ -19,48 +19,48 @@ _RECALLS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class Ranking:
-    """The detections of all images, best first, and whom they found at T thresholds."""
+    """The detections of all images, best first, and whether they are correct at T thresholds."""
 
     image: npt.NDArray[np.intp]  # D: index of the image
-    true: npt.NDArray[np.bool_]  # T x D
-    false: npt.NDArray[np.bool_]  # T x D
-    people: Array  # I: how many there are to find in each image
+    true_positive: npt.NDArray[np.bool_]  # T x D
+    false_positive: npt.NDArray[np.bool_]  # T x D
+    people: Array  # I: annotated people in each image
 
     @classmethod
     def of(cls, matches: Matches, size: str = "all") -> Self:
-        images = [found for _, found in matches.images(size)]
-        order = np.argsort(-np.concatenate([found.scores for found in images]), kind="stable")
-        image = np.repeat(np.arange(len(images)), [len(found.scores) for found in images])
+        images = [image for _, image in matches.images(size)]
+        order = np.argsort(-np.concatenate([image.scores for image in images]), kind="stable")
+        index = np.repeat(np.arange(len(images)), [len(image.scores) for image in images])
         return cls(
-            image=image[order],
-            true=np.concatenate([found.true for found in images], axis=1)[:, order],
-            false=np.concatenate([found.false for found in images], axis=1)[:, order],
-            people=np.array([found.people for found in images], dtype=float),
+            image=index[order],
+            true_positive=np.concatenate([image.true_positive for image in images], axis=1)[:, order],
+            false_positive=np.concatenate([image.false_positive for image in images], axis=1)[:, order],
+            people=np.array([image.people for image in images], dtype=float),
         )
 
     def average_precision(self, weights: Array) -> float:
-        """COCO's AP with each image counted `weights` times (I); NaN where there is nobody to find.
+        """COCO's AP with each image counted `weights` times (I); NaN without annotated people.
 
-        The mean over the thresholds of the precision, made monotonic, at 101 recalls.
+        The mean over thresholds and 101 recalls of the precision, made monotonic.
         """
         people = self.people @ weights
         if people == 0:
             return float("nan")
         weight = weights[self.image]
-        true = (self.true * weight).cumsum(axis=1)
-        false = (self.false * weight).cumsum(axis=1)
+        true = (self.true_positive * weight).cumsum(axis=1)
+        false = (self.false_positive * weight).cumsum(axis=1)
         precision = true / np.maximum(true + false, np.spacing(1))
-        highest_from_here = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        padded = np.pad(highest_from_here, ((0, 0), (0, 1)))  # recalls never reached have precision 0
-        reached = [np.searchsorted(recall, _RECALLS) for recall in true / people]
-        return float(np.take_along_axis(padded, np.stack(reached), axis=1).mean())
+        monotonic = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        padded = np.pad(monotonic, ((0, 0), (0, 1)))  # precision 0 at recalls that are not reached
+        at_recalls = [np.searchsorted(recall, _RECALLS) for recall in true / people]
+        return float(np.take_along_axis(padded, np.stack(at_recalls), axis=1).mean())
 
 
 def resampled_ap(matches: Matches, *, size: str = "all", samples: int = 1000, seed: int = 0) -> Array:
-    """The AP of `samples` resamplings of the images, for people of a size (as `Matches.images`).
+    """AP of `samples` resamplings of the images, for people of a size (as in `Matches.images`).
 
-    Over the same images and with the same seed, two models are scored on the same resamplings: the
-    difference of their two arrays is a paired bootstrap.
+    With the same images and seed, two models are scored on the same resamplings: the difference of their
+    arrays is a paired bootstrap.
     """
     ranking = Ranking.of(matches, size)
     images = len(ranking.people)
@@ -71,10 +71,10 @@ def resampled_ap(matches: Matches, *, size: str = "all", samples: int = 1000, se
 
 
 def interval(values: Array, coverage: float = 0.95) -> tuple[float, float]:
-    """The central interval that holds `coverage` of the values; NaN values left out."""
+    """The central interval that holds `coverage` of the values, ignoring NaN."""
     tail = (1 - coverage) / 2
-    known = values[~np.isnan(values)]
-    if known.size == 0:
+    defined = values[~np.isnan(values)]
+    if defined.size == 0:
         return float("nan"), float("nan")
-    low, high = np.quantile(known, (tail, 1 - tail))
+    low, high = np.quantile(defined, (tail, 1 - tail))
     return float(low), float(high)

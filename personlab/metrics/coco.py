@@ -1,8 +1,8 @@
-"""The paper's columns (Tables 1-9): COCO person keypoints and person masks, scored by pycocotools.
+"""COCO person keypoint and mask scores in the paper's columns (Tables 1-9), computed by pycocotools.
 
-pycocotools matches and accumulates; this module feeds it from memory, keeps it quiet and reads its arrays.
-Its own `summarize` is not used: for masks it looks for a budget of 100 detections and prints -1 without one.
-What cannot be measured, because there is nobody of that size to find, is NaN and never -1 or 0.
+pycocotools matches and accumulates; this module gives it data from memory, silences it and reads its arrays.
+Its `summarize` is not used, because for masks it prints -1 unless 100 detections per image are evaluated.
+Scores without annotated people of a size are NaN.
 """
 
 import io
@@ -23,12 +23,12 @@ Task = Literal["keypoints", "segm"]
 Array = npt.NDArray[np.float64]
 
 PERSON: Final = 1  # COCO's category
-KEYPOINT_BUDGET: Final = 20  # detections per image that COCO's keypoint evaluation looks at
+KEYPOINT_BUDGET: Final = 20  # detections per image in COCO's keypoint evaluation
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One value per column, in the paper's order; NaN where there is nobody to find."""
+    """One value per column, in the paper's order; NaN without annotated people of a column's size."""
 
     keypoints: dict[str, float]  # AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL
     segm: dict[str, float]  # AP AP50 AP75 APS APM APL AR1 AR10 AR20 ARS ARM ARL
@@ -36,19 +36,19 @@ class Scores:
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """What became of the detections of one image, at T thresholds; ignored ones (on crowds) left out."""
+    """The detections of an image (without ignored ones), and whether they are correct at T thresholds."""
 
     scores: Array  # D, best first
-    true: npt.NDArray[np.bool_]  # T x D: found somebody
-    false: npt.NDArray[np.bool_]  # T x D: found nobody
-    people: int  # how many there were to find
+    true_positive: npt.NDArray[np.bool_]  # T x D
+    false_positive: npt.NDArray[np.bool_]  # T x D
+    people: int  # annotated
 
 
 def ground_truth(rows: Iterable[Mapping[str, Any]]) -> COCO:
-    """The annotated people of shard rows (tables.SHARD; `jpeg` may be missing) as pycocotools wants them.
+    """The people of rows of tables.IMAGES with their `people` as pycocotools' ground truth.
 
-    Images without people belong to it too. Imputed keypoints are no ground truth: such people count as
-    without keypoints. Annotations are numbered from 1: pycocotools takes a match with number 0 for none.
+    Only image_id, height, width and people are used. People with imputed keypoints count as people without
+    keypoints. Annotations are numbered from 1, because pycocotools treats 0 as no match.
     """
     rows = list(rows)
     people = [(row, person) for row in rows for person in row["people"]]
@@ -61,13 +61,12 @@ def ground_truth(rows: Iterable[Mapping[str, Any]]) -> COCO:
 def evaluate(
     truth: COCO, detections: Mapping[int, Sequence[Detection]], max_people: int = KEYPOINT_BUDGET
 ) -> Scores:
-    """Score detections, by image id, against every image of the ground truth.
+    """Score detections, by image id, on all images of the ground truth.
 
-    An image without an entry has no detections. Masks are scored within `max_people` per image (the best
-    ones), keypoints always within COCO's 20.
+    The best `max_people` masks per image are scored, and the best 20 poses, as in COCO.
 
     Raises:
-        ValueError: detections of an image that the ground truth does not have, or a score that is not finite.
+        ValueError: there are detections of an image without ground truth, or a score is not finite.
     """
     return Scores(
         keypoints=match(truth, detections, "keypoints").columns(),
@@ -95,14 +94,14 @@ def match(
 
 @dataclass(frozen=True)
 class Matches:
-    """The people and detections of all images, matched for one task; made by `match`."""
+    """The matched people and detections of all images for one task, as `match` returns them."""
 
     task: Task
     budget: int
-    evaluator: Any  # a COCOeval that has been accumulated
+    evaluator: Any  # COCOeval, accumulated
 
     def columns(self) -> dict[str, float]:
-        """The paper's columns; a mean over the thresholds .50, .55, ... .95 unless the name has one."""
+        """The paper's columns: means over the thresholds .50, .55, ... .95, or at the one in the name."""
         precision, recall = self._precision, self._recall
         if self.task == "keypoints":
             return {
@@ -131,12 +130,12 @@ class Matches:
         }
 
     def curve(self, threshold: float | None = None) -> tuple[Array, Array]:
-        """Recall 0, .01, ..., 1 and the precision there, at one threshold or averaged over all ten."""
+        """Recalls 0, .01, ..., 1 and their precisions, at one threshold or averaged over all ten."""
         precision = self._select("precision", "all", self.budget, threshold).mean(axis=0)
         return self.evaluator.params.recThrs, np.where(precision < 0, np.nan, precision)
 
-    def best_score(self) -> float:
-        """The score from which on detections give the best F1 at threshold .50; infinite if none is right."""
+    def best_threshold(self) -> float:
+        """The score threshold with the best F1 at threshold .50; infinite if no detection is correct."""
         recall, precision = self.curve(0.5)
         scores = self._select("scores", "all", self.budget, 0.5)[0]
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
@@ -144,50 +143,51 @@ class Matches:
         return float(scores[best]) if f1[best] > 0 else float("inf")
 
     def images(self, size: str = "all") -> Iterator[tuple[int, ImageMatches]]:
-        """Every image id, ascending, with what became of its detections.
+        """Image ids, ascending, with their matches.
 
-        size: of the people to find: all, medium, large, or (masks only) small. Detections that found people
-        of other sizes, or are of other sizes and found nobody, are left out.
+        Args:
+            size: of the people: all, medium, large, or (masks only) small. Detections matched to people of
+                other sizes, and unmatched ones of other sizes, are left out.
         """
         parameters = self.evaluator.params
-        for image_id, found in zip(parameters.imgIds, self._records(size), strict=True):
-            yield int(image_id), _image_matches(found, len(parameters.iouThrs), self.budget)
+        for image_id, record in zip(parameters.imgIds, self._records(size), strict=True):
+            yield int(image_id), _image_matches(record, len(parameters.iouThrs), self.budget)
 
     def per_image(self) -> dict[int, float]:
-        """How well each image went, in [0, 1], to put images in order; NaN without people and detections.
+        """Quality of each image in [0, 1], for ranking images; NaN without people and detections.
 
-        With people: the mean over the thresholds of the average precision within the image, so that false
-        alarms cost less the less sure they are. Without: 1 minus the score of the surest false alarm.
+        With people: the mean over the thresholds of the average precision within the image. Without: 1 minus
+        the best score of a false positive.
         """
-        return {image_id: _quality(found) for image_id, found in self.images()}
+        return {image_id: _quality(matches) for image_id, matches in self.images()}
 
     def pairs(self, threshold: float = 0.5) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """The annotations found at a threshold, each with the detection that found it, in COCO form."""
+        """COCO annotations with the COCO results that they are matched to at a threshold."""
         row = self._threshold(threshold)
-        for found in self._records():
-            if found is None:
+        for record in self._records():
+            if record is None:
                 continue
             for number, detection, ignored in zip(
-                found["gtIds"], found["gtMatches"][row].astype(int), found["gtIgnore"], strict=True
+                record["gtIds"], record["gtMatches"][row].astype(int), record["gtIgnore"], strict=True
             ):
                 if detection and not ignored:
                     yield self.evaluator.cocoGt.anns[number], self.evaluator.cocoDt.anns[detection]
 
     def _records(self, size: str = "all") -> list[Any]:
-        """pycocotools' record of every image, or None where there is neither a person nor a detection."""
+        """pycocotools' record of every image; None without people and detections."""
         records: list[Any] = self.evaluator.evalImgs  # sizes x images
         images = len(self.evaluator.params.imgIds)
         first = self.evaluator.params.areaRngLbl.index(size) * images
         return records[first : first + images]
 
     def _precision(self, area: str = "all", threshold: float | None = None) -> float:
-        return _mean_known(self._select("precision", area, self.budget, threshold))
+        return _mean_defined(self._select("precision", area, self.budget, threshold))
 
     def _recall(self, area: str = "all", threshold: float | None = None, budget: int | None = None) -> float:
-        return _mean_known(self._select("recall", area, budget or self.budget, threshold))
+        return _mean_defined(self._select("recall", area, budget or self.budget, threshold))
 
     def _select(self, quantity: str, area: str, budget: int, threshold: float | None) -> Array:
-        """pycocotools' T (x R) x category x area x budget array, at one area and budget: T (x R)."""
+        """pycocotools' array (T (x R) x category x area x budget) at one area and budget: T (x R)."""
         parameters = self.evaluator.params
         values: Array = self.evaluator.eval[quantity]
         if threshold is not None:
@@ -199,32 +199,32 @@ class Matches:
         return int(np.flatnonzero(np.isclose(self.evaluator.params.iouThrs, threshold))[0])
 
 
-def _mean_known(values: Array) -> float:
-    known = values[values > -1]  # pycocotools writes -1 where there is no ground truth
-    return float(known.mean()) if known.size else float("nan")
+def _mean_defined(values: Array) -> float:
+    defined = values[values > -1]  # pycocotools writes -1 where there is no ground truth
+    return float(defined.mean()) if defined.size else float("nan")
 
 
-def _image_matches(found: Mapping[str, Any] | None, thresholds: int, budget: int) -> ImageMatches:
-    if found is None:
-        nothing = np.zeros((thresholds, 0), dtype=bool)
-        return ImageMatches(np.zeros(0), nothing, nothing, people=0)
-    counted = ~found["dtIgnore"][:, :budget]
-    matched = found["dtMatches"][:, :budget] > 0
+def _image_matches(record: Mapping[str, Any] | None, thresholds: int, budget: int) -> ImageMatches:
+    if record is None:
+        none = np.zeros((thresholds, 0), dtype=bool)
+        return ImageMatches(np.zeros(0), none, none, people=0)
+    counted = ~record["dtIgnore"][:, :budget]
+    matched = record["dtMatches"][:, :budget] > 0
     kept = counted.any(axis=0)
     return ImageMatches(
-        scores=np.asarray(found["dtScores"][:budget], dtype=float)[kept],
-        true=(matched & counted)[:, kept],
-        false=(~matched & counted)[:, kept],
-        people=int(np.count_nonzero(found["gtIgnore"] == 0)),
+        scores=np.asarray(record["dtScores"][:budget], dtype=float)[kept],
+        true_positive=(matched & counted)[:, kept],
+        false_positive=(~matched & counted)[:, kept],
+        people=int(np.count_nonzero(record["gtIgnore"] == 0)),
     )
 
 
-def _quality(found: ImageMatches) -> float:
-    if found.people:
-        true, false = found.true.cumsum(axis=1), found.false.cumsum(axis=1)
+def _quality(matches: ImageMatches) -> float:
+    if matches.people:
+        true, false = matches.true_positive.cumsum(axis=1), matches.false_positive.cumsum(axis=1)
         precision = true / np.maximum(true + false, 1)
-        return float((precision * found.true).sum(axis=1).mean() / found.people)
-    return 1.0 - float(found.scores.max()) if found.scores.size else float("nan")
+        return float((precision * matches.true_positive).sum(axis=1).mean() / matches.people)
+    return 1.0 - float(matches.scores.max()) if matches.scores.size else float("nan")
 
 
 def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> COCO:
@@ -252,8 +252,7 @@ def _truth(number: int, row: Mapping[str, Any], person: Mapping[str, Any]) -> di
 
 
 def _results(truth: COCO, detections: Mapping[int, Sequence[Detection]], task: Task) -> COCO:
-    """Detections of one task alone: pycocotools takes an unmatched pose's size from its keypoints, but from
-    its mask where it has one."""
+    """The detections of one task. A pose without its mask: pycocotools would take its size from the mask."""
     results = [
         _result(truth.imgs[image_id], detection, task)
         for image_id, found in sorted(detections.items())

@@ -1,9 +1,9 @@
-"""The codec on its own: encode annotated people, decode the targets as if a perfect network had seen them.
+"""Round trip of the codec: encode annotated people and decode the targets as a perfect network's fields.
 
-What is lost is lost by the representation, and can be explained. A third of COCO's annotated people have
-labelled keypoints that are not connected along the tree (a gap at an unlabelled elbow, say), and an edge
-that was never defined cannot be followed. `MeanPerson.complete` fills the gaps first, so that nothing but
-the codec is left to lose anything; `connected` says what the gaps cost without asking any decoder.
+The scores are the upper bound that the representation sets. A third of COCO's annotated people have labelled
+keypoints that are not connected along the tree (by an unlabelled elbow, for example), and decoding cannot
+follow undefined edges. `largest_components` gives the best result under this limit; `MeanPose.complete` fills
+the gaps, so that only the codec's own errors remain.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ from personlab.people import Annotation, Detection, FloatArray
 from personlab.skeleton import TREE, K
 from personlab.utils.progress import Tracker
 
-# Where keypoints without a connection are put: so far away that their OKS is 0.
-_LOST = -1e6
+# The position of unconnected keypoints: so far away that their OKS is 0.
+_FAR_AWAY = -1e6
 
 
 def read(path: Path) -> COCO:
@@ -50,14 +50,14 @@ def people_of(truth: COCO, image_id: int) -> list[Annotation]:
 def round_trip(
     people: Sequence[Annotation], decoder: Decoder, *, height: int, width: int, side: int, stride: int
 ) -> list[Detection]:
-    """The people of a height x width image, after their fields on an input of longest side `side`."""
-    seen, scale = shown(people, height=height, width=width, side=side, stride=stride)
-    levels = [Level(encode(seen, stride=stride, radius=decoder.radius).fields, scale)]
+    """Encode the people of a height x width image on an input of longest side `side`, and decode them."""
+    instances, scale = project(people, height=height, width=width, side=side, stride=stride)
+    levels = [Level(encode(instances, stride=stride, radius=decoder.radius).fields, scale)]
     poses = decoder.poses(levels, height=height, width=width)
     return list(detections(poses, decoder.masks(levels, poses, height=height, width=width)))
 
 
-def shown(
+def project(
     people: Sequence[Annotation], *, height: int, width: int, side: int, stride: int
 ) -> tuple[Instances, float]:
     """The people of a height x width image on an input of longest side `side`, and that input's scale."""
@@ -70,7 +70,7 @@ def shown(
 
 @dataclass(frozen=True)
 class Report:
-    """What the round trip kept, and the keypoints AP that annotation gaps leave at best."""
+    """The matches after the round trip, and the upper bound of keypoints AP that annotation gaps set."""
 
     keypoints: Matches
     segm: Matches
@@ -80,17 +80,17 @@ class Report:
 def score(
     truth: COCO, decoder: Decoder, *, side: int, stride: int, complete: bool, progress: Tracker
 ) -> Report:
-    """Send every image of `truth` through the codec and score what comes back against the annotations.
+    """Encode and decode the people of every image of `truth`, and score the result.
 
-    complete: fill unlabelled keypoints first; the scores still only look at those that were labelled.
+    Args:
+        complete: fill unlabelled keypoints first; scores refer to the labelled ones only.
     """
-    everyone = {image_id: people_of(truth, image_id) for image_id in sorted(truth.imgs)}
-    bound = {image_id: connected(people) for image_id, people in everyone.items()}
+    by_image = {image_id: people_of(truth, image_id) for image_id in sorted(truth.imgs)}
     if complete:
-        mean = MeanPerson.of([person for people in everyone.values() for person in people])
-        everyone = {image_id: [mean.complete(p) for p in people] for image_id, people in everyone.items()}
-        bound = {image_id: connected(people) for image_id, people in everyone.items()}
-    found = {
+        mean = MeanPose.of([person for people in by_image.values() for person in people])
+        by_image = {image_id: [mean.complete(p) for p in people] for image_id, people in by_image.items()}
+    components = {image_id: largest_components(people) for image_id, people in by_image.items()}
+    decoded = {
         image_id: round_trip(
             people,
             decoder,
@@ -99,45 +99,45 @@ def score(
             side=side,
             stride=stride,
         )
-        for image_id, people in progress(everyone.items(), total=len(everyone), label="oracle")
+        for image_id, people in progress(by_image.items(), total=len(by_image), label="oracle")
     }
     return Report(
-        keypoints=match(truth, found, "keypoints"),
-        segm=match(truth, found, "segm", decoder.max_people),
-        bound=match(truth, bound, "keypoints").columns()["AP"],
+        keypoints=match(truth, decoded, "keypoints"),
+        segm=match(truth, decoded, "segm", decoder.max_people),
+        bound=match(truth, components, "keypoints").columns()["AP"],
     )
 
 
-def connected(people: Sequence[Annotation]) -> list[Detection]:
-    """The best that can be found of each person with keypoints by following defined edges alone.
+def largest_components(people: Sequence[Annotation]) -> list[Detection]:
+    """The largest connected component of the labelled keypoints of each person, without crowds.
 
-    A defined edge has both ends labelled. Whoever starts in the largest connected part of a person finds
-    that part, exactly; the other keypoints are lost.
+    Edges connect keypoints if both ends are labelled. This is the best that decoding can give for a person:
+    it follows these edges from a seed in the largest component.
     """
-    return [_largest_part(person) for person in people if person.visibility.any() and not person.crowd]
+    return [_largest_component(person) for person in people if person.visibility.any() and not person.crowd]
 
 
-def _largest_part(person: Annotation) -> Detection:
+def _largest_component(person: Annotation) -> Detection:
     labelled = person.visibility > 0
-    part = np.arange(K)
-    for source, target in TREE:  # each edge leads away from the root: one pass joins everything
+    component = np.arange(K)
+    for source, target in TREE:  # edges are ordered away from the root, so one pass is enough
         if labelled[source] and labelled[target]:
-            part[target] = part[source]
-    sizes = np.bincount(part[labelled], minlength=K)
-    kept = labelled & (part == sizes.argmax())
-    keypoints = np.where(kept[:, None], person.keypoints, np.float32(_LOST))
+            component[target] = component[source]
+    sizes = np.bincount(component[labelled], minlength=K)
+    kept = labelled & (component == sizes.argmax())
+    keypoints = np.where(kept[:, None], person.keypoints, np.float32(_FAR_AWAY))
     return Detection(keypoints, kept.astype(np.float32), score=1.0, rle=person.rle)
 
 
 @dataclass(frozen=True)
-class MeanPerson:
-    """Where each keypoint usually lies in a person's box: K x 2, as fractions of its width and height."""
+class MeanPose:
+    """The mean position of each keypoint in a person's box."""
 
-    keypoints: FloatArray
+    keypoints: FloatArray  # K x 2, fractions of the box's width and height
 
     @classmethod
     def of(cls, people: Sequence[Annotation]) -> Self:
-        """The mean over all labelled keypoints of `people`."""
+        """The mean over the labelled keypoints of `people`."""
         total, count = np.zeros((K, 2)), np.zeros((K, 1))
         for person in people:
             x, y, width, height = person.box
@@ -147,22 +147,22 @@ class MeanPerson:
         return cls((total / np.maximum(count, 1)).astype(np.float32))
 
     def complete(self, person: Annotation) -> Annotation:
-        """The person with every keypoint labelled; crowds stay as they are.
+        """The person with every keypoint labelled; crowds are returned unchanged.
 
-        The mean person, laid into the box, is shifted to fit the labelled keypoints best; what falls
-        outside the box is pulled to its border.
+        Unlabelled keypoints are those of the mean pose, scaled to the box, shifted to fit the labelled
+        keypoints (least squares) and clipped to the box.
         """
         if person.crowd:
             return person
         x, y, width, height = person.box
         labelled = (person.visibility > 0)[:, None]
-        usual = self.keypoints * np.array([width, height], np.float32) + np.array([x, y], np.float32)
+        mean = self.keypoints * np.array([width, height], np.float32) + np.array([x, y], np.float32)
         if labelled.any():
-            usual = usual + (person.keypoints - usual).mean(axis=0, where=labelled)
-        inside = usual.clip([x, y], [x + width, y + height])
+            mean = mean + (person.keypoints - mean).mean(axis=0, where=labelled)
+        clipped = mean.clip([x, y], [x + width, y + height])
         return replace(
             person,
-            keypoints=np.where(labelled, person.keypoints, inside).astype(np.float32),
+            keypoints=np.where(labelled, person.keypoints, clipped).astype(np.float32),
             visibility=np.where(labelled[:, 0], person.visibility, 1).astype(np.int8),
         )
 

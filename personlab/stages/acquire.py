@@ -1,13 +1,12 @@
-"""Where the images and annotations are: rendered here, found in a folder, or downloaded.
+"""Provide images and annotations as a COCO layout: rendered, in a folder of the user, or downloaded.
 
-Whatever the source, the outcome is a COCO layout and data/acquire/source.json, which says where it is and
-what its annotation files hold. Later stages ask `read_source` and `image_root`.
+data/acquire/source.json records where the layout is and what its annotation files hold, for `ingest`.
 """
 
 import hashlib
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,15 +22,15 @@ from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
-REPAIR = "run 'dvc repro --force acquire'"
+_HINT: Final = "run 'dvc repro --force acquire'"
 
 
 class SplitSource(BaseModel):
-    """The annotation file of a split (path relative to the layout's root) and how much it holds."""
+    """The annotation file of a split and the numbers of its records."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    annotations: str
+    annotations: str  # relative to the layout's root
     sha256: str
     images: int
     people: int
@@ -39,35 +38,35 @@ class SplitSource(BaseModel):
 
 
 class Source(BaseModel):
-    """data/acquire/source.json. root: relative to the project's folder if inside it, else absolute."""
+    """The content of data/acquire/source.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Literal["sample", "directory", "coco2017"]
-    root: str
+    root: str  # of the layout; relative to the project's folder if inside it, else absolute
     splits: dict[Split, SplitSource]
 
 
 def run(params: Params, root: Path) -> None:
-    """Bring a COCO layout about and write data/acquire/source.json.
+    """Render, download or locate a COCO layout, and write data/acquire/source.json.
 
     Raises:
-        UserError: a part of the layout is missing (it is named), an annotation file is not COCO's, or a
-            download fails.
+        UserError: a file or folder of the layout is missing, an annotation file is not COCO's, or a download
+            fails.
     """
     final = root / "data/acquire"
     with atomic_folder(final) as output:
         layout_root = _layout(params.acquire, root, output)
-        splits = {split: _describe(coco.Layout(layout_root, split)) for split in SPLITS}
-        recorded = _recorded(final if layout_root == output else layout_root, root)
-        source = Source(source=params.acquire.source, root=recorded, splits=splits)
+        splits = {name: _describe(coco.Layout(layout_root, name)) for name in SPLITS}
+        place = _relative(final if layout_root == output else layout_root, root)
+        source = Source(source=params.acquire.source, root=place, splits=splits)
         write_atomic(output / "source.json", source.model_dump_json(indent=2) + "\n")
-    for split, found in splits.items():
-        log.info("acquire: %s: %d images, %d people in %s", split, found.images, found.people, recorded)
+    for name, split in splits.items():
+        log.info("acquire: %s: %d images, %d people in %s", name, split.images, split.people, place)
 
 
 def _layout(acquire: parameters.Acquire, root: Path, output: Path) -> Path:
-    """Make the layout, or make sure of it; return its root."""
+    """Render the layout to `output`, or download or check it elsewhere; return its root."""
     if acquire.source == "sample":
         sizes = acquire.sample
         write_sample(
@@ -89,14 +88,14 @@ def _layout(acquire: parameters.Acquire, root: Path, output: Path) -> Path:
 
 
 def _check_layout(layout: coco.Layout) -> None:
-    for path, what, there in (
+    for path, kind, exists in (
         (layout.root, "folder", layout.root.is_dir()),
         (layout.annotations, "file", layout.annotations.is_file()),
         (layout.images, "folder", layout.images.is_dir()),
     ):
-        if not there:
+        if not exists:
             raise UserError(
-                f"{path}: no such {what}; acquire.directory must hold annotations/person_keypoints_"
+                f"{path}: no such {kind}; acquire.directory must hold annotations/person_keypoints_"
                 "{train,val}2017.json and the image folders train2017/ and val2017/"
             )
 
@@ -112,7 +111,8 @@ def _describe(layout: coco.Layout) -> SplitSource:
     )
 
 
-def _recorded(folder: Path, root: Path) -> str:
+def _relative(folder: Path, root: Path) -> str:
+    """The folder's path: relative to `root` if inside it, else absolute."""
     folder, root = folder.resolve(), root.resolve()
     return (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
 
@@ -123,10 +123,10 @@ def _sha256(path: Path) -> str:
 
 
 def read_source(root: Path) -> Source:
-    """What `run` wrote.
+    """Read data/acquire/source.json.
 
     Raises:
-        UserError: it is missing or not as written.
+        UserError: the file is missing or was not written by this stage.
     """
     path = root / "data/acquire/source.json"
     try:
@@ -134,20 +134,24 @@ def read_source(root: Path) -> Source:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run 'dvc repro acquire' first") from None
     except ValidationError as error:
-        raise UserError(f"{path}: not what acquire wrote ({error.errors()[0]['msg']}); {REPAIR}") from None
+        raise UserError(f"{path}: not written by acquire ({error.errors()[0]['msg']}); {_HINT}") from None
 
 
 def image_root(root: Path) -> Path:
-    """The folder that `file_name` of the images table is relative to."""
+    """The root of the layout; `file_name` of images is relative to it."""
     return root / read_source(root).root
 
 
 def check_unchanged(root: Path) -> None:
-    """Raises UserError if an annotation file is not what it was when `run` looked at it."""
+    """Check that the annotation files are those that `run` found.
+
+    Raises:
+        UserError: one is missing or has changed.
+    """
     source = read_source(root)
-    for split, found in source.splits.items():
-        path = root / source.root / found.annotations
+    for name, split in source.splits.items():
+        path = root / source.root / split.annotations
         if not path.is_file():
-            raise UserError(f"{path}: no such file, though it was there at acquire; put it back, or {REPAIR}")
-        if _sha256(path) != found.sha256:
-            raise UserError(f"{path} ({split}): changed since acquire; {REPAIR}")
+            raise UserError(f"{path}: no such file, although acquire found it; restore it, or {_HINT}")
+        if _sha256(path) != split.sha256:
+            raise UserError(f"{path} ({name}): changed since acquire; {_HINT}")

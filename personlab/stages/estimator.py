@@ -1,9 +1,10 @@
-"""Train the single-person keypoint estimator on ground-truth boxes with Ray Train, and measure it on val."""
+"""Train the single-person keypoint estimator on ground-truth boxes with Ray Train, and validate it."""
 
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,16 +40,18 @@ from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
-# A keypoint is found (PCK) if it is within this share of the longer side of the person's box.
-_PCK_REACH: Final = 0.1
-# The estimator is for small people, so it is also measured on people shown this many pixels tall.
+# PCK: a keypoint is correct within this share of the longer side of the person's box.
+_PCK_TOLERANCE: Final = 0.1
+# Small people, whose keypoints are imputed, are simulated at this height in pixels.
 _SMALL: Final = 28.0
 _VALIDATION_BATCH: Final = 64
 _CURVE_POINTS: Final = 100
-# The code that decides how it learns, besides this file: a run is resumed only with the same code.
-_CODE: Final = ("codec/fields.py", "codec/hough.py", "data", "model")
+# The code that decides the result, besides this file: a run resumes only with the same code.
+_CODE: Final = ("codec/fields.py", "codec/hough.py", "codec/loops.py", "codec/pyramid.py", "data", "model")
 
 People = dict[int, list[Person]]  # by image id
+_Bools = npt.NDArray[np.bool_]
+_Floats = npt.NDArray[np.float64]
 
 
 def run(params: Params, root: Path) -> None:
@@ -61,8 +64,8 @@ def run(params: Params, root: Path) -> None:
     train, val = people_with_keypoints(root, "train"), people_with_keypoints(root, "val")
     if not train:
         raise UserError(
-            "the train split has no people with labelled keypoints for the estimator to learn from; "
-            "see data/ingest/rejects.parquet, or use other data (acquire.source)"
+            "estimator: the train split has no people with labelled keypoints; see "
+            "data/ingest/rejects.parquet, or use other data (acquire.source)"
         )
     counts = [sum(map(len, people.values())) for people in (train, val)]
     log.info("estimator: %d people to train on, %d to validate on", *counts)
@@ -72,7 +75,7 @@ def run(params: Params, root: Path) -> None:
     with run.lock():
         with cluster.connect(params.compute.ray_address):
             state, losses = _train(settings, params.compute, root, run)
-        # The GPU may belong to a worker on another node.
+        # On a cluster, the GPU may be on another node.
         device = "cuda" if params.compute.gpu and torch.cuda.is_available() else "cpu"
         estimator = Estimator(settings).to(device).eval()
         estimator.load_state_dict(state)
@@ -88,7 +91,7 @@ def run(params: Params, root: Path) -> None:
 
 
 def people_with_keypoints(root: Path, split: tables.Split) -> People:
-    """The people of a split that have labelled keypoints, crowds left out."""
+    """The people of a split with labelled keypoints, without crowds."""
     table = tables.read_table(root / "data/ingest/people.parquet", tables.PEOPLE)
     people: People = {}
     for row in table.filter(pc.equal(table["split"], split)).to_pylist():
@@ -98,7 +101,7 @@ def people_with_keypoints(root: Path, split: tables.Split) -> People:
 
 
 def _inputs(settings: params.Estimator, root: Path) -> list[Path]:
-    """What a training run depends on besides its parameters: data, initial weights and code."""
+    """What decides the result besides the parameters: data, initial weights and code."""
     package = Path(__file__).parents[1]
     data = [root / "data/ingest/people.parquet", root / "data/ingest/train"]
     init = [root / settings.init] if settings.init else []
@@ -111,9 +114,9 @@ def _inputs(settings: params.Estimator, root: Path) -> list[Path]:
 def _train(
     settings: params.Estimator, compute: params.Compute, root: Path, run: Run
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """The trained weights and the loss of every step."""
+    """Train on one worker; return the weights and the loss of every step."""
     needs = {"CPU": cluster.node_cpus(), "GPU": int(compute.gpu)}
-    cluster.require(1, cpus=needs["CPU"], gpus=needs["GPU"], mend="set compute.gpu to false")
+    cluster.require(1, cpus=needs["CPU"], gpus=needs["GPU"], hint="set compute.gpu to false")
     with watch(settings.steps, "estimator") as board:
         config = {
             "params": settings.model_dump(),
@@ -135,8 +138,8 @@ def _train(
 
 @no_retry
 def _train_worker(config: dict[str, Any]) -> None:
-    settings, run = params.Estimator.model_validate(config["params"]), config["run"]
-    root = Path(config["root"])
+    settings = params.Estimator.model_validate(config["params"])
+    run, board, root = config["run"], config["board"], Path(config["root"])
     malloc.disable_trim()
     torch.manual_seed(settings.seed)
     device = get_device()
@@ -145,30 +148,27 @@ def _train_worker(config: dict[str, Any]) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=settings.learning_rate, total_steps=settings.steps + 1
     )
-    learners: dict[str, Any] = {"model": estimator, "optimizer": optimizer, "schedule": schedule}
+    stateful: dict[str, Any] = {"model": estimator, "optimizer": optimizer, "schedule": schedule}
     losses: list[float] = []
-    if saved := checkpoints.resumed(run, device, lambda line: config["board"].post.remote(0, line)):
+    if saved := checkpoints.resumed(run, device, lambda line: board.post.remote(0, line)):
         losses = saved["losses"]
-        for name, learner in learners.items():
-            learner.load_state_dict(saved[name])
-        config["board"].post.remote(len(losses), f"resuming after step {len(losses)}")
+        for name, each in stateful.items():
+            each.load_state_dict(saved[name])
+        board.post.remote(len(losses), f"resuming from step {len(losses)}")
 
     def state() -> dict[str, Any]:
-        return {name: learner.state_dict() for name, learner in learners.items()} | {
-            "step": len(losses),
-            "losses": losses,
-        }
+        states = {name: each.state_dict() for name, each in stateful.items()}
+        return states | {"step": len(losses), "losses": losses}
 
     for step, batch in enumerate(_batches(settings, root, done=len(losses)), start=len(losses) + 1):
-        images, keypoints, labelled = (tensor.to(device) for tensor in batch.tensors)
         with autocast(device, settings.precision):
-            fields = estimator(images)
-        loss = estimator.loss(fields, keypoints, labelled)
+            fields = estimator(batch.images.to(device))
+        loss = estimator.loss(fields, batch.keypoints.to(device), batch.labelled.to(device))
         losses.append(loss.item())
-        if not np.isfinite(losses[-1]):
+        if not math.isfinite(losses[-1]):
             raise UserError(
                 f"estimator: the loss of step {step} is not finite on people "
-                f"{', '.join(map(str, sorted(batch.person_ids)))}; look at their images, or lower "
+                f"{', '.join(map(str, sorted(batch.person_ids)))}; check their images, or lower "
                 "estimator.learning_rate"
             )
         optimizer.zero_grad(set_to_none=True)
@@ -177,63 +177,59 @@ def _train_worker(config: dict[str, Any]) -> None:
         schedule.step()
         last = step == settings.steps
         line = f"step {step}, loss {np.mean(losses[-50:]):.3f}" if step % 50 == 0 or last else None
-        config["board"].post.remote(step, line)
+        board.post.remote(step, line)
         if step % config["checkpoint_every"] == 0 or last:
             checkpoints.save(run, step, state)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Crops (B x 3 x H x W uint8), keypoints (B x K x 2, crop pixels), which are labelled (B x K)."""
-
-    tensors: tuple[Tensor, Tensor, Tensor]
+    images: Tensor  # B x 3 x crop height x crop width, uint8
+    keypoints: Tensor  # B x K x 2, crop pixels
+    labelled: Tensor  # B x K
     person_ids: list[int]
 
 
 def _batches(settings: params.Estimator, root: Path, *, done: int) -> Iterator[_Batch]:
-    """Batches of random crops after step `done`, prepared ahead; every person once per epoch."""
-    images = root / "data/ingest/train"
+    """Batches of random crops for the steps after `done`, prepared ahead. An epoch has every person once."""
     people = people_with_keypoints(root, "train")
-    groups, rows = _groups_of_people(images, people)
-    chunks = plan(groups, batch=settings.batch, steps=settings.steps, seed=settings.seed, done=done)
+    groups = list(_groups_with_people(root / "data/ingest/train", people))
+    sizes = [len(members) for _, members in groups]
+    chunks = plan(sizes, batch=settings.batch, steps=settings.steps, seed=settings.seed, done=done)
+    size = {"height": settings.crop_height, "width": settings.crop_width}
 
     def read(chunk: ReadChunk) -> list[tuple[int, Person, Mapping[str, Any]]]:
-        """The people of a chunk with their images' rows, in order."""
-        files = {row["image_id"]: row for group in chunk.groups for row in group.read().to_pylist()}
-        held = [(image, person) for group in chunk.groups for image, person in rows[group]]
-        return [(chunk.epoch, person, files[image]) for image, person in (held[r] for r in chunk.rows)]
+        """The people of a chunk, in order: epoch, person, row of the image."""
+        chosen = [groups[index] for index in chunk.groups]
+        images = {row["image_id"]: row for group, _ in chosen for row in group.read().to_pylist()}
+        members = [member for _, members in chosen for member in members]
+        ordered = (members[row] for row in chunk.rows)
+        return [(chunk.epoch, person, images[image_id]) for image_id, person in ordered]
 
-    def crop(item: tuple[int, Person, Mapping[str, Any]]) -> tuple[int, tuple[Tensor, Tensor, Tensor]]:
-        epoch, person, row = item
+    def crop(item: tuple[int, Person, Mapping[str, Any]]) -> tuple[Tensor, Tensor, Tensor, int]:
+        epoch, person, image = item
         random = np.random.default_rng((settings.seed, epoch, person.id))
-        size = {"height": settings.crop_height, "width": settings.crop_width}
-        return person.id, training_crop(pixels(row), person, random, **size)
+        return *training_crop(pixels(image), person, random, **size), person.id
 
-    threads = max(1, cluster.node_cpus() - 1)
     items = (item for chunk in prefetch(read, chunks, threads=1, depth=1) for item in chunk)
+    threads = max(1, cluster.node_cpus() - 1)
     crops = prefetch(crop, items, threads=threads, depth=2 * settings.batch)
-    while batch := [crop for _, crop in zip(range(settings.batch), crops, strict=False)]:
-        ids, tensors = zip(*batch, strict=True)
-        stacked = (torch.stack(each) for each in zip(*tensors, strict=True))
-        yield _Batch(tuple(stacked), list(ids))  # type: ignore[arg-type]
+    while batch := list(islice(crops, settings.batch)):
+        images, keypoints, labelled, person_ids = zip(*batch, strict=True)
+        yield _Batch(torch.stack(images), torch.stack(keypoints), torch.stack(labelled), list(person_ids))
 
 
-def _groups_of_people(
-    images: Path, people: People
-) -> tuple[list[RowGroup], dict[RowGroup, list[tuple[int, Person]]]]:
-    """The row groups whose images show people, each with the number and list of its people."""
-    groups, rows = list[RowGroup](), dict[RowGroup, list[tuple[int, Person]]]()
+def _groups_with_people(images: Path, people: People) -> Iterator[tuple[RowGroup, list[tuple[int, Person]]]]:
+    """The row groups whose images show people, each with its people and their image ids."""
     for group in shards.row_groups(images):
         ids = group.read(["image_id"])["image_id"].to_pylist()
-        mine = [(image_id, person) for image_id in ids for person in people.get(image_id, [])]
-        if mine:
-            groups.append(RowGroup(group.part, group.index, len(mine)))
-            rows[groups[-1]] = mine
-    return groups, rows
+        members = [(image_id, person) for image_id in ids for person in people.get(image_id, [])]
+        if members:
+            yield group, members
 
 
 def _curve(losses: list[float]) -> list[dict[str, float]]:
-    """At most 100 points of the loss curve, each the mean since the one before."""
+    """At most 100 points of the loss curve, each the mean since the previous one."""
     pieces = np.array_split(np.array(losses), min(len(losses), _CURVE_POINTS))
     ends = np.cumsum([len(piece) for piece in pieces])
     return [
@@ -247,54 +243,54 @@ def _curve(losses: list[float]) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class _Scores:
-    """How well people were estimated; N x K."""
+    """Scores of the keypoints of N people: N x K each."""
 
-    similarity: npt.NDArray[np.float64]  # per-keypoint similarity, as in OKS
-    found: npt.NDArray[np.bool_]  # as in PCK
-    labelled: npt.NDArray[np.bool_]
+    similarity: _Floats  # as in OKS
+    correct: _Bools  # as in PCK
+    labelled: _Bools
 
     def summary(self) -> dict[str, float | None]:
-        """Mean OKS over people and PCK over keypoints; None where there are none."""
+        """Mean OKS over people and PCK over keypoints; None without people."""
         if not len(self.labelled):
             return {"oks": None, "pck": None}
-        per_person = (self.similarity * self.labelled).sum(1) / self.labelled.sum(1)
+        oks = (self.similarity * self.labelled).sum(1) / self.labelled.sum(1)
         return {
-            "oks": round(float(per_person.mean()), 4),
-            "pck": round(float(self.found[self.labelled].mean()), 4),
+            "oks": round(float(oks.mean()), 4),
+            "pck": round(float(self.correct[self.labelled].mean()), 4),
         }
 
 
 def _validate(estimator: Estimator, val: People, root: Path, height: float, name: str) -> _Scores:
-    """Estimate annotated people shown with the detail of at most `height` pixels each."""
-    people, estimates = list[Person](), list[npt.NDArray[np.float64]]()
+    """Scores of the estimates of annotated people, shown at a resolution of at most `height` pixels each."""
+    people, estimates = list[Person](), list[_Floats]()
     size = {"height": estimator.settings.crop_height, "width": estimator.settings.crop_width}
     groups = shards.row_groups(root / "data/ingest/val")
     for group in progress(groups, label=f"estimator: validate at {name} size"):
-        held = list(with_images(group.read().to_pylist(), val)) if val else []
-        crops = [person_crop(image, person.box, **size, person_height=height) for person, image in held]
-        people += [person for person, _ in held]
+        shown = list(with_images(group.read().to_pylist(), val)) if val else []
+        crops = [person_crop(image, person.box, **size, person_height=height) for person, image in shown]
+        people += [person for person, _ in shown]
         for start in range(0, len(crops), _VALIDATION_BATCH):
             images, transforms = zip(*crops[start : start + _VALIDATION_BATCH], strict=True)
             estimates.append(estimator.estimate(images, transforms)[..., :2].astype(np.float64))
     return _score(people, np.concatenate(estimates) if people else np.zeros((0, K, 2)))
 
 
-def _score(people: Sequence[Person], found: npt.NDArray[np.float64]) -> _Scores:
+def _score(people: Sequence[Person], estimates: _Floats) -> _Scores:
     annotated = np.array([person.keypoints for person in people]).reshape(-1, K, 2)
-    reach = _PCK_REACH * np.array([max(person.box[2:]) for person in people]).reshape(-1, 1)
+    tolerance = _PCK_TOLERANCE * np.array([max(person.box[2:]) for person in people]).reshape(-1, 1)
     return _Scores(
-        similarity=similarity(found, annotated, np.array([person.area for person in people])),
-        found=np.linalg.norm(found - annotated, axis=-1) <= reach,
+        similarity=similarity(estimates, annotated, np.array([person.area for person in people])),
+        correct=np.linalg.norm(estimates - annotated, axis=-1) <= tolerance,
         labelled=np.array([person.labelled for person in people]).reshape(-1, K),
     )
 
 
 def _pck_points(scores: dict[str, _Scores]) -> list[dict[str, Any]]:
-    """One point per keypoint and size; keypoints that are never labelled are left out."""
+    """One point per keypoint and size, without keypoints that are never labelled."""
     return [
         {
-            "keypoint": f"{keypoint}, {name}",  # bars of the same name would be one
-            "pck": round(float(score.found[score.labelled[:, k], k].mean()), 4),
+            "keypoint": f"{keypoint}, {name}",  # DVC merges bars of the same name
+            "pck": round(float(score.correct[score.labelled[:, k], k].mean()), 4),
         }
         for name, score in scores.items()
         for k, keypoint in enumerate(KEYPOINTS)

@@ -1,4 +1,4 @@
-"""Score the predictions of the validation shards, and show them: metrics, plots, a gallery, a report."""
+"""Score the predictions of the validation images: metrics, plots, a report and a gallery."""
 
 import logging
 import math
@@ -23,27 +23,27 @@ from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
-Detections = Mapping[int, Sequence[Detection]]
+Detections = Mapping[int, Sequence[Detection]]  # by image id
 
-_OVERVIEW_CELL: Final = (520, 200)  # width and height in pixels of a picture pair
+_OVERVIEW_CELL: Final = (520, 200)  # width and height of a pair of pictures, pixels
 _OVERVIEW_COLUMNS: Final = 3
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One image of the gallery."""
+    """An image of the gallery."""
 
-    row: Row  # of a shard, complete
+    row: Row  # of image shards, with `people`
     detections: Sequence[Detection]  # the confident ones, best first
     name: str  # rank and image id
-    caption: str  # how well it went
+    caption: str  # average precision of poses and masks
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/evaluate: report.md, gallery.jpg and gallery/NN-<image id>.jpg; metrics and plots.
+    """Write data/evaluate (report.md, gallery.jpg, gallery/NN-<image id>.jpg), metrics and plots.
 
     Raises:
-        UserError: there are no images to evaluate, or the predictions are not those of these images.
+        UserError: there are no images, or the predictions are those of other images.
     """
     val = root / "data/ingest/val"
     images = shards.annotated(val, root / "data/targets/val")
@@ -55,12 +55,12 @@ def run(params: Params, root: Path) -> None:
     for matches in (keypoints, segm):
         log.info("evaluate: %d images, %s\n%s", len(images), matches.task, report.text(matches))
 
-    certain = _certain(keypoints)
+    confident = _confident(keypoints)
     chosen = _spread(_quality(keypoints, segm), params.evaluate.gallery)
-    exhibits = _exhibits(chosen, _with_pixels(val, images, chosen), detections, certain, (keypoints, segm))
+    exhibits = _exhibits(chosen, _with_images(val, images, chosen), detections, confident, (keypoints, segm))
     with atomic_folder(root / "data/evaluate") as output:
         _write_gallery(output, exhibits)
-        facts = _facts(images, detections, certain)
+        facts = _facts(images, detections, confident)
         write_atomic(
             output / "report.md",
             report.markdown((keypoints, segm), facts=facts, picture="gallery.jpg" if exhibits else None),
@@ -75,17 +75,17 @@ def run(params: Params, root: Path) -> None:
 # --- the gallery --------------------------------------------------------------------------------------------
 
 
-def _certain(keypoints: Matches) -> float:
-    """From which score on people are drawn: the one that gives the best F1, or all if nobody was found."""
-    best = keypoints.best_score()
-    return best if math.isfinite(best) else 0.0
+def _confident(keypoints: Matches) -> float:
+    """Least score of the people that are drawn: the threshold of the best F1, or 0 if none is correct."""
+    threshold = keypoints.best_threshold()
+    return threshold if math.isfinite(threshold) else 0.0
 
 
 def _quality(keypoints: Matches, segm: Matches) -> dict[int, float]:
-    """How well each image went: the mean of both tasks, or the one that has a say; others are left out."""
+    """Mean quality of poses and masks by image id; without images for which neither is defined."""
     poses, masks = keypoints.per_image(), segm.per_image()
-    known = {i: [q for q in (poses[i], masks[i]) if not math.isnan(q)] for i in poses}
-    return {image_id: sum(values) / len(values) for image_id, values in known.items() if values}
+    defined = {i: [q for q in (poses[i], masks[i]) if not math.isnan(q)] for i in poses}
+    return {image_id: sum(values) / len(values) for image_id, values in defined.items() if values}
 
 
 def _spread(quality: Mapping[int, float], count: int) -> list[int]:
@@ -95,8 +95,8 @@ def _spread(quality: Mapping[int, float], count: int) -> list[int]:
     return [ranked[rank] for rank in ranks]
 
 
-def _with_pixels(val: Path, images: Mapping[int, Row], image_ids: Sequence[int]) -> dict[int, Row]:
-    """The complete rows of some images. Only now are pixels read: 5000 images fill a gigabyte."""
+def _with_images(val: Path, images: Mapping[int, Row], image_ids: Sequence[int]) -> dict[int, Row]:
+    """Rows of some images with their files, which are read for these only: 5000 files have a gigabyte."""
     rows = shards.read_images(val, image_ids)
     return {image_id: images[image_id] | row for image_id, row in rows.items()}
 
@@ -105,7 +105,7 @@ def _exhibits(
     image_ids: Sequence[int],
     rows: Mapping[int, Row],
     detections: Detections,
-    certain: float,
+    confident: float,
     evaluations: Sequence[Matches],
 ) -> list[Exhibit]:
     qualities = [matches.per_image() for matches in evaluations]
@@ -113,7 +113,7 @@ def _exhibits(
     return [
         Exhibit(
             row=rows[image_id],
-            detections=[person for person in detections[image_id] if person.score >= certain],
+            detections=[person for person in detections[image_id] if person.score >= confident],
             name=f"{rank:0{digits}}-{image_id}",
             caption="poses {}, masks {}".format(*(_percent(quality[image_id]) for quality in qualities)),
         )
@@ -126,19 +126,19 @@ def _percent(quality: float) -> str:
 
 
 def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
-    """gallery/<name>.jpg, one per exhibit, and gallery.jpg with all of them."""
+    """Write gallery/<name>.jpg for each exhibit, and gallery.jpg with all of them."""
     (output / "gallery").mkdir()
     pairs: list[ImageArray] = []
     for exhibit in progress(exhibits, label="evaluate gallery"):
-        annotated, found = _pictures(exhibit)
+        pair = _pictures(exhibit)
         people = sum(not person["crowd"] for person in exhibit.row["people"])
         captions = [
             f"image {exhibit.row['image_id']}, annotated: {people}",
-            f"found: {len(exhibit.detections)} ({exhibit.caption})",
+            f"detected: {len(exhibit.detections)} ({exhibit.caption})",
         ]
-        sheet = viz.contact_sheet([annotated, found], 2, captions)
+        sheet = viz.contact_sheet(pair, 2, captions)
         viz.write_jpeg(output / "gallery" / f"{exhibit.name}.jpg", sheet)
-        pairs.append(np.hstack((annotated, found)))
+        pairs.append(np.hstack(pair))
     if pairs:
         captions = [f"{exhibit.name}: {exhibit.caption}" for exhibit in exhibits]
         overview = viz.contact_sheet(pairs, _OVERVIEW_COLUMNS, captions, cell=_OVERVIEW_CELL)
@@ -146,21 +146,22 @@ def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
 
 
 def _pictures(exhibit: Exhibit) -> tuple[ImageArray, ImageArray]:
+    """The image with the annotated and with the detected people."""
     image = pixels(exhibit.row)
     people = sorted(map(Annotation.from_row, exhibit.row["people"]), key=lambda person: person.area)
     return viz.draw_annotations(image, people), viz.draw_people(image, exhibit.detections)
 
 
-# --- writing ------------------------------------------------------------------------------------------------
+# --- the report ---------------------------------------------------------------------------------------------
 
 
-def _facts(images: Mapping[int, Row], detections: Detections, certain: float) -> list[str]:
+def _facts(images: Mapping[int, Row], detections: Detections, confident: float) -> list[str]:
     people = [person for row in images.values() for person in row["people"] if not person["crowd"]]
     posed = sum(any(person["visibility"]) and not person["imputed"] for person in people)
-    found = [person for image in detections.values() for person in image]
-    sure = sum(person.score >= certain for person in found)
+    detected = [person for image in detections.values() for person in image]
+    count = sum(person.score >= confident for person in detected)
     return [
-        f"{len(images)} images in, {len(detections)} predictions in",
-        f"{len(people)} people, {posed} of them with keypoints, and the crowds, which are not counted",
-        f"{len(found)} detections, {sure} of them, shown in the pictures, with scores from {certain:.3f} on",
+        f"{len(images)} images",
+        f"{len(people)} annotated people (without crowds), {posed} with keypoints",
+        f"{len(detected)} detections, {count} of them confident (score at least {confident:.3f})",
     ]

@@ -1,14 +1,14 @@
-"""Impute keypoints of small people that have a mask but no keypoints, with Ray Data; train split only.
+"""Impute keypoints of small training people that have a mask but no keypoints, with Ray Data.
 
-COCO's annotators left small people without keypoints; the paper trains on imputed ones (section 4.1). The val
-split is what everything is measured on and stays as annotated.
+COCO does not annotate the keypoints of small people; the paper trains on imputed ones (section 4.1). The
+validation split stays as annotated.
 """
 
 import logging
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +18,16 @@ from PIL import Image
 from ray.data import ActorPoolStrategy
 
 from personlab import tables
-from personlab.data.crops import Box, person_crop, with_images
+from personlab.data.crops import person_crop, with_images
 from personlab.data.transform import ImageArray
 from personlab.distributed import cluster
 from personlab.errors import UserError
 from personlab.model.estimator import Estimator, from_checkpoint
 from personlab.params import Params
-from personlab.people import Annotation, FloatArray
+from personlab.people import Annotation, Box, FloatArray
 from personlab.skeleton import K
 from personlab.tables import shards
-from personlab.tables.shards import RowGroup
+from personlab.tables.shards import Row, RowGroup
 from personlab.utils import malloc
 from personlab.utils.files import atomic_folder, write_json
 from personlab.utils.progress import progress
@@ -35,66 +35,56 @@ from personlab.viz import contact_sheet, draw_pose
 
 log = logging.getLogger("personlab")
 
-Row = dict[str, Any]
-
-# Estimates are kept to this precision: enough for a pixel, and independent of a processor's last bits.
+# Estimates are rounded, so that they do not depend on the last bits of a processor's arithmetic.
 _DECIMALS: Final = 2
-# COCO's "labelled and visible": the estimator does not tell hidden from visible.
+# COCO's "labelled and visible": the estimator does not distinguish occluded keypoints.
 _VISIBLE: Final = 2
 
-_SHOWN: Final = 24  # people on the sheet
-_SHOWN_HEIGHT, _SHOWN_WIDTH, _SHOWN_COLUMNS = 257, 193, 6
+_SHEET_PEOPLE: Final = 24
+_SHEET_HEIGHT, _SHEET_WIDTH, _SHEET_COLUMNS = 257, 193, 6
+
+_Imputed = tuple[int, Annotation, FloatArray]  # image id, person, confidence (K)
 
 
 def run(params: Params, root: Path) -> None:
-    """Write data/impute/people.parquet (all people, in ingest's order), a sheet imputed.png, and metrics.
+    """Write data/impute/people.parquet (all people, in ingest's order), imputed.png (a sheet), and metrics.
 
     Raises:
-        UserError: an input is missing or unreadable, or an estimate is missing.
+        UserError: an input is missing or cannot be read, or people are of images that are in no shard.
     """
     rows = tables.read_table(root / "data/ingest/people.parquet", tables.PEOPLE).to_pylist()
-    wanted = {index: row for index, row in enumerate(rows) if _is_wanted(row, params.impute.max_area)}
+    candidates = {index: row for index, row in enumerate(rows) if _is_candidate(row, params.impute.max_area)}
     estimates: dict[int, Row] = {}
-    if wanted:
+    if candidates:
         with cluster.connect(params.compute.ray_address):
-            estimates = _estimate(root, wanted, gpu=params.compute.gpu)
-    if estimates.keys() != wanted.keys():
-        raise UserError(f"impute: {len(wanted)} people in, {len(estimates)} out; run the stage again")
+            estimates = _estimate(root, candidates, gpu=params.compute.gpu)
 
-    imputed = list[tuple[int, Annotation, FloatArray]]()
-    for index, found in sorted(estimates.items()):
-        estimate = np.array(found["estimate"], np.float32).reshape(K, 3)
+    imputed = list[_Imputed]()
+    for index, result in sorted(estimates.items()):
+        estimate = np.array(result["estimate"], np.float32).reshape(K, 3)
         person = with_keypoints(
             Annotation.from_row(rows[index]),
             estimate,
-            height=found["height"],
-            width=found["width"],
+            height=result["height"],
+            width=result["width"],
             min_score=params.impute.min_score,
         )
         if person.imputed:
             confidence = np.where(person.visibility > 0, estimate[:, 2], 0).astype(np.float32)
             rows[index] |= person.to_row(confidence)
             imputed.append((rows[index]["image_id"], person, confidence))
-    counts = {
-        "people": len(rows),
-        "considered": len(wanted),
-        "imputed": len(imputed),
-        "left_without": len(wanted) - len(imputed),
-    }
+    counts = {"people": len(rows), "candidates": len(candidates), "imputed": len(imputed)}
     with atomic_folder(root / "data/impute") as output:
         digest = tables.params_hash(params.impute, params.estimator)
         people = pa.Table.from_pylist(rows, schema=tables.PEOPLE)
         tables.write_table(people, output / "people.parquet", params_hash=digest)
         Image.fromarray(_sheet(imputed, root / "data/ingest/train")).save(output / "imputed.png")
     write_json(root / "data/metrics/impute.json", counts)
-    log.info(
-        "impute: %d people, %d of them small and without keypoints: %d imputed, %d left without",
-        *counts.values(),
-    )
+    log.info("impute: %d people, %d of them candidates, %d imputed", *counts.values())
 
 
-def _is_wanted(row: Row, max_area: float | None) -> bool:
-    """Whether a person of the train split has a mask, no keypoints and less than the greatest area."""
+def _is_candidate(row: Row, max_area: float | None) -> bool:
+    """Whether a person is in the train split and has a mask, no keypoints and an area below `max_area`."""
     is_small = max_area is None or row["area"] < max_area
     return (
         row["split"] == "train"
@@ -108,9 +98,12 @@ def _is_wanted(row: Row, max_area: float | None) -> bool:
 def with_keypoints(
     person: Annotation, estimate: FloatArray, *, height: int, width: int, min_score: float
 ) -> Annotation:
-    """The person with every estimated keypoint of at least `min_score` inside the height x width image.
+    """The person with the estimated keypoints of at least `min_score` inside the height x width image.
 
-    estimate: K x 3 of x, y, confidence. Without any such keypoint the person is returned as it was.
+    Args:
+        estimate: K x 3 of x, y, confidence.
+
+    Returns the person unchanged if there are no such keypoints.
     """
     xy = estimate[:, :2]
     kept = (estimate[:, 2] >= min_score) & ((xy >= 0) & (xy <= (width - 1, height - 1))).all(1)
@@ -124,32 +117,38 @@ def with_keypoints(
     )
 
 
-# --- estimating with Ray Data -----------------------------------------------------------------------------
+# --- estimates with Ray Data ------------------------------------------------------------------------------
 
 
-def _estimate(root: Path, wanted: dict[int, Row], *, gpu: bool) -> dict[int, Row]:
-    """By index of `wanted`: `estimate` (3 K numbers) and the image's `height` and `width`.
+def _estimate(root: Path, people: dict[int, Row], *, gpu: bool) -> dict[int, Row]:
+    """For each person, by key: `estimate` (3 K numbers) and the image's `height` and `width`.
 
-    A row group of the image shards is a unit of work, so every batch holds the same people in every run.
+    A row group of the image shards is a unit of work, so that batches are the same in every run.
     """
     needs = {"num_cpus": int(not gpu), "num_gpus": int(gpu)}
-    cluster.require(1, cpus=needs["num_cpus"], gpus=needs["num_gpus"], mend="set compute.gpu to false")
-    people: dict[int, list[Row]] = {}
-    for index, row in wanted.items():
-        people.setdefault(row["image_id"], []).append({"index": index, "box": row["box"]})
-    units = [
-        {"part": str(group.part), "group": group.index, "rows": group.rows, "image_ids": mine}
-        for group in shards.row_groups(root.resolve() / "data/ingest/train")
-        if (mine := [i for i in group.read(["image_id"])["image_id"].to_pylist() if i in people])
-    ]
-    estimated = ray.data.from_items(units, override_num_blocks=len(units)).flat_map(
+    cluster.require(1, cpus=needs["num_cpus"], gpus=needs["num_gpus"], hint="set compute.gpu to false")
+    images = root.resolve() / "data/ingest/train"
+    by_image: dict[int, list[Row]] = {}
+    for index, row in people.items():
+        by_image.setdefault(row["image_id"], []).append({"index": index, "box": row["box"]})
+    units, missing = list[Row](), set(by_image)
+    for group in shards.row_groups(images):
+        if ids := by_image.keys() & group.read(["image_id"])["image_id"].to_pylist():
+            units.append({"part": str(group.part), "group": group.index, "rows": group.rows})
+            missing -= ids
+    if missing:
+        raise UserError(
+            f"{images}: lacks {len(missing)} images of data/ingest/people.parquet, first image "
+            f"{min(missing)}; run 'dvc repro'"
+        )
+    estimates = ray.data.from_items(units, override_num_blocks=len(units)).flat_map(
         _Actor,
-        fn_constructor_args=(root.resolve() / "data/estimator/estimator.safetensors", people, gpu),
+        fn_constructor_args=(root.resolve() / "data/estimator/estimator.safetensors", by_image, gpu),
         compute=ActorPoolStrategy(min_size=1, max_size=_actors(gpu=gpu)),
         **needs,
     )
     found: dict[int, Row] = {}
-    for row in progress(estimated.iter_rows(), total=len(wanted), label="impute"):
+    for row in progress(estimates.iter_rows(), total=len(people), label="impute"):
         if row["failure"]:
             raise UserError(row["failure"])
         found[row["index"]] = row
@@ -157,13 +156,13 @@ def _estimate(root: Path, wanted: dict[int, Row], *, gpu: bool) -> dict[int, Row
 
 
 def _actors(*, gpu: bool) -> int:
-    """One per GPU; or one per processor, less the one that feeds them."""
+    """One per GPU; or one per CPU, except the one that serves them."""
     resources = ray.cluster_resources()
     return max(1, int(resources.get("GPU", 0)) if gpu else int(resources["CPU"]) - 1)
 
 
 class _Actor:
-    """An estimator, loaded once per process. A UserError is returned as a value, since Ray would wrap it."""
+    """An estimator in a process. A UserError is returned as a value, because Ray wraps exceptions."""
 
     def __init__(self, weights: Path, people: dict[int, list[Row]], gpu: bool) -> None:
         malloc.disable_trim()
@@ -178,8 +177,7 @@ class _Actor:
         try:
             return self._estimates(RowGroup(Path(unit["part"]), unit["group"], unit["rows"]))
         except UserError as error:
-            nothing = {"index": -1, "estimate": [0.0], "height": 0, "width": 0}
-            return [nothing | {"failure": str(error)}]
+            return [{"index": -1, "estimate": [0.0], "height": 0, "width": 0, "failure": str(error)}]
 
     def _estimates(self, group: RowGroup) -> list[Row]:
         settings = self.estimator.settings
@@ -191,27 +189,26 @@ class _Actor:
             transforms.append(transform)
             height, width = image.shape[:2]
             rows.append({"index": person["index"], "height": height, "width": width, "failure": ""})
-        found = self.estimator.estimate(crops, transforms).round(_DECIMALS)
-        estimates = found.reshape(len(found), -1).tolist()
-        return [row | {"estimate": each} for row, each in zip(rows, estimates, strict=True)]
+        estimates = self.estimator.estimate(crops, transforms).round(_DECIMALS).reshape(len(rows), -1)
+        return [row | {"estimate": each} for row, each in zip(rows, estimates.tolist(), strict=True)]
 
 
 # --- sheet ------------------------------------------------------------------------------------------------
 
 
-def _sheet(people: list[tuple[int, Annotation, FloatArray]], images: Path) -> ImageArray:
-    """Up to 24 imputed people (image id, person, K confidences), evenly spaced and enlarged."""
+def _sheet(people: list[_Imputed], images: Path) -> ImageArray:
+    """Enlarged crops of up to 24 imputed people, evenly spaced in the list."""
     if not people:
-        return contact_sheet([np.full((64, 256, 3), 255, np.uint8)], 1, ["no one was imputed"])
-    spaced = np.linspace(0, len(people) - 1, min(_SHOWN, len(people))).round().astype(int)
-    shown: dict[int, list[tuple[Annotation, FloatArray]]] = {}
+        return contact_sheet([np.full((64, 256, 3), 255, np.uint8)], 1, ["no people imputed"])
+    spaced = np.linspace(0, len(people) - 1, min(_SHEET_PEOPLE, len(people))).round().astype(int)
+    by_image: dict[int, list[tuple[Annotation, FloatArray]]] = {}
     for image_id, person, confidence in (people[index] for index in spaced):
-        shown.setdefault(image_id, []).append((person, confidence))
+        by_image.setdefault(image_id, []).append((person, confidence))
     crops, captions = list[ImageArray](), list[str]()
-    rows = shards.read_images(images, shown.keys())
-    for (person, confidence), image in with_images(list(rows.values()), shown):
-        crop, transform = person_crop(image, person.box, height=_SHOWN_HEIGHT, width=_SHOWN_WIDTH)
+    rows = shards.read_images(images, by_image.keys())
+    for (person, confidence), image in with_images(list(rows.values()), by_image):
+        crop, transform = person_crop(image, person.box, height=_SHEET_HEIGHT, width=_SHEET_WIDTH)
         scores = np.where(person.visibility > 0, confidence, -1.0)
         crops.append(draw_pose(crop, transform.points(person.keypoints), scores, min_score=0.0))
         captions.append(f"{person.id}: {person.box[3]:.0f} px tall")
-    return contact_sheet(crops, _SHOWN_COLUMNS, captions)
+    return contact_sheet(crops, _SHEET_COLUMNS, captions)

@@ -1,8 +1,8 @@
-"""COCO JSON and image files to validated tables and image shards; every record that is rejected is explained.
+"""Check COCO annotations and image files, and write validated tables and image shards.
 
-Writes to data/ingest people.parquet, rejects.parquet, the images packed into {train,val}/part-*.parquet, and
-sheet.jpg, a look at the data. After this stage nothing reads an image file. Rows in = rows out + rejects (+
-images left out because they show no people), counted per split in data/metrics/ingest.json.
+Writes people.parquet, rejects.parquet, the image shards {train,val}/part-*.parquet and sheet.jpg (a sample
+of the annotations) to data/ingest. Later stages read no image files. Rows in = rows out + rejects (+ images
+without people, if these are left out), counted per split in data/metrics/ingest.json.
 """
 
 import csv
@@ -29,23 +29,23 @@ from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
-SMALL: Final = 32**2  # COCO's small: an area of fewer pixels
-SHOWN: Final = 5  # reasons in the error message
-SHEET: Final = 24  # images of the contact sheet
-KINDS: Final = ("with_keypoints", "small_without_keypoints", "large_without_keypoints", "crowds")
+_SMALL: Final = 32**2  # COCO's small: an area below, pixels
+_LISTED_REJECTS: Final = 5  # in the error message
+_SHEET_IMAGES: Final = 24
+_KINDS: Final = ("with_keypoints", "small_without_keypoints", "large_without_keypoints", "crowds")
 
-Metrics = dict[str, dict[str, int]]  # of a split: of its images and its people
+Metrics = dict[str, dict[str, int]]  # counts of a split's images and people
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """One split, checked: every record of its annotation file is in one of these."""
+    """A split's records, each in one of these lists."""
 
     images: list[coco.Image]
     people: list[coco.Person]
     rejected_images: list[coco.Reject]
     rejected_people: list[coco.Reject]
-    left_out: list[coco.Image]  # they show nobody
+    left_out: list[coco.Image]  # without people
 
     @property
     def rejects(self) -> list[coco.Reject]:
@@ -57,39 +57,39 @@ class Ingested:
 
 
 def run(params: Params, root: Path) -> None:
-    """Check every record and image, pack the images, and write the tables.
+    """Check every record and image, and write tables and shards.
 
     Raises:
-        UserError: the data changed since acquire, a file is not COCO's, no image of a split is left, or more
-            is rejected than params.ingest.max_reject_fraction; the message gives the first reasons.
+        UserError: annotations changed since acquire, a file is not COCO's, a split has no valid images, or
+            more records than params.ingest.max_reject_fraction are rejected.
     """
     check_unchanged(root)
     folder = image_root(root)
-    train_only_people = params.ingest.train_images_with_people_only
+    people_only = params.ingest.train_images_with_people_only
     splits = {
-        split: _ingest(coco.Layout(folder, split), with_people_only=train_only_people and split == "train")
-        for split in SPLITS
+        name: _ingest(coco.Layout(folder, name), with_people_only=people_only and name == "train")
+        for name in SPLITS
     }
     _check_rejects(splits, params.ingest.max_reject_fraction, root)
     digest = tables.params_hash(params.ingest)
-    people = coco.people_table({split: found.people for split, found in splits.items()})
+    people = coco.people_table({name: split.people for name, split in splits.items()})
     with atomic_folder(root / "data/ingest") as output:
-        for split, found in splits.items():
-            _pack(found.images, folder, output / split, params.ingest, digest)
+        for name, split in splits.items():
+            _pack(split.images, folder, output / name, params.ingest, digest)
         tables.write_table(people, output / "people.parquet", params_hash=digest)
         rejects = coco.rejects_table(_rejects(splits))
         tables.write_table(rejects, output / "rejects.parquet", params_hash=digest)
         viz.write_jpeg(output / "sheet.jpg", _sheet(splits["train"], output / "train"))
-    metrics = {split: _metrics(found) for split, found in splits.items()}
+    metrics = {name: _metrics(split) for name, split in splits.items()}
     write_json(root / "data/metrics/ingest.json", metrics)
-    for split, counts in metrics.items():
-        _log(split, counts)
+    for name, counts in metrics.items():
+        _log(name, counts)
 
 
 def _pack(
     images: Sequence[coco.Image], folder: Path, output: Path, settings: parameters.Ingest, digest: str
 ) -> None:
-    """Write the files of some images to shards, in the order of their ids."""
+    """Write image files to shards, in the order of the image ids."""
     ordered = sorted(images, key=lambda image: image.id)
     rows = (
         {
@@ -111,7 +111,7 @@ def _pack(
 
 
 def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
-    """Check a split; `with_people_only` leaves out the images that show nobody."""
+    """Check a split. with_people_only: leave out images without people."""
     records = coco.load(layout)
     label, total = f"ingest: {layout.split} images", len(records.images)
     images = list(progress(coco.check_images(layout, records.images), total=total, label=label))
@@ -121,13 +121,13 @@ def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
 
     accepted = [image for image in images if isinstance(image, coco.Image)]
     persons = [person for person in people if isinstance(person, coco.Person)]
-    showing = {person.image_id for person in persons} if with_people_only else {i.id for i in accepted}
+    kept = {person.image_id for person in persons} if with_people_only else {i.id for i in accepted}
     return Ingested(
-        images=[image for image in accepted if image.id in showing],
+        images=[image for image in accepted if image.id in kept],
         people=persons,
         rejected_images=[image for image in images if isinstance(image, coco.Reject)],
         rejected_people=[person for person in people if isinstance(person, coco.Reject)],
-        left_out=[image for image in accepted if image.id not in showing],
+        left_out=[image for image in accepted if image.id not in kept],
     )
 
 
@@ -136,35 +136,35 @@ def _sheet(train: Ingested, images: Path) -> ImageArray:
     people = defaultdict(list)
     for person in train.people:
         people[person.image_id].append(person.annotation)
-    first = [image.id for image in train.images[:SHEET]]
+    first = [image.id for image in train.images[:_SHEET_IMAGES]]
     rows = shards.read_images(images, first)
-    shown = [viz.draw_annotations(pixels(rows[image_id]), people[image_id]) for image_id in first]
-    return viz.contact_sheet(shown, columns=6, cell=(320, 240))
+    drawn = [viz.draw_annotations(pixels(rows[image_id]), people[image_id]) for image_id in first]
+    return viz.contact_sheet(drawn, columns=6, cell=(320, 240))
 
 
 def _rejects(splits: Mapping[Split, Ingested]) -> list[coco.Reject]:
-    return [reject for found in splits.values() for reject in found.rejects]
+    return [reject for split in splits.values() for reject in split.rejects]
 
 
 def _check_rejects(splits: Mapping[Split, Ingested], allowed: float, root: Path) -> None:
-    """Refuse data of which too much is rejected; the list is written where it outlives the failed stage."""
+    """Raise a UserError if a split is empty, or too many records are rejected, which are listed in runs/."""
     rejects = _rejects(splits)
-    listed = root / "runs/ingest-rejects.csv"
-    listed.unlink(missing_ok=True)
-    share = len(rejects) / sum(found.rows_in for found in splits.values())
+    report = root / "runs/ingest-rejects.csv"  # DVC deletes the outputs of a stage that fails
+    report.unlink(missing_ok=True)
+    share = len(rejects) / sum(split.rows_in for split in splits.values())
     if share > allowed:
-        write_atomic(listed, _csv(rejects))
-        first = "".join(f"\n  {r.file}, {r.record}: {r.reason}" for r in rejects[:SHOWN])
+        write_atomic(report, _csv(rejects))
+        first = "".join(f"\n  {r.file}, {r.record}: {r.reason}" for r in rejects[:_LISTED_REJECTS])
         raise UserError(
             f"ingest: {len(rejects)} records ({share:.1%}) rejected, more than ingest.max_reject_fraction "
-            f"allows ({allowed:.1%}). Repair the data, or allow more. All are listed in {listed}; "
+            f"allows ({allowed:.1%}). Correct the data, or raise the limit. All are listed in {report}; "
             f"the first:{first}"
         )
-    for split, found in splits.items():
-        if not found.images:
+    for name, split in splits.items():
+        if not split.images:
             raise UserError(
-                f"ingest: no image of {split} is left: {len(found.rejected_images)} rejected, "
-                f"{len(found.left_out)} left out since they show nobody; use other data (acquire.source)"
+                f"ingest: no images in {name}: {len(split.rejected_images)} rejected, {len(split.left_out)} "
+                "without people left out; use other data (acquire.source)"
             )
 
 
@@ -176,21 +176,21 @@ def _csv(rejects: Iterable[coco.Reject]) -> str:
     return text.getvalue()
 
 
-def _metrics(found: Ingested) -> Metrics:
-    kinds = Counter(_kind(person.annotation) for person in found.people)
-    with_keypoints = {p.image_id for p in found.people if _kind(p.annotation) == "with_keypoints"}
+def _metrics(split: Ingested) -> Metrics:
+    kinds = Counter(_kind(person.annotation) for person in split.people)
+    with_keypoints = {p.image_id for p in split.people if _kind(p.annotation) == "with_keypoints"}
     images = {
-        "in": len(found.images) + len(found.left_out) + len(found.rejected_images),
-        "out": len(found.images),
-        "left_out": len(found.left_out),
-        "rejected": len(found.rejected_images),
+        "in": len(split.images) + len(split.left_out) + len(split.rejected_images),
+        "out": len(split.images),
+        "left_out": len(split.left_out),
+        "rejected": len(split.rejected_images),
         "with_keypoints": len(with_keypoints),
     }
     people = {
-        "in": len(found.people) + len(found.rejected_people),
-        "out": len(found.people),
-        "rejected": len(found.rejected_people),
-        **{kind: kinds[kind] for kind in KINDS},
+        "in": len(split.people) + len(split.rejected_people),
+        "out": len(split.people),
+        "rejected": len(split.rejected_people),
+        **{kind: kinds[kind] for kind in _KINDS},
     }
     return {"images": images, "people": people}
 
@@ -200,17 +200,17 @@ def _kind(person: Annotation) -> str:
         return "crowds"
     if person.visibility.any():
         return "with_keypoints"
-    return "small_without_keypoints" if person.area < SMALL else "large_without_keypoints"
+    return "small_without_keypoints" if person.area < _SMALL else "large_without_keypoints"
 
 
-def _log(split: Split, metrics: Metrics) -> None:
+def _log(name: Split, metrics: Metrics) -> None:
     images, people = metrics["images"], metrics["people"]
     log.info(
-        "ingest: %s: %d images in = %d out + %d left out (they show nobody) + %d rejected",
-        *(split, images["in"], images["out"], images["left_out"], images["rejected"]),
+        "ingest: %s: %d images in = %d out + %d without people left out + %d rejected",
+        *(name, images["in"], images["out"], images["left_out"], images["rejected"]),
     )
-    kinds = ", ".join(f"{people[kind]} {kind.replace('_', ' ')}" for kind in KINDS)
+    kinds = ", ".join(f"{people[kind]} {kind.replace('_', ' ')}" for kind in _KINDS)
     log.info(
         "ingest: %s: %d people in = %d out (%s) + %d rejected",
-        *(split, people["in"], people["out"], kinds, people["rejected"]),
+        *(name, people["in"], people["out"], kinds, people["rejected"]),
     )

@@ -27,7 +27,7 @@ from personlab.data.loader import image_groups, load_batches
 from personlab.distributed import checkpoints
 from personlab.distributed.board import fit, no_retry, watch
 from personlab.distributed.checkpoints import Run, is_rank_zero, run_of
-from personlab.distributed.cluster import connect, node_cpus, processors_each, require
+from personlab.distributed.cluster import connect, cpus_per_worker, node_cpus, require
 from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
@@ -95,11 +95,11 @@ def _inputs(recipe: Recipe, root: Path) -> list[Path]:
 
 def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any) -> TorchTrainer:
     needs = {"CPU": 0.5, "GPU": int(compute.gpu)}
-    mend = "lower compute.workers" + (" or set compute.gpu to false" if compute.gpu else "")
-    require(compute.workers, cpus=needs["CPU"], gpus=needs["GPU"], mend=mend)
-    # Ray would set the threads by the half CPU that a worker requests. torch reads the variable when it is
-    # imported, so it has to be set before.
-    threads = {"OMP_NUM_THREADS": str(processors_each(compute.workers, gpu=compute.gpu))}
+    hint = "lower compute.workers" + (" or set compute.gpu to false" if compute.gpu else "")
+    require(compute.workers, cpus=needs["CPU"], gpus=needs["GPU"], hint=hint)
+    # Ray would give a worker the threads of its half of a processor. This has to be set before the worker
+    # imports torch, which does not follow later changes.
+    threads = {"OMP_NUM_THREADS": str(cpus_per_worker(compute.workers, gpu=compute.gpu))}
     return TorchTrainer(
         _work,
         train_loop_config={

@@ -1,4 +1,4 @@
-"""Schemas of every table that crosses a stage border, and how they are checked, written and read."""
+"""Tables that stages exchange: schemas, checks, Parquet files and shards."""
 
 from personlab.tables.io import (
     params_hash,

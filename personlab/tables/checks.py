@@ -1,6 +1,6 @@
-"""What can be asked of the values of an Arrow table, and errors that name the rows which break it.
+"""Checks of the values of an Arrow table, with errors that name the invalid rows.
 
-pandera runs the checks; what it reports does not say which row is at fault, so that is worked out here.
+pandera runs the checks; this module finds the rows, which pandera's reports do not name.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,14 +17,14 @@ from personlab.errors import UserError
 
 
 def each(error: str, good: Callable[[pa.ChunkedArray], pa.ChunkedArray]) -> pap.Check:
-    """A check of a column, value by value."""
+    """Check every value of a column."""
     return pap.Check(
         lambda data: pc.fill_null(good(data.table[data.key]), False), error=error, ignore_na=False
     )
 
 
 def elements(error: str, good: Callable[[pa.Array], pa.Array]) -> pap.Check:
-    """A check of a column of lists: every element of every list is good, or the row is not."""
+    """Check every element of a column of lists."""
 
     def rows(lists: pa.ChunkedArray) -> pa.Array:
         lists = lists.combine_chunks()
@@ -41,7 +41,7 @@ def _all_but(length: int, rows: pa.Array) -> pa.Array:
 
 
 def unique(*keys: str) -> pap.Check:
-    """A check of a table: no two rows agree in all keys (the second of them is the bad one)."""
+    """Check that no row repeats all keys of an earlier one."""
 
     def rows(data: pap.PyArrowData) -> pa.Array:
         row = pa.array(np.arange(len(data.table)))
@@ -54,13 +54,13 @@ def unique(*keys: str) -> pap.Check:
 
 
 def in_order(**keys: Literal["ascending", "descending"]) -> pap.Check:
-    """A check of a table: rows are in the order of these keys."""
+    """Check that rows are sorted by these keys."""
 
     def rows(data: pap.PyArrowData) -> pa.Array:
         order = pc.sort_indices(data.table.select(list(keys)), sort_keys=list(keys.items()))
         return pa.array(order.to_numpy() == np.arange(len(data.table)))
 
-    return pap.Check(rows, error=f"is out of place: rows go by {', '.join(keys)}", ignore_na=False)
+    return pap.Check(rows, error=f"is out of order: rows are sorted by {', '.join(keys)}", ignore_na=False)
 
 
 def length(count: int) -> pap.Check:
@@ -68,7 +68,7 @@ def length(count: int) -> pap.Check:
 
 
 def within(low: float, high: float) -> pap.Check:
-    """Every element of every list lies in [low, high]."""
+    """Check that every element of every list lies in [low, high]."""
     return elements(
         f"must lie in [{low:g}, {high:g}]",
         lambda values: pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high)),
@@ -99,16 +99,17 @@ def _element(lists: pa.ChunkedArray, index: int) -> pa.Array:
 
 @dataclass(frozen=True)
 class Contract:
-    """A table's columns and what must hold of them; rows are named by `key` where it does not."""
+    """The columns and checks of a table. Errors name rows by the columns `key`."""
 
     arrow: pa.Schema
     key: tuple[str, ...]
     schema: pap.DataFrameSchema
 
     def validate(self, table: pa.Table) -> None:
-        """Raises UserError if rows break the contract, naming the first of them for each reason.
+        """Check a table with the columns of `arrow`.
 
-        The columns must be those of `arrow`.
+        Raises:
+            UserError: rows are invalid; the message names the first of them for each reason.
         """
         try:
             self.schema.validate(table, lazy=True)
@@ -120,9 +121,9 @@ class Contract:
 def contract(
     arrow: pa.Schema, key: tuple[str, ...], checks: Mapping[str, list[pap.Check]], *table_checks: pap.Check
 ) -> Contract:
-    """A contract of checks by column and of the table as a whole. No column may hold nulls."""
-    # Types are compared exactly, by Arrow (pandera knows no binary); nulls are left to NOT_NULL, which can
-    # name the rows.
+    """A contract of checks by column and of the whole table. No column may hold nulls."""
+    # Types are compared by Arrow, since pandera has no binary type; nulls are checked by NOT_NULL, which
+    # names the rows.
     columns = {
         name: pap.Column(None, [NOT_NULL, *checks.get(name, [])], nullable=True) for name in arrow.names
     }
@@ -131,7 +132,7 @@ def contract(
 
 def _explain(error: SchemaError, key: tuple[str, ...]) -> str:
     """E.g. "image_id 7, person_id 3 (and 2 more): keypoints must hold 34 numbers"."""
-    if error.check_output is None:  # not a row's fault but the check's
+    if error.check_output is None:  # the check itself failed
         raise error
     checked = error.check_output.to_native()
     bad = checked.filter(pc.invert(checked["check_output"]))

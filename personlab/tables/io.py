@@ -1,7 +1,7 @@
-"""Write and read tables as Parquet: checked, written whole or not at all; same table, same bytes.
+"""Read and write tables as Parquet.
 
-Plain Arrow types, rows sorted by the caller. The file's schema metadata holds the format version and the
-hash of the parameters that the table was made with.
+Tables are checked before they are written, and written atomically; the same table gives the same bytes. The
+file's schema metadata holds the format version and the hash of the parameters that made the table.
 """
 
 import hashlib
@@ -20,21 +20,25 @@ from personlab.utils.files import atomic_file
 
 FORMAT_VERSION: Final = 1
 
+# Keys of the schema metadata.
+_PARAMS_KEY: Final = "personlab.params_hash"
+_VERSION_KEY: Final = "personlab.format_version"
+
 
 def params_hash(*sections: BaseModel) -> str:
-    """SHA-256 (hexadecimal) of the parameter sections that a table was made with."""
+    """SHA-256 (hexadecimal) of parameter sections."""
     values = [[type(section).__name__, section.model_dump(mode="json")] for section in sections]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_table(table: pa.Table, path: Path, *, params_hash: str, row_group_size: int = 65_536) -> None:
-    """Check a table against its schema and write it atomically as Parquet; same table, same bytes.
+    """Check a table and write it atomically.
 
-    Its schema must be one of this module's. Format version and `params_hash` stand in the file's metadata.
+    Args:
+        params_hash: hash of the parameters that made the table.
 
     Raises:
-        UserError: rows break the schema; the message names the first of them and the reason.
-        ValueError: the columns are not those of any schema of this module.
+        UserError, ValueError: as `tables.validate`.
     """
     try:
         validate(table)
@@ -45,7 +49,7 @@ def write_table(table: pa.Table, path: Path, *, params_hash: str, row_group_size
 
 
 def table_bytes(table: pa.Table, *, params_hash: str, row_group_size: int = 65_536) -> bytes:
-    """What `write_table` writes, for file systems that are not local.
+    """The bytes that `write_table` writes, for file systems that are not local.
 
     Raises:
         UserError, ValueError: as `write_table`.
@@ -64,22 +68,25 @@ def _write(table: pa.Table, sink: Any, params_hash: str, row_group_size: int) ->
         sink,
         row_group_size=row_group_size,
         compression="zstd",
-        use_dictionary=False,  # JPEG bytes and masks never repeat
+        use_dictionary=False,  # images and masks do not repeat
     )
 
 
-def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a table written by `write_table`, or only some of its columns.
+def read_table(
+    path: Path, schema: pa.Schema, columns: Sequence[str] | None = None, *, row_group: int | None = None
+) -> pa.Table:
+    """Read a table written by `write_table`, or some of its columns, or one of its row groups.
 
     Raises:
-        UserError: the file is missing, not Parquet, of another format version, or its columns are not
-            those of `schema`.
+        UserError: the file is missing, is not Parquet, has another format version or other columns than
+            `schema`, or does not have the row group.
     """
     wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
     try:
         with pq.ParquetFile(path) as file:
             _check_header(path, file.schema_arrow, wanted)
-            table = file.read(wanted.names)
+            names = wanted.names
+            table = file.read(names) if row_group is None else file.read_row_group(row_group, names)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that makes it ('dvc repro')") from None
     except (pa.ArrowException, OSError) as error:
@@ -88,13 +95,9 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 
 def params_hash_of(schema: pa.Schema) -> str:
-    """The `params_hash` in the header of a file; empty if there is none."""
+    """The `params_hash` in a file's schema metadata; empty if there is none."""
     value: bytes = (schema.metadata or {}).get(_PARAMS_KEY.encode(), b"")
     return value.decode()
-
-
-_PARAMS_KEY: Final = "personlab.params_hash"
-_VERSION_KEY: Final = "personlab.format_version"
 
 
 def _check_header(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:

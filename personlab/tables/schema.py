@@ -1,8 +1,4 @@
-"""Schema of every table that crosses a stage boundary, and the one way to write and read them.
-
-Plain Arrow types; rows sorted by the caller; same rows in, same bytes out. A table is checked before it is
-written, to a temporary name that is then renamed, so nothing half-written or invalid is ever visible under
-its final name.
+"""The schema of every table that stages exchange.
 
 Keypoints are 2 * 17 numbers x0, y0, x1, y1, ... in image pixels, visibility is COCO's 0/1/2, a mask is
 COCO's compressed run-length string over the whole image.
@@ -36,7 +32,7 @@ _PERSON = [
     ("person_id", pa.int64()),  # COCO's annotation id
     ("keypoints", pa.list_(pa.float32())),
     ("visibility", pa.list_(pa.int8())),
-    ("confidence", pa.list_(pa.float32())),  # 1 annotated, the estimator's if imputed, 0 unlabelled
+    ("confidence", pa.list_(pa.float32())),  # 1 if annotated, the estimator's if imputed, 0 if unlabelled
     ("imputed", pa.bool_()),
     ("box", pa.list_(pa.float32())),  # x, y, width, height
     ("area", pa.float64()),
@@ -48,13 +44,13 @@ PEOPLE = pa.schema([("split", pa.string()), ("image_id", pa.int64()), *_PERSON])
 
 REJECTS = pa.schema(
     [
-        ("file", pa.string()),  # where the bad record stands
+        ("file", pa.string()),  # that holds the record
         ("record", pa.string()),  # e.g. "annotation 1234", "image 56"
         ("reason", pa.string()),
     ]
 )
 
-# Image shards, written by `ingest`: no later stage reads an image file.
+# Image shards, written by `ingest`; later stages read no image files.
 IMAGES = pa.schema(
     [
         ("image_id", pa.int64()),
@@ -72,7 +68,7 @@ _DETECTION = [
     ("score", pa.float32()),
     ("keypoints", pa.list_(pa.float32())),
     ("keypoint_scores", pa.list_(pa.float32())),
-    ("mask", pa.binary()),  # empty if the network finds poses only
+    ("mask", pa.binary()),  # empty if masks were not predicted
 ]
 
 PREDICTIONS = pa.schema(
@@ -84,15 +80,15 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-# Batch inference: what there is to read (personlab/inference/inputs.py), what was found, what could not be
-# read. An image's id is its place in INPUTS; predictions can be read as PREDICTIONS too.
-INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # row -1: the file is the picture
+# Batch inference: the listed images, their people, and the images that cannot be read. An image's id is its
+# row in INPUTS. Files of NAMED_PREDICTIONS can be read as PREDICTIONS.
+INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # in a Parquet file; -1: an image file
 
 NAMED_PREDICTIONS = PREDICTIONS.insert(1, pa.field("image", pa.string()))
 
 FAILURES = pa.schema([("image_id", pa.int64()), ("image", pa.string()), ("reason", pa.string())])
 
-# What `people_rows` makes of the people of targets and predictions.
+# The tables that `people_rows` returns.
 _TARGET_PEOPLE = pa.schema([("image_id", pa.int64()), *_PERSON])
 _PREDICTED_PEOPLE = pa.schema([("image_id", pa.int64()), *_DETECTION])
 
@@ -177,11 +173,11 @@ _CONTRACTS: Final = (
 
 
 def validate(table: pa.Table) -> None:
-    """Check a table, and the people nested in it, against the schema of this module that has its columns.
+    """Check a table, and the people nested in it, against the schema with its columns.
 
     Raises:
-        UserError: rows break the schema; the message names the first of them and the reason.
-        ValueError: the columns are not those of any schema of this module.
+        UserError: rows are invalid; the message names the first of them for each reason.
+        ValueError: no schema of this module has these columns.
     """
     _contract_of(table.schema).validate(table)
     if "people" in table.column_names:
@@ -196,7 +192,7 @@ def _contract_of(schema: pa.Schema) -> Contract:
 
 
 def people_rows(table: pa.Table) -> pa.Table:
-    """The people of targets or predictions, one row each, after the `image_id` they belong to."""
+    """The people of a table of targets or predictions, one row each, with the `image_id` of their image."""
     people = table["people"].combine_chunks()
     image_id = table["image_id"].take(pc.list_parent_indices(people))
     persons = pc.list_flatten(people)

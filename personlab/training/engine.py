@@ -1,8 +1,8 @@
-"""Training in plain torch: one step, and the average of the parameters on the way.
+"""Training in plain torch: one step of the optimizer, and averaging of the parameters.
 
-Knows no cluster: wrap `Supervised` in DistributedDataParallel and nothing else changes. A step of several
-workers is the step that one would take on all of their batches together, but for rounding, and but for
-normalisation statistics that are not frozen: those each worker takes over its own share.
+For several workers, wrap `Supervised` in DistributedDataParallel. A step of several workers is that of one
+worker on their batches together, except for rounding and for normalisation statistics that are not frozen,
+which each worker takes over its own share.
 """
 
 import math
@@ -21,11 +21,13 @@ from personlab.model.losses import Losses, Objective, positions
 from personlab.model.network import PersonLab
 from personlab.model.precision import autocast
 
-_REPORTED = ("total", *(field.name for field in fields(Losses)))
+_LOSSES = ("total", *(field.name for field in fields(Losses)))
 
 
 @dataclass(frozen=True)
 class Batch:
+    """Input images, their target fields and their ids."""
+
     images: Tensor  # B x 3 x H x W uint8 RGB
     targets: Targets
     image_ids: list[int]  # B, for messages
@@ -35,10 +37,10 @@ class Batch:
 
 
 class Supervised(nn.Module):
-    """A network and its objective as one module: what is trained, and what DistributedDataParallel wraps.
+    """A network and its objective as one module, to be wrapped by DistributedDataParallel.
 
-    The loss belongs inside the module because data-parallel gradients are only exchanged for what passes
-    through its `forward`, and so that no field has to pass its borders.
+    DistributedDataParallel exchanges gradients of what passes through `forward`, so the loss is computed
+    here.
     """
 
     def __init__(self, network: PersonLab, objective: Objective) -> None:
@@ -46,19 +48,18 @@ class Supervised(nn.Module):
         self.network, self.objective = network, objective
 
     def forward(self, images: Tensor, targets: Targets) -> tuple[Tensor, Losses]:
-        """What to minimise (both sets of heads, weighted), and the losses of the final heads alone.
+        """The weighted loss of both sets of heads, to be minimised, and the losses of the final heads.
 
-        Each is this worker's part of it: their mean over the workers, which is what data-parallel training
-        takes, is the loss over the whole batch.
+        The mean over the workers, which data-parallel training takes, is the loss over the whole batch.
         """
-        counts = _sum(positions(targets)).clamp(min=1) / _workers()
+        counts = _sum_over_workers(positions(targets)).clamp(min=1) / _workers()
         final, middle = (self.objective(f, targets, counts) for f in self.network.forward_training(images))
         weights = self.objective.weights
         return final.total(weights) + middle.total(weights), final
 
 
 def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
-    """The paper's SGD with momentum, or Adam, where `momentum` is the decay of its first moment."""
+    """The paper's SGD with momentum, or Adam with `momentum` as the decay of its first moment."""
     if train.optimizer == "sgd":
         return torch.optim.SGD(
             network.parameters(),
@@ -76,9 +77,9 @@ def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, train: params.Train, step: int) -> None:
-    """The rate of step `step` (from 1): constant as in the paper, and from `decay_from` on falling to 0.
+    """Set the rate of step `step` (from 1): constant as in the paper, linear to 0 after `decay_from`.
 
-    It falls in a straight line, which would reach 0 one step after the last.
+    The rate would be 0 one step after the last.
     """
     begin = train.decay_from * train.steps
     left = (train.steps + 1 - step) / (train.steps + 1 - begin)
@@ -93,38 +94,39 @@ def train_step(
     *,
     precision: params.Precision = "float32",
 ) -> dict[str, float]:
-    """One step of the optimizer on one batch, which lies on the network's device.
+    """Take one step of the optimizer on a batch on the network's device.
 
-    supervised: a `Supervised`, wrapped by DistributedDataParallel if there are several workers.
+    Args:
+        supervised: a `Supervised`, wrapped by DistributedDataParallel if there are several workers.
 
-    Returns the losses before the step, over the batches of all workers: "total" as minimised, the others of
-    the final heads, unweighted.
+    Returns the losses before the step over the batches of all workers: "total", which is minimised, and the
+    unweighted losses of the final heads.
 
     Raises:
-        UserError: the loss is not finite; no weight has been changed, and every worker says so.
+        UserError: the loss is not finite; raised on every worker, before the weights change.
     """
     optimizer.zero_grad(set_to_none=True)
     with autocast(batch.images.device, precision):
         total, final = supervised(batch.images, batch.targets)
-    total.backward()  # before the losses are asked for: on a GPU that waits for all that was launched so far
-    report = _report(_sum(_scalars(total, final)) / _workers())
-    if not math.isfinite(report["total"]):
-        images = _of_all([] if torch.isfinite(total) else batch.image_ids)
+    total.backward()  # before the losses are read, which waits for the GPU
+    losses = _to_dict(_sum_over_workers(_scalars(total, final)) / _workers())
+    if not math.isfinite(losses["total"]):
+        images = _gather([] if torch.isfinite(total) else batch.image_ids)
+        values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
         raise UserError(
-            f"the loss is not finite on images {', '.join(map(str, images))} ({_shown(report)}); "
-            "look at these images, or lower train.learning_rate"
+            f"the loss is not finite on images {', '.join(map(str, images))} ({values}); "
+            "check these images, or lower train.learning_rate"
         )
     optimizer.step()
-    return report
+    return losses
 
 
 class Average:
     """Polyak-Ruppert averaging: the mean of the parameters after every step from `start` on.
 
-    Normalisation statistics are averaged alike: averaged weights shift what passes through the network, and
-    the last step's statistics do not fit them (their mean does about as well as measuring them anew).
-    Frozen ones stay what they are. The mean is kept in float64: a float32 one would hardly move any more
-    after some 10^5 steps.
+    Normalisation statistics are averaged too, because those of the last step do not fit averaged weights (the
+    mean is about as good as measuring them again). Frozen ones do not change. The mean has float64 precision:
+    in float32, updates vanish after about 10^5 steps.
     """
 
     def __init__(self, *, start: int) -> None:
@@ -134,7 +136,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Take in the network as it is after step `step`; ignored before `start`."""
+        """Add the network's state after step `step`; ignored before `start`."""
         if step < self.start:
             return
         self._count += 1
@@ -147,7 +149,7 @@ class Average:
                 self._mean[name] = tensor.to(torch.float64, copy=True)
 
     def of(self, network: nn.Module) -> dict[str, Tensor]:
-        """The network's state dict, averaged (as it is, before `start`); counts are the network's own."""
+        """The network's state dict, averaged, except for counts; before `start`, as it is."""
         state = network.state_dict()
         return {name: self._mean.get(name, own).to(own.dtype).clone() for name, own in state.items()}
 
@@ -168,27 +170,22 @@ def _scalars(total: Tensor, losses: Losses) -> Tensor:
     return torch.stack([total, *losses.scalars()]).detach()
 
 
-def _report(scalars: Tensor) -> dict[str, float]:
+def _to_dict(scalars: Tensor) -> dict[str, float]:
     values: list[float] = scalars.tolist()
-    return dict(zip(_REPORTED, values, strict=True))
-
-
-def _shown(report: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in report.items())
+    return dict(zip(_LOSSES, values, strict=True))
 
 
 def _workers() -> int:
     return dist.get_world_size() if _distributed() else 1
 
 
-def _sum(values: Tensor) -> Tensor:
-    """Over all workers."""
+def _sum_over_workers(values: Tensor) -> Tensor:
     if _distributed():
         dist.all_reduce(values)
     return values
 
 
-def _of_all(items: list[int]) -> list[int]:
+def _gather(items: list[int]) -> list[int]:
     """The items of all workers."""
     gathered = [items]
     if _distributed():
