@@ -134,7 +134,7 @@ def test_the_card_says_where_it_is_from(tmp_path: Path) -> None:
         "licence": "Apache-2.0, as published by Google",
         "architecture": "BodyPix MobileNetV1 0.75",
         "weights": "float32",
-        "normalisation": {"mean": [127.5] * 3, "deviation": [127.5] * 3},
+        "normalisation": {"mean": [127.5] * 3, "std": [127.5] * 3},
         "left_out": ["part_heatmap_2", "part_offset_2"],
     }
 

@@ -190,13 +190,12 @@ def _describe(network: PersonLab) -> str:
 
 def _origin(graph: GraphModel, network: PersonLab) -> dict[str, Any]:
     """For the card: where the weights come from."""
-    mean, deviation = network.backbone.pixels
     left_out = sorted({name.split("/")[0] for name in graph.arrays if name.startswith("part_")})
     return {
         "source": graph.source if "://" in graph.source else "/".join(Path(graph.source).parts[-2:]),
         "licence": _LICENCE,
         "architecture": _describe(network),
         "weights": graph.quantisation,
-        "normalisation": {"mean": list(mean), "deviation": list(deviation)},
+        "normalisation": {"mean": list(network.backbone.mean), "std": list(network.backbone.std)},
         "left_out": left_out,
     }
