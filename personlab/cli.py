@@ -386,6 +386,36 @@ def export(
     onnx.export(weights, out, stride=stride)
 
 
+@app.command(group=tools)
+def fields(
+    image: Annotated[Path, Parameter(help="Image file.")],
+    /,
+    *,
+    weights: Weights,
+    out: Annotated[Path, Parameter(help="Picture to write, *.jpg.")],
+    side: Side = None,
+    stride: OutputStride = DEFAULTS.stride,
+) -> None:
+    """Draw the five fields predicted for an image.
+
+    Reads a checkpoint and an image; writes one picture: heatmaps, segmentation, and short-, mid- and
+    long-range offsets over the image, with a legend of their colours.
+    """
+    from personlab import viz
+    from personlab.data import images
+    from personlab.predictor import Predictor
+
+    if out.suffix != ".jpg":
+        raise UserError(f"{out}: the picture is written as .jpg; choose such a name")
+    try:
+        pixels = images.read(image)
+    except UserError as error:
+        raise UserError(f"{image}: {error}") from None
+    infer = _infer(side, None, stride)
+    level = Predictor.from_checkpoint(weights, infer).level(pixels, infer.sides[0])
+    write_atomic(out, viz.jpeg(viz.draw_fields(pixels, level.fields, level.scale)))
+
+
 def main() -> None:
     """Run a command; a UserError is printed without a traceback and exits with status 1."""
     logs.start()

@@ -1,4 +1,4 @@
-"""Imported networks compute what TensorFlow.js does, at every stride, and load wherever checkpoints do."""
+"""Import of BodyPix and PoseNet: same outputs as TensorFlow.js, at every stride; files that are refused."""
 
 import json
 from pathlib import Path
@@ -106,14 +106,14 @@ def test_every_convolution_pads_as_tensorflow_would(stride: Stride, cells: int) 
     assert seen == 27
 
 
-# --- what the import makes ----------------------------------------------------------------------------------
+# --- the checkpoint -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "stride"),
     [("mobilenet", 8), ("mobilenet", 32), ("mobilenet16", 8), ("resnet", 8), ("resnet", 32)],
 )
-def test_whichever_stride_was_published_the_checkpoint_is_the_same(
+def test_the_checkpoint_is_the_same_for_every_published_stride(
     tmp_path: Path, kind: str, stride: int
 ) -> None:
     def make(at: int) -> tfjs_models.Model:
@@ -124,7 +124,17 @@ def test_whichever_stride_was_published_the_checkpoint_is_the_same(
     )
 
 
-def test_the_card_says_where_it_is_from(tmp_path: Path) -> None:
+def test_float16_weights_give_the_network_of_the_rounded_weights(tmp_path: Path) -> None:
+    rounded, half = (tfjs_models.mobilenet("mobilenet16", 16) for _ in range(2))
+    for name, value in rounded.weights.items():
+        rounded.weights[name] = value.astype(np.float16).astype(np.float32)
+    half.quantised = "float16"
+    out = imported(tmp_path / "half", half)
+    assert out.read_bytes() == imported(tmp_path / "rounded", rounded).read_bytes()
+    assert json.loads(out.with_suffix(".json").read_text())["training"]["weights"] == "float16"
+
+
+def test_the_card_has_the_provenance(tmp_path: Path) -> None:
     out = imported(tmp_path, tfjs_models.mobilenet("mobilenet16", 16, width=24))
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["model"]["backbone"] == "mobilenet16"
@@ -134,8 +144,8 @@ def test_the_card_says_where_it_is_from(tmp_path: Path) -> None:
         "licence": "Apache-2.0, as published by Google",
         "architecture": "BodyPix MobileNetV1 0.75",
         "weights": "float32",
-        "normalisation": {"mean": [127.5] * 3, "deviation": [127.5] * 3},
-        "left_out": ["part_heatmap_2", "part_offset_2"],
+        "normalisation": {"mean": [127.5] * 3, "std": [127.5] * 3},
+        "dropped": ["part_heatmap_2", "part_offset_2"],
     }
 
 
@@ -244,7 +254,7 @@ def test_a_card_with_other_fields_is_refused(tmp_path: Path) -> None:
         ("Conv2d_0/weights", "neither a MobileNetV1"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path: Path, name: str, message: str) -> None:
+def test_missing_weights_are_named(tmp_path: Path, name: str, message: str) -> None:
     model = tfjs_models.mobilenet("mobilenet16", 16)
     del model.weights[f"MobilenetV1/{name}"]
     with pytest.raises(UserError, match=message):
@@ -254,7 +264,7 @@ def test_what_is_missing_is_named(tmp_path: Path, name: str, message: str) -> No
 def test_other_networks_are_refused(tmp_path: Path) -> None:
     extra = tfjs_models.mobilenet("mobilenet16", 16)
     extra.weights["MobilenetV1/squeeze/weights"] = np.zeros((1, 1, 2, 2), np.float32)
-    with pytest.raises(UserError, match="weights unknown here: squeeze/weights"):
+    with pytest.raises(UserError, match="unknown weights: squeeze/weights"):
         imported(tmp_path, extra)
     strided = tfjs_models.mobilenet("mobilenet16", 16)
     (node,) = (n for n in strided.nodes if n["name"] == "Conv2d_7_depthwise/conv")

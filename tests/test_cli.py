@@ -170,8 +170,8 @@ def spoil_a_weight(graph: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (spoil_paths, "shard '../outside.bin' is not a file beside it; nothing read"),
-        (shorten_a_shard, "too short for the weights listed"),
+        (spoil_paths, "shard '../outside.bin' is not a file beside it; nothing was read"),
+        (shorten_a_shard, "too short for the listed weights"),
         (spoil_a_weight, "weights that are NaN or infinite: Conv2d_0/weights"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The rendered sample dataset: deterministic, valid COCO, and true to its own pictures."""
+"""The rendered sample data set: deterministic, valid COCO, and annotations that match the images."""
 
 from dataclasses import astuple
 from pathlib import Path
@@ -15,17 +15,26 @@ from pycocotools.coco import COCO
 from personlab.errors import UserError
 from personlab.people import BoolArray, FloatArray
 from personlab.skeleton import KEYPOINTS
-from personlab.synthetic.backdrop import SUPERSAMPLING, Canvas
+from personlab.synthetic.appearance import random_appearance, solid
 from personlab.synthetic.body import Build, make_body, rotation
-from personlab.synthetic.dataset import outline, write_sample
-from personlab.synthetic.outfit import Plain, random_outfit
+from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
+from personlab.synthetic.dataset import mask_to_polygons, write_sample
 from personlab.synthetic.pose import ARM_LIMITS, BACK_LIMITS, HEAD_LIMITS, LEG_LIMITS, Limb, Pose, random_pose
-from personlab.synthetic.quadric import View, cone, render, sphere
-from personlab.synthetic.scene import Camera, Figure, _figure, draw_person, make_scene, place_person
+from personlab.synthetic.raycast import Camera, cone, render, sphere
+from personlab.synthetic.scene import (
+    PersonTruth,
+    Viewpoint,
+    draw_person,
+    ground_truth,
+    make_scene,
+    place_person,
+)
 
 IMAGES = 40
-AHEAD = np.array((0, 0, -1), np.float32)
-LEVEL = Camera(2 * 320, 2 * 240, horizon=100, eye=0.85, pitch=0, roll=0, light=AHEAD)
+LIGHT = np.array((0, 0, -1), np.float32)
+IDENTITY = np.eye(3, dtype=np.float32)
+ORIGIN = np.zeros(3, np.float32)
+LEVEL = Viewpoint(2 * 320, 2 * 240, horizon=100, eye_height=0.85, pitch=0, roll=0, light=LIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def _keypoints(annotation: dict[str, Any]) -> FloatArray:
     return np.reshape(annotation["keypoints"], (-1, 3))
 
 
-def test_same_seed_same_bytes_and_a_longer_run_begins_alike(folder: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_same_bytes_and_more_images_the_same_first_ones(folder: Path, tmp_path: Path) -> None:
     write_sample(tmp_path, train_images=4, val_images=3, width=320, height=240, seed=5)
     first, again = _files(folder), _files(tmp_path)
     assert len(again) == 4 + 3 + 2
@@ -62,7 +71,7 @@ def test_same_seed_same_bytes_and_a_longer_run_begins_alike(folder: Path, tmp_pa
     assert "annotations/person_keypoints_val2017.json" in short
 
 
-def test_other_seeds_and_splits_show_something_else(folder: Path, tmp_path: Path) -> None:
+def test_other_seeds_and_splits_give_other_images(folder: Path, tmp_path: Path) -> None:
     write_sample(tmp_path, train_images=1, val_images=1, width=320, height=240, seed=6)
     contents = [
         (root / split).glob("*1.jpg") for root in (folder, tmp_path) for split in ("train2017", "val2017")
@@ -77,8 +86,8 @@ def test_layout_is_cocos(folder: Path, coco: COCO) -> None:
     assert set(coco.dataset) == {"info", "licenses", "images", "annotations", "categories"}
     assert len(coco.anns) == len(coco.dataset["annotations"])  # ids are unique
     for image in coco.imgs.values():
-        picture = cv2.imread(str(folder / "train2017" / image["file_name"]))
-        assert picture.shape == (image["height"], image["width"], 3)
+        pixels = cv2.imread(str(folder / "train2017" / image["file_name"]))
+        assert pixels.shape == (image["height"], image["width"], 3)
 
 
 def test_no_image_id_is_in_both_splits(folder: Path, coco: COCO) -> None:
@@ -158,29 +167,29 @@ def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
         write_sample(tmp_path, train_images=1, val_images=1, width=320, height=240, seed=-1)
 
 
-def _lone_figure(yaw: float, pose: Pose | None = None) -> Figure:
-    """Somebody of 200 pixels alone before a level camera."""
+def _single_person(yaw: float, pose: Pose | None = None) -> PersonTruth:
+    """One person, 200 pixels tall, seen by a level camera."""
     rng = np.random.default_rng(3)
     canvas = Canvas.blank(320, 240)
     person = place_person(rng, LEVEL, pose or Pose("standing"), yaw, (320, 450), 400, 1)
     draw_person(canvas, rng, LEVEL, person)
-    return _figure(canvas, person)
+    return ground_truth(canvas, person)
 
 
-def _named(figure: Figure) -> dict[str, tuple[float, float, bool]]:
-    rows = zip(KEYPOINTS, figure.keypoints.tolist(), figure.visible.tolist(), strict=True)
+def _named(person: PersonTruth) -> dict[str, tuple[float, float, bool]]:
+    rows = zip(KEYPOINTS, person.keypoints.tolist(), person.visible.tolist(), strict=True)
     return {name: (x, y, visible) for name, (x, y), visible in rows}
 
 
 def test_left_is_the_persons_left() -> None:
-    front, back = _named(_lone_figure(0)), _named(_lone_figure(180))
+    front, back = _named(_single_person(0)), _named(_single_person(180))
     for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle"):
         assert front[f"left_{part}"][0] > front[f"right_{part}"][0]
         assert back[f"left_{part}"][0] < back[f"right_{part}"][0]
 
 
 def test_the_face_shows_from_the_front_only() -> None:
-    front, back = _named(_lone_figure(0)), _named(_lone_figure(180))
+    front, back = _named(_single_person(0)), _named(_single_person(180))
     for name in ("nose", "left_eye", "right_eye"):
         assert front[name][2]
         assert not back[name][2]
@@ -191,7 +200,7 @@ def test_the_face_shows_from_the_front_only() -> None:
 
 def test_seen_from_the_side_the_far_half_is_hidden() -> None:
     """Turned to their left, a person shows the camera their right side."""
-    side = _named(_lone_figure(90))
+    side = _named(_single_person(90))
     assert side["nose"][0] > side["right_ear"][0]
     assert side["right_ear"][2]
     assert side["right_shoulder"][2]
@@ -201,19 +210,19 @@ def test_seen_from_the_side_the_far_half_is_hidden() -> None:
 
 
 def test_an_arm_stretched_to_the_camera_hides_its_own_elbow() -> None:
-    figure = _named(_lone_figure(0, Pose("standing", left_arm=Limb(flex=90))))
-    assert figure["left_elbow"][:2] == pytest.approx(figure["left_shoulder"][:2], abs=1)
-    assert not figure["left_elbow"][2]
-    assert figure["right_elbow"][2]
+    person = _named(_single_person(0, Pose("standing", arms=(Limb(flex=90), Limb()))))
+    assert person["left_elbow"][:2] == pytest.approx(person["left_shoulder"][:2], abs=1)
+    assert not person["left_elbow"][2]
+    assert person["right_elbow"][2]
 
 
-def test_whoever_stands_in_front_hides_whoever_stands_behind() -> None:
+def test_people_in_front_occlude_people_behind() -> None:
     rng = np.random.default_rng(3)
     canvas = Canvas.blank(320, 240)
     behind, front = (place_person(rng, LEVEL, Pose("standing"), 0, (320 + x, 450), 400, x) for x in (1, 40))
     for person in (behind, front):
         draw_person(canvas, rng, LEVEL, person)
-    hidden, shown = _figure(canvas, behind), _figure(canvas, front)
+    hidden, shown = ground_truth(canvas, behind), ground_truth(canvas, front)
     assert not (hidden.mask & shown.mask).any()
     assert shown.visible.all()
     assert hidden.inside.all()
@@ -224,7 +233,7 @@ def test_whoever_stands_in_front_hides_whoever_stands_behind() -> None:
 
 def test_a_seated_hip_and_knee_are_level() -> None:
     leg = Limb(flex=90, bend=90)
-    seated = _named(_lone_figure(90, Pose("sitting", left_leg=leg, right_leg=leg)))
+    seated = _named(_single_person(90, Pose("sitting", legs=(leg, leg))))
     assert seated["right_knee"][1] == pytest.approx(seated["right_hip"][1], abs=0.5)
     assert seated["right_knee"][0] > seated["right_hip"][0]  # facing right, the knees are in front
     assert seated["right_ankle"][0] == pytest.approx(seated["right_knee"][0], abs=0.5)
@@ -236,15 +245,16 @@ def test_poses_keep_to_joint_limits_and_bones_to_their_lengths(seed: int) -> Non
     rng = np.random.default_rng(seed)
     pose = random_pose(rng)
     joints = (
-        *((pose.left_arm, ARM_LIMITS), (pose.right_arm, ARM_LIMITS), (pose.left_leg, LEG_LIMITS)),
-        *((pose.right_leg, LEG_LIMITS), (pose.back, BACK_LIMITS), (pose.head, HEAD_LIMITS)),
+        *((arm, ARM_LIMITS) for arm in pose.arms),
+        *((leg, LEG_LIMITS) for leg in pose.legs),
+        *((pose.back, BACK_LIMITS), (pose.head, HEAD_LIMITS)),
     )
     for joint, (low, high) in joints:
         assert (np.array(astuple(low)) <= astuple(joint)).all()
         assert (np.array(astuple(joint)) <= astuple(high)).all()
-    outfit = random_outfit(rng)
-    bent = make_body(pose, Build(), outfit).keypoints
-    straight = make_body(Pose("standing"), Build(), outfit).keypoints
+    appearance = random_appearance(rng)
+    bent = make_body(pose, Build(), appearance).keypoints
+    straight = make_body(Pose("standing"), Build(), appearance).keypoints
     index = KEYPOINTS.index
     for a, b in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle")):
         for side in ("left_", "right_"):
@@ -254,57 +264,54 @@ def test_poses_keep_to_joint_limits_and_bones_to_their_lengths(seed: int) -> Non
             )
 
 
-def _white() -> Plain:
-    return Plain(np.ones(3, np.float32))
+WHITE = solid(np.ones(3, np.float32))
 
 
 def test_a_sphere_is_a_disk_whose_depth_is_a_hemisphere() -> None:
-    eye = np.eye(3, dtype=np.float32)
-    ball = sphere(np.zeros(3, np.float32), eye, 0.5, _white())
-    window = render([ball], View(rotation(1, 30), 40.0, (30.0, 25.0)), AHEAD, (50, 60))
-    assert window is not None
-    y, x = np.mgrid[window.slices]
+    ball = sphere(ORIGIN, IDENTITY, 0.5, WHITE)
+    patch = render([ball], Camera(rotation(1, 30), 40.0, (30.0, 25.0)), LIGHT, (50, 60))
+    assert patch is not None
+    y, x = np.mgrid[patch.slices]
     squared = ((x - 30) ** 2 + (y - 25) ** 2) / 40**2
     inside = squared < 0.25 - 1e-4
-    assert (np.isfinite(window.depth) == (squared < 0.25)).all()
-    np.testing.assert_allclose(window.depth[inside], -np.sqrt(0.25 - squared[inside]), atol=1e-3)
+    assert (np.isfinite(patch.depth) == (squared < 0.25)).all()
+    np.testing.assert_allclose(patch.depth[inside], -np.sqrt(0.25 - squared[inside]), atol=1e-3)
 
 
 def test_a_cone_across_the_view_is_a_trapezoid() -> None:
-    eye = np.eye(3, dtype=np.float32)
-    limb = cone(np.zeros(3, np.float32), eye, 1.0, (0.2, 0.2), 0.5, _white())
-    window = render([limb], View(eye, 50.0, (30.25, 5.25)), AHEAD, (60, 60))
-    assert window is not None
-    drawn = np.isfinite(window.depth)
-    widths = {row + window.top: drawn[row].sum() for row in range(len(drawn)) if drawn[row].any()}
+    limb = cone(ORIGIN, IDENTITY, 1.0, (0.2, 0.2), 0.5, WHITE)
+    patch = render([limb], Camera(IDENTITY, 50.0, (30.25, 5.25)), LIGHT, (60, 60))
+    assert patch is not None
+    drawn = np.isfinite(patch.depth)
+    widths = {row + patch.top: drawn[row].sum() for row in range(len(drawn)) if drawn[row].any()}
     assert (min(widths), max(widths)) == (6, 55)
     assert widths[6] == pytest.approx(2 * 50 * 0.2, abs=1)
     assert widths[55] == pytest.approx(2 * 50 * 0.1, abs=1)
 
 
-def test_nothing_outside_the_picture_is_drawn() -> None:
-    ball = sphere(np.zeros(3, np.float32), np.eye(3, dtype=np.float32), 0.5, _white())
-    assert render([ball], View(np.eye(3, dtype=np.float32), 40.0, (-100.0, 25.0)), AHEAD, (50, 60)) is None
+def test_nothing_outside_the_image_is_drawn() -> None:
+    ball = sphere(ORIGIN, IDENTITY, 0.5, WHITE)
+    assert render([ball], Camera(IDENTITY, 40.0, (-100.0, 25.0)), LIGHT, (50, 60)) is None
 
 
-def test_outlines_keep_pieces_and_holes_apart() -> None:
+def test_polygons_keep_pieces_and_holes_apart() -> None:
     mask: BoolArray = np.zeros((40, 50), bool)
     mask[5:30, 5:25] = True
     mask[12:22, 10:18] = False  # a hole, as under an arm on the hip
     mask[10:20, 35:45] = True
-    decoded = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outline(mask), *mask.shape)))
+    decoded = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(mask_to_polygons(mask), *mask.shape)))
     assert (decoded.astype(bool) == mask).mean() > 0.99
     assert not decoded[14:20, 12:16].any()
 
 
-def test_outlines_follow_rendered_masks() -> None:
+def test_polygons_follow_rendered_masks() -> None:
     for seed in range(6):
-        for figure in make_scene(np.random.default_rng(seed), 240, 180).people:
-            polygons = outline(figure.mask)
-            if figure.mask.sum() > 200:
-                rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *figure.mask.shape))
+        for person in make_scene(np.random.default_rng(seed), 240, 180).people:
+            polygons = mask_to_polygons(person.mask)
+            if person.mask.sum() > 200:
+                rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *person.mask.shape))
                 decoded = coco_mask.decode(rle).astype(bool)
-                assert (decoded & figure.mask).sum() / (decoded | figure.mask).sum() > 0.93
+                assert (decoded & person.mask).sum() / (decoded | person.mask).sum() > 0.93
 
 
 def test_the_canvas_is_finer_than_the_image() -> None:

@@ -1,4 +1,4 @@
-"""TensorFlow.js graph models: what is read, and what is refused before anything is read."""
+"""Reading TensorFlow.js graph models: weights, and files that are refused."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from personlab.errors import UserError
 from personlab.weights import tfjs
 from tests import tfjs_models
 
-SPOIL = Callable[[dict[str, Any]], Any]
+CHANGE = Callable[[dict[str, Any]], Any]
 
 
 def written(folder: Path, *, quantised: str | None = None, shards: int = 2) -> tuple[Path, tfjs_models.Model]:
@@ -25,7 +25,7 @@ def written(folder: Path, *, quantised: str | None = None, shards: int = 2) -> t
     return model.write(folder), model
 
 
-def spoilt(folder: Path, change: SPOIL) -> Path:
+def changed(folder: Path, change: CHANGE) -> Path:
     path, _ = written(folder)
     graph = json.loads(path.read_text())
     change(graph)
@@ -38,7 +38,7 @@ def read(path: Path | str) -> tfjs.GraphModel:
 
 
 @pytest.mark.parametrize("shards", [1, 2, 7])
-def test_weights_come_back_whatever_the_shards_cut_through(tmp_path: Path, shards: int) -> None:
+def test_weights_are_read_across_shard_borders(tmp_path: Path, shards: int) -> None:
     path, model = written(tmp_path, shards=shards)
     graph = read(path)
     assert {f"MobilenetV1/{name}" for name in graph.arrays} == set(model.weights)
@@ -60,12 +60,23 @@ def test_quantised_weights_are_within_half_a_step(tmp_path: Path, kind: str, ste
         assert np.abs(array - exact).max() <= 0.501 * np.ptp(exact) / steps + 1e-6
 
 
-def test_a_repeated_scope_is_left_out(tmp_path: Path) -> None:
+def test_float16_weights_are_read(tmp_path: Path) -> None:
+    path, model = written(tmp_path, quantised="float16", shards=1)
+    graph = read(path)
+    assert graph.quantisation == "float16"
+    assert (tmp_path / "group1-shard1of1.bin").stat().st_size == 2 * sum(map(np.size, model.weights.values()))
+    for name, array in graph.arrays.items():
+        assert array.dtype == np.float32
+        exact = model.weights[f"MobilenetV1/{name}"]
+        np.testing.assert_array_equal(array, exact.astype(np.float16).astype(np.float32))
+
+
+def test_a_repeated_scope_is_removed(tmp_path: Path) -> None:
     def repeat(graph: dict[str, Any]) -> None:
         weight = graph["weightsManifest"][0]["weights"][1]
         weight["name"] = "MobilenetV1/" + weight["name"]
 
-    assert "Conv2d_0/Conv2D_bias" in read(spoilt(tmp_path, repeat)).arrays
+    assert "Conv2d_0/Conv2D_bias" in read(changed(tmp_path, repeat)).arrays
 
 
 # --- refused ------------------------------------------------------------------------------------------------
@@ -91,7 +102,7 @@ def test_shards_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
         graph["weightsManifest"][0]["paths"][1] = name
 
     (tmp_path / "x.bin").write_bytes(b"secret")
-    path = spoilt(tmp_path / "model", climb)
+    path = changed(tmp_path / "model", climb)
     with pytest.raises(UserError, match=r"model-stride16\.json: shard .* is not a file beside it"):
         read(path)
 
@@ -115,15 +126,25 @@ def test_shards_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
             lambda g: g["weightsManifest"][0]["weights"][0].update(
                 quantization={"dtype": "int4", "scale": 1, "min": 0}
             ),
-            "'uint8' or 'uint16'",
+            "'uint8', 'uint16', 'float16'",
         ),
-        (lambda g: g["weightsManifest"][0]["weights"][0].update(shape=[1 << 40]), "not believed"),
-        (lambda g: g["weightsManifest"].append(g["weightsManifest"][0]), "there twice: Conv2d_0/weights"),
+        (
+            lambda g: g["weightsManifest"][0]["weights"][0].update(quantization={"dtype": "uint8"}),
+            r"uint8\.scale: Field required",
+        ),
+        (
+            lambda g: g["weightsManifest"][0]["weights"][0].update(shape=[1 << 40]),
+            "bytes of weights, at most",
+        ),
+        (
+            lambda g: g["weightsManifest"].append(g["weightsManifest"][0]),
+            "duplicate weights: Conv2d_0/weights",
+        ),
     ],
 )
-def test_what_is_no_graph_model_is_named(tmp_path: Path, change: SPOIL, message: str) -> None:
+def test_errors_name_the_wrong_key(tmp_path: Path, change: CHANGE, message: str) -> None:
     with pytest.raises(UserError, match=rf"model-stride16\.json: .*{message}"):
-        read(spoilt(tmp_path, change))
+        read(changed(tmp_path, change))
 
 
 @pytest.mark.parametrize(
@@ -136,22 +157,22 @@ def test_what_is_no_graph_model_is_named(tmp_path: Path, change: SPOIL, message:
         (b"[" * 100_000, "not valid JSON"),
     ],
 )
-def test_what_is_no_json_object_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_json_objects_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "model.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(path)
 
 
-def test_enormous_json_is_not_read(tmp_path: Path) -> None:
+def test_too_large_json_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.json"
     with path.open("wb") as file:
         os.truncate(file.fileno(), 1 << 33)
-    with pytest.raises(UserError, match="larger than any"):
+    with pytest.raises(UserError, match="too large for the JSON"):
         read(path)
 
 
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing\.json: no such file"):
         read(tmp_path / "nothing.json")
     with pytest.raises(UserError, match=r"a folder; name the model-stride\*\.json"):
@@ -163,16 +184,16 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("change", "kind"), [(-1, "too short"), (1, "too long")])
-def test_shards_of_the_wrong_size(tmp_path: Path, change: int, kind: str) -> None:
+def test_shards_of_the_wrong_size_are_refused(tmp_path: Path, change: int, kind: str) -> None:
     path, _ = written(tmp_path)
     shard = tmp_path / "group1-shard2of2.bin"
     os.truncate(shard, shard.stat().st_size + change)
-    with pytest.raises(UserError, match=rf"group1-shard2of2\.bin: \d+ bytes, {kind} for the weights listed"):
+    with pytest.raises(UserError, match=rf"group1-shard2of2\.bin: \d+ bytes, {kind} for the listed weights"):
         read(path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     model = tfjs_models.mobilenet("mobilenet16", 16)
     model.weights["MobilenetV1/Conv2d_3_pointwise/weights"][0, 0, 1, 1] = value
     with pytest.raises(UserError, match=r"NaN or infinite: Conv2d_3_pointwise/weights"):
@@ -215,27 +236,27 @@ def test_downloaded_shards_stay_in_their_folder(tmp_path: Path, url: str) -> Non
     def climb(graph: dict[str, Any]) -> None:
         graph["weightsManifest"][0]["paths"][1] = "../escaped.bin"
 
-    path = spoilt(tmp_path / "web/net", climb)
+    path = changed(tmp_path / "web/net", climb)
     (tmp_path / "web/escaped.bin").write_bytes(b"1234")
     with pytest.raises(UserError, match="is not a file beside it"):
         tfjs.read(f"{url}/net/{path.name}", tmp_path / "cache")
     assert [p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()] == ["model.json"]
 
 
-def test_shards_may_not_be_larger_than_announced(tmp_path: Path, url: str) -> None:
+def test_shards_may_not_be_larger_than_listed(tmp_path: Path, url: str) -> None:
     path, _ = written(tmp_path / "web", shards=2)
     (tmp_path / "web/group1-shard1of2.bin").write_bytes(bytes(1 << 22))
     with pytest.raises(UserError, match=r"group1-shard1of2\.bin: more than \d+ bytes"):
         tfjs.read(f"{url}/{path.name}", tmp_path / "cache")
 
 
-def test_only_the_web_is_an_address(tmp_path: Path) -> None:
+def test_other_schemes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not an http\(s\) address"):
         tfjs.read("file:///etc/passwd", tmp_path)
     with pytest.raises(UserError, match=r"not an http\(s\) address"):
         tfjs.read("ftp://example.org/model.json", tmp_path)
 
 
-def test_a_model_that_is_not_on_the_server(tmp_path: Path, url: str) -> None:
+def test_a_model_that_the_server_lacks(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="404"):
         tfjs.read(f"{url}/nothing.json", tmp_path / "cache")

@@ -1,12 +1,22 @@
-from dataclasses import replace
+"""Drawing: people, annotations, scores, fields and contact sheets."""
 
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from pycocotools import mask as rle
 
-from personlab import viz
+from personlab import params, viz
+from personlab.cli import app
 from personlab.codec.fields import Fields
+from personlab.errors import UserError
+from personlab.model import checkpoint
+from personlab.model.network import PersonLab
 from personlab.people import Annotation, Detection
 from personlab.skeleton import KEYPOINTS, E, K
 from personlab.viz.people import LEFT, PEOPLE, RIGHT
@@ -47,19 +57,19 @@ def changed(picture: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def input_stays_as_it_is():
+def input_is_not_modified():
     before = GREY.copy()
     yield
     np.testing.assert_array_equal(GREY, before)
 
 
-def test_nobody_leaves_the_image_equal():
+def test_no_people_leave_the_image_equal():
     assert viz.draw_people(GREY, []) is not GREY
     for picture in (viz.draw_people(GREY, []), viz.draw_annotations(GREY, [])):
         np.testing.assert_array_equal(picture, GREY)
 
 
-def test_the_mask_changes_inside_and_stays_outside():
+def test_pixels_change_inside_the_mask_only():
     touched = changed(viz.draw_people(GREY, [detection(scores=0.0)]))
     assert touched[10:70, 20:60].all()
     touched[8:72, 18:62] = False
@@ -90,7 +100,7 @@ def test_an_empty_mask_changes_nothing():
     np.testing.assert_array_equal(viz.draw_people(GREY, [empty]), GREY)
 
 
-def test_scores_stand_above_their_people_in_their_colours():
+def test_scores_are_above_the_people_in_their_colours():
     left, right = detection(x=10, y=50, w=30, h=40), detection(x=80, y=50, w=30, h=40)
     picture = viz.draw_scores(GREY, [left, right])
     touched = changed(picture)
@@ -113,11 +123,11 @@ def test_scores_stay_within_the_image(x, y):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2), (5, 5)])
 def test_tiny_images_are_drawn_on(size):
     image = np.full((*size, 3), 128, np.uint8)
-    someone = Detection(lattice(0, 0, size[1], size[0]), np.ones(K, np.float32), 0.9, b"")
-    assert viz.draw_scores(viz.draw_people(image, [someone]), [someone]).shape == image.shape
+    person = Detection(lattice(0, 0, size[1], size[0]), np.ones(K, np.float32), 0.9, b"")
+    assert viz.draw_scores(viz.draw_people(image, [person]), [person]).shape == image.shape
 
 
-def test_who_is_not_drawn_has_no_score():
+def test_people_who_are_not_drawn_have_no_score():
     np.testing.assert_array_equal(viz.draw_scores(GREY, [detection(scores=0.1)]), GREY)
 
 
@@ -150,6 +160,12 @@ def test_left_is_orange_and_right_is_blue():
     assert tuple(picture[70, 60]) == RIGHT
 
 
+def test_colours_of_people_and_sides_can_be_told_apart():
+    rgb = np.array([[*PEOPLE, LEFT, RIGHT]], np.float32) / 255
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(lab, 2)) > 35
+
+
 def test_bigger_people_have_thicker_limbs():
     image = np.zeros((800, 800, 3), dtype=np.uint8)
 
@@ -165,7 +181,7 @@ def test_drawing_beyond_the_border_is_clipped():
     assert viz.draw_people(GREY, [far]).shape == GREY.shape
 
 
-def test_annotations_show_hidden_keypoints_differently_and_leave_out_unlabelled_ones():
+def test_hidden_keypoints_differ_and_unlabelled_ones_are_not_drawn():
     box = (10, 2, 110, 92)
     seen, hidden, unlabelled = (
         viz.draw_annotations(GREY, [annotation(*box, visibility=v)]) for v in (2, 1, 0)
@@ -201,30 +217,63 @@ def test_contact_sheet_shrinks_but_never_enlarges():
     assert (sheet == 9).all(axis=-1).sum() == 100
 
 
-def test_fields_are_drawn_where_they_are_likely():
-    stride = 8
+def fields_at(
+    wrist: tuple[int, int] | None, person: tuple[int, int] | None, *, stride: int = 8, length: float = 1.0
+) -> Fields:
+    """Fields of a GREY image, likely at one cell (row, column) each."""
     h, w = HEIGHT // stride + 1, WIDTH // stride + 1
-    empty = Fields(
-        heatmap=torch.zeros(1, K, h, w),
-        short=torch.ones(1, K, 2, h, w),
-        mid=torch.ones(1, E, 2, h, w),
-        seg=torch.zeros(1, h, w),
-        long=torch.ones(1, K, 2, h, w),
-        stride=stride,
-    )
-    heatmap, seg = empty.heatmap.clone(), empty.seg.clone()
-    heatmap[0, KEYPOINTS.index("left_wrist"), 3, 4] = 1
-    seg[0, 8, 9] = 1
-    likely = Fields(heatmap, empty.short, empty.mid, seg, empty.long, stride)
-    before, after = viz.draw_fields(GREY, empty), viz.draw_fields(GREY, likely)
-    assert before.shape == after.shape
-    different = (before != after).any(axis=-1)
-    panel_height, panel_width = HEIGHT, WIDTH
-    step_x = panel_width + 12
-    step_y = (before.shape[0] - 12) // 2
-    for index, (x, y) in enumerate([(32, 24), (72, 64), (32, 24), (32, 24), (72, 64)], start=1):
-        left, top = 12 + index % 3 * step_x, 12 + index // 3 * step_y
-        panel = different[top : top + panel_height, left : left + panel_width]
-        np.testing.assert_array_equal(
-            np.argwhere(panel).mean(axis=0).round(), (y, x), err_msg=f"panel {index}"
-        )
+    heatmap, seg = torch.zeros(1, K, h, w), torch.zeros(1, h, w)
+    if wrist:
+        heatmap[0, KEYPOINTS.index("left_wrist"), *wrist] = 1
+    if person:
+        seg[0, *person] = 1
+    offsets = torch.full((1, E, 2, h, w), length)
+    return Fields(heatmap, offsets[:, :K], offsets, seg, offsets[:, :K], stride)
+
+
+def panels(sheet: np.ndarray, columns: int) -> list[np.ndarray]:
+    """The panels of two rows."""
+    step_x, step_y = WIDTH + 12, (sheet.shape[0] - 12) // 2
+    corners = [(12 + row * step_y, 12 + column * step_x) for row in range(2) for column in range(columns)]
+    return [sheet[top : top + HEIGHT, left : left + WIDTH] for top, left in corners]
+
+
+def test_fields_are_drawn_where_they_are_likely():
+    nothing = panels(viz.draw_fields(GREY, fields_at(None, None)), 3)
+    image, *drawn = panels(viz.draw_fields(GREY, fields_at((3, 4), (8, 9))), 3)
+    np.testing.assert_array_equal(image, GREY)
+    for index, at in enumerate([(24, 32), (64, 72), (24, 32), (24, 32), (64, 72)]):
+        changed_pixels = np.argwhere((drawn[index] != nothing[index + 1]).any(axis=-1))
+        np.testing.assert_array_equal(changed_pixels.mean(axis=0).round(), at, err_msg=f"panel {index + 1}")
+
+
+def test_fields_of_a_resized_image_are_drawn_on_the_image():
+    half = viz.draw_fields(GREY, fields_at((3, 4), (4, 5), stride=8), scale=0.5)
+    whole = viz.draw_fields(GREY, fields_at((3, 4), (4, 5), stride=16, length=2.0))
+    np.testing.assert_array_equal(half, whole)
+
+
+def test_fields_without_masks_have_four_panels():
+    poses = fields_at((3, 4), None).replace(seg=torch.zeros(1, 0, 0), long=torch.zeros(1, K, 2, 0, 0))
+    sheet = viz.draw_fields(GREY, poses)
+    assert sheet.shape[1] == 12 + 2 * (WIDTH + 12)
+    np.testing.assert_array_equal(panels(sheet, 2)[0], GREY)
+
+
+def test_the_command_line_draws_fields(tmp_path: Path) -> None:
+    network = PersonLab(params.Model(backbone="mobilenet16", width=2), stride=16)
+    checkpoint.save(tmp_path / "net.safetensors", network.state_dict(), network.card({}))
+    PIL.Image.fromarray(GREY).save(tmp_path / "grey.png")
+
+    def fields(image: str, out: str) -> None:
+        weights = ("--weights", str(tmp_path / "net.safetensors"))
+        command = ["fields", str(tmp_path / image), *weights, "--out", str(tmp_path / out), "--side", "129"]
+        app(command, result_action="return_value")
+
+    fields("grey.png", "out/fields.jpg")
+    with PIL.Image.open(tmp_path / "out/fields.jpg") as picture:
+        assert picture.width == 12 + 3 * (WIDTH + 12)
+    with pytest.raises(UserError, match=r"nothing\.png: no such file"):
+        fields("nothing.png", "fields.jpg")
+    with pytest.raises(UserError, match=r"written as \.jpg"):
+        fields("grey.png", "fields.png")

@@ -1,6 +1,6 @@
-"""Small TensorFlow.js graph models with random weights: the published graphs, only narrower.
+"""Small TensorFlow.js graph models with random weights: the published graphs, with fewer channels.
 
-Strides and dilations are written out, as the published files have them, not computed.
+Strides and dilations are listed as in the published files, not computed.
 """
 
 import base64
@@ -38,7 +38,10 @@ UNITS = {
 
 @dataclass
 class Model:
-    """A graph model in the making: `json` and `weights` may be spoilt before it is written."""
+    """A graph model; its weights may be changed before it is written.
+
+    quantised: uint8, uint16, float16, or None for float32.
+    """
 
     scope: str
     nodes: list[dict[str, Any]] = field(default_factory=list)
@@ -120,6 +123,11 @@ class Model:
         entry = {"name": name, "shape": list(value.shape), "dtype": str(value.dtype)}
         if not self.quantised:
             return entry, value.tobytes()
+        if self.quantised == "float16":
+            if value.dtype != np.float32:  # the converter leaves others as they are
+                return entry, value.tobytes()
+            half = {"dtype": "float16", "original_dtype": "float32"}
+            return entry | {"quantization": half}, value.astype(np.float16).tobytes()
         low, high = float(value.min()), float(value.max())
         scale = (high - low) / np.iinfo(self.quantised).max or 1.0
         stored = np.round((value - low) / scale).astype(self.quantised)

@@ -6,7 +6,7 @@ together is refused. The same content gives the same bytes.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from personlab.errors import UserError
+from personlab.errors import UserError, first
 from personlab.utils.files import write_atomic, write_json
 
 _DIGEST = "sha256"
@@ -86,7 +86,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         if n in state and state[n].shape != own[n].shape
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    problems = [f"{kind}: {_first(names)}" for kind, names in kinds.items() if names]
+    problems = [f"{kind}: {first(names)}" for kind, names in kinds.items() if names]
     if problems:
         raise UserError(f"{path}: the weights do not fit this network; " + "; ".join(problems))
     module.load_state_dict({**own, **state})
@@ -113,13 +113,7 @@ def _tensors(content: bytes, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _first(names: Iterable[str], shown: int = 3) -> str:
-    names = list(names)
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + rest
-
-
 def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise UserError(f"{path}: weights that are NaN or infinite: {_first(bad)}")
+        raise UserError(f"{path}: weights that are NaN or infinite: {first(bad)}")

@@ -25,7 +25,6 @@ from personlab.data.transform import ImageArray, Transform
 from personlab.errors import UserError
 from personlab.model import backbones as backbone
 from personlab.model import checkpoint
-from personlab.model.backbones.resnet import Normalise
 from personlab.people import FloatArray
 from personlab.skeleton import KEYPOINTS, K
 
@@ -60,7 +59,7 @@ class Estimator(nn.Module):
         channels = self.backbone.channels[1]
         self.heatmap = nn.Conv2d(channels, K, 1)
         self.short = nn.Conv2d(channels, 2 * K, 1)
-        self.normalise = Normalise(*self.backbone.pixels)
+        self.normalise = backbone.Normalise(self.backbone)
         # Initial heatmap probability: the share of the crop that a disk covers.
         prior = math.pi * settings.radius**2 / (settings.crop_height * settings.crop_width)
         nn.init.constant_(self.heatmap.bias, math.log(prior / (1 - prior)))  # type: ignore[arg-type]

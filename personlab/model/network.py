@@ -19,7 +19,6 @@ from personlab.codec.fields import CHANNELS, Fields, cells
 from personlab.errors import UserError
 from personlab.model import backbones as backbone
 from personlab.model import checkpoint
-from personlab.model.backbones.resnet import Normalise
 from personlab.skeleton import EDGES, KEYPOINTS, E, K
 
 # Initial heatmap probability: the targets are 0 almost everywhere.
@@ -96,7 +95,7 @@ class PersonLab(nn.Module):
         middle, final = self.backbone.channels
         self.heads = Heads(final, model.radius, masks=masks)
         self.intermediate = Heads(middle, model.radius, masks=masks)
-        self.normalise = Normalise(*self.backbone.pixels)
+        self.normalise = backbone.Normalise(self.backbone)
         # The faster layout for convolutions, on CPUs too.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

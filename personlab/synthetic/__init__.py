@@ -1,7 +1,8 @@
-"""The sample dataset: people rendered into images, in the standard COCO layout.
+"""The sample data set: rendered people in the standard COCO layout.
 
-pose -> body -> scene -> dataset: joint angles become a body of shaded surfaces in outfits, bodies and a
-backdrop become a scene with its own truth, scenes become images and COCO annotations.
+`pose` draws joint angles, `body` turns them into surfaces, `appearance` gives these their textures, `raycast`
+renders them, `scenery` draws backgrounds and objects on the `canvas`, `scene` composes an image and its
+ground truth, and `dataset` writes images and COCO annotations.
 """
 
 from personlab.synthetic.dataset import write_sample

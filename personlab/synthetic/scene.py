@@ -1,7 +1,7 @@
-"""One rendered picture of people and the truth about it: where every keypoint is, who shows where.
+"""A rendered image of people and its ground truth: keypoints, visibility and masks.
 
-A camera looks at a ground plane: who stands nearer is larger, lower in the picture and in front. Truth is
-read from the rendered maps of owner and depth, never guessed.
+People and objects stand on a ground plane: nearer ones are larger, lower in the image and in front. Ground
+truth is read from the rendered instance and depth maps.
 """
 
 from collections.abc import Iterator
@@ -13,233 +13,233 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab.people import BoolArray, FloatArray
-from personlab.synthetic.backdrop import (
-    SUPERSAMPLING,
-    Canvas,
-    draw_backrest,
-    draw_prop,
-    draw_seat,
-    paint_backdrop,
-)
+from personlab.synthetic.appearance import random_appearance
 from personlab.synthetic.body import Body, compose, make_body, random_build, rotation
-from personlab.synthetic.outfit import random_outfit
-from personlab.synthetic.pose import Pose, Rng, pick, random_pose
-from personlab.synthetic.quadric import View, render
+from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
+from personlab.synthetic.pose import Pose, Rng, choose, random_pose
+from personlab.synthetic.raycast import Camera, render
+from personlab.synthetic.scenery import draw_backrest, draw_object, draw_seat, paint_background
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What the picture shows of one person."""
+class PersonTruth:
+    """Ground truth of one person."""
 
     keypoints: FloatArray  # K x 2, (x, y) in image pixels, pixel centres at whole numbers; may lie outside
     inside: BoolArray  # K: within the image
-    visible: BoolArray  # K: within the image and hidden by nothing
+    visible: BoolArray  # K: within the image and not occluded
     mask: BoolArray  # height x width, the visible pixels
 
 
 @dataclass(frozen=True)
 class Scene:
     image: npt.NDArray[np.uint8]  # height x width x 3, RGB
-    people: tuple[Figure, ...]
-    crowds: tuple[BoolArray, ...]  # height x width each: the visible pixels of a packed group
+    people: tuple[PersonTruth, ...]
+    crowds: tuple[BoolArray, ...]  # masks, height x width: the visible pixels of a packed group
 
 
 @dataclass(frozen=True)
-class Camera:
-    """All lengths in canvas pixels."""
+class Viewpoint:
+    """Where the ground plane is seen from, and its light. Lengths are in canvas pixels."""
 
     width: int
     height: int
-    horizon: float
-    eye: float  # height above the ground, in statures
-    pitch: float  # degrees, looking down
+    horizon: float  # row
+    eye_height: float  # statures
+    pitch: float  # degrees, downward
     roll: float  # degrees
-    light: FloatArray  # 3, towards the lamp, view space
+    light: FloatArray  # 3, unit vector towards the light, camera space
 
     def ground(self, stature: float) -> float:
-        """The row on which a person of that many pixels stands."""
-        return self.horizon + self.eye * stature
+        """The row on which a person who is `stature` pixels tall stands."""
+        return self.horizon + self.eye_height * stature
 
-    def view(self, yaw: float) -> FloatArray:
-        """3 x 3, body frame to view space; yaw 0 faces the camera, positive turns to the person's left."""
+    def rotation(self, yaw: float) -> FloatArray:
+        """3 x 3, body frame to camera space; at yaw 0 the person faces the camera, then turns left."""
         upright = np.diag(np.array([1, -1, -1], np.float32))
         return compose(rotation(2, self.roll), upright, rotation(0, self.pitch), rotation(1, yaw))
 
 
 @dataclass(frozen=True)
-class Person:
-    """Somebody placed in front of the camera, not drawn yet."""
+class PlacedPerson:
+    """A person at a position of the canvas, not drawn yet."""
 
     body: Body
     pose: Pose
-    view: View
-    yaw: float
-    stature: float
-    ground: float
-    owner: int
+    camera: Camera
+    yaw: float  # degrees
+    ground: float  # row
+    instance: int
+
+    @property
+    def stature(self) -> float:
+        """Pixels."""
+        return self.camera.scale
+
+    def joints(self) -> FloatArray:
+        """K x 3: x, y in canvas pixels and depth in statures."""
+        return self.camera.project(self.body.keypoints)
 
 
 @dataclass(frozen=True)
-class Prop:
-    """An object placed in front of the camera, not drawn yet."""
+class PlacedObject:
+    """An object at a position of the canvas, not drawn yet. See `draw_object`."""
 
     x: float
     ground: float
     size: float
 
 
-# Least and greatest stature in pixels of a 360 pixel high image, for far, middle and near views; the
-# chances of each.
-DISTANCES: Final = ((14.0, 60.0), (60.0, 230.0), (180.0, 560.0))
-DISTANCE_CHANCES: Final = (0.17, 0.4, 0.43)
-# Chances of 0, 1, 2 … people.
-PEOPLE_CHANCES: Final = (0.07, 0.23, 0.19, 0.16, 0.12, 0.09, 0.06, 0.05, 0.03)
-CROWD_CHANCE: Final = 0.06
+# (least, greatest) stature in pixels of an image 360 pixels high, for distant, middle and near people, and
+# their probabilities.
+STATURES: Final = ((14.0, 60.0), (60.0, 230.0), (180.0, 560.0))
+STATURE_PROBABILITIES: Final = (0.17, 0.4, 0.43)
+COUNT_PROBABILITIES: Final = (0.07, 0.23, 0.19, 0.16, 0.12, 0.09, 0.06, 0.05, 0.03)  # of 0, 1, 2 … people
+CROWD_PROBABILITY: Final = 0.06
 
 
 def make_scene(rng: Rng, width: int, height: int) -> Scene:
-    """Compose, render and photograph a picture of width x height pixels."""
-    camera = _random_camera(rng, SUPERSAMPLING * width, SUPERSAMPLING * height)
-    people = list(_place_people(rng, camera))
-    crowd = list(_place_crowd(rng, camera, owner=len(people) + 1)) if rng.random() < CROWD_CHANCE else []
-    props = list(_place_props(rng, camera))
+    """A random scene, rendered as an image of width x height pixels."""
+    view = _random_view(rng, SUPERSAMPLING * width, SUPERSAMPLING * height)
+    people = list(_place_people(rng, view))
+    crowd = list(_place_crowd(rng, view, len(people) + 1)) if rng.random() < CROWD_PROBABILITY else []
+    objects = list(_place_objects(rng, view))
     canvas = Canvas.blank(width, height)
-    paint_backdrop(canvas, rng, camera.horizon)
-    items: list[Person | Prop] = [*people, *crowd, *props]
+    paint_background(canvas, rng, view.horizon)
+    items: list[PlacedPerson | PlacedObject] = [*people, *crowd, *objects]
     for item in sorted(items, key=lambda item: item.ground):
-        if isinstance(item, Prop):
-            draw_prop(canvas, rng, item.x, item.ground, item.size)
+        if isinstance(item, PlacedObject):
+            draw_object(canvas, rng, item.x, item.ground, item.size)
         else:
-            draw_person(canvas, rng, camera, item)
+            draw_person(canvas, rng, view, item)
     return Scene(
-        _expose(canvas.rgb, rng),
-        tuple(_figure(canvas, person) for person in people),
-        (_mask(canvas, crowd[0].owner),) if crowd else (),
+        _photograph(canvas.rgb, rng),
+        tuple(ground_truth(canvas, person) for person in people),
+        (_mask(canvas, crowd[0].instance),) if crowd else (),
     )
 
 
-def _random_camera(rng: Rng, width: int, height: int) -> Camera:
+def _random_view(rng: Rng, width: int, height: int) -> Viewpoint:
     light = np.array([rng.normal(0, 0.6), rng.uniform(-1.2, -0.2), rng.uniform(-1, -0.2)], np.float32)
-    return Camera(
+    return Viewpoint(
         width,
         height,
         horizon=rng.uniform(0.12, 0.5) * height,
-        eye=rng.uniform(0.75, 1.5),
+        eye_height=rng.uniform(0.75, 1.5),
         pitch=rng.uniform(0, 22),
         roll=rng.normal(0, 3),
         light=light / np.linalg.norm(light),
     )
 
 
-def _random_stature(rng: Rng, camera: Camera, distance: tuple[float, float]) -> float:
-    near, far = np.log(distance[1]), np.log(distance[0])
-    return float(np.exp(rng.uniform(far, near))) * camera.height / 360
-
-
-def _place_people(rng: Rng, camera: Camera) -> Iterator[Person]:
-    """Up to 8 people, most of them about as far away as each other, some side by side."""
-    usual = pick(rng, DISTANCES, DISTANCE_CHANCES)
-    stature, x = 0.0, 0.0
-    for owner in range(1, 1 + pick(rng, range(9), PEOPLE_CHANCES)):
-        if owner > 1 and rng.random() < 0.4:
-            stature *= rng.uniform(0.93, 1.07)
-            x += rng.choice((-1, 1)) * rng.uniform(0.12, 0.5) * stature
-        else:
-            distance = usual if rng.random() < 0.7 else pick(rng, DISTANCES, DISTANCE_CHANCES)
-            stature = _random_stature(rng, camera, distance)
-            x = rng.uniform(-0.04, 1.04) * camera.width
-        ground = camera.ground(stature) + rng.normal(0, 0.06) * stature
-        yield place_person(rng, camera, random_pose(rng), _random_yaw(rng), (x, ground), stature, owner)
+def _random_stature(rng: Rng, view: Viewpoint, limits: tuple[float, float]) -> float:
+    """Log-uniform in `limits` (see STATURES); in canvas pixels."""
+    low, high = np.log(limits)
+    return float(np.exp(rng.uniform(low, high))) * view.height / 360
 
 
 def _random_yaw(rng: Rng) -> float:
-    """Somewhat more people face the camera than turn away from it."""
+    """Any direction; somewhat more people face the camera."""
     return rng.normal(0, 40) if rng.random() < 0.35 else rng.uniform(-180, 180)
 
 
-def _place_crowd(rng: Rng, camera: Camera, owner: int) -> Iterator[Person]:
-    """Two to four packed rows of small people who share one owner."""
-    stature = _random_stature(rng, camera, (18.0, 42.0))
-    left, columns = rng.uniform(0, 0.7) * camera.width, int(rng.integers(6, 11))
+def _place_people(rng: Rng, view: Viewpoint) -> Iterator[PlacedPerson]:
+    """Up to 8 people, most of them at similar distances, some side by side."""
+    usual = choose(rng, STATURES, STATURE_PROBABILITIES)
+    stature, x = 0.0, 0.0
+    for instance in range(1, 1 + choose(rng, range(9), COUNT_PROBABILITIES)):
+        if instance > 1 and rng.random() < 0.4:  # beside the previous person
+            stature *= rng.uniform(0.93, 1.07)
+            x += rng.choice((-1, 1)) * rng.uniform(0.12, 0.5) * stature
+        else:
+            limits = usual if rng.random() < 0.7 else choose(rng, STATURES, STATURE_PROBABILITIES)
+            stature = _random_stature(rng, view, limits)
+            x = rng.uniform(-0.04, 1.04) * view.width
+        ground = view.ground(stature) + rng.normal(0, 0.06) * stature
+        yield place_person(rng, view, random_pose(rng), _random_yaw(rng), (x, ground), stature, instance)
+
+
+def _place_crowd(rng: Rng, view: Viewpoint, instance: int) -> Iterator[PlacedPerson]:
+    """Two to four packed rows of small people who share an instance."""
+    stature = _random_stature(rng, view, (18.0, 42.0))
+    left, columns = rng.uniform(0, 0.7) * view.width, int(rng.integers(6, 11))
     for row in range(rng.integers(2, 5)):
-        ground = camera.ground(stature) + 0.16 * row * stature
+        ground = view.ground(stature) + 0.16 * row * stature
         for column in range(columns):
             x = left + (0.3 * column + rng.normal(0, 0.06)) * stature
-            yield place_person(rng, camera, random_pose(rng), _random_yaw(rng), (x, ground), stature, owner)
+            yield place_person(rng, view, random_pose(rng), _random_yaw(rng), (x, ground), stature, instance)
 
 
-def _place_props(rng: Rng, camera: Camera) -> Iterator[Prop]:
-    """Objects anywhere from the horizon to just before the camera."""
+def _place_objects(rng: Rng, view: Viewpoint) -> Iterator[PlacedObject]:
     for _ in range(rng.integers(0, 5)):
-        size = _random_stature(rng, camera, (30.0, 330.0))
-        yield Prop(rng.uniform(0, 1) * camera.width, camera.ground(size), size)
+        size = _random_stature(rng, view, (30.0, 330.0))
+        yield PlacedObject(rng.uniform(0, 1) * view.width, view.ground(size), size)
 
 
 def place_person(
     rng: Rng,
-    camera: Camera,
+    view: Viewpoint,
     pose: Pose,
     yaw: float,
-    at: tuple[float, float],
+    position: tuple[float, float],
     stature: float,
-    owner: int,
-) -> Person:
-    """Give a pose a random build and outfit and stand it at `at` (middle, ground; canvas pixels)."""
-    if pose.name == "lying":  # across the view: end on, nobody could tell what it is
+    instance: int,
+) -> PlacedPerson:
+    """A person of random build and appearance, whose middle and lowest point are at `position`."""
+    if pose.name == "lying":  # across the view; seen end on, a lying person is unrecognisable
         yaw = float(rng.choice((-90, 90))) + rng.normal(0, 30)
-    body = make_body(pose, random_build(rng), random_outfit(rng))
-    turn = camera.view(yaw)
-    joints = View(turn, stature, (0.0, 0.0)).project(body.keypoints)
+    body = make_body(pose, random_build(rng), random_appearance(rng))
+    turn = view.rotation(yaw)
+    joints = Camera(turn, stature, (0.0, 0.0)).project(body.keypoints)
     lowest = float(joints[:, 1].max()) + (0.06 if pose.name == "lying" else 0.045) * stature
-    shift = at[0] - float(joints[:, 0].mean()), at[1] - lowest
-    return Person(body, pose, View(turn, stature, shift), yaw, stature, at[1], owner)
+    shift = position[0] - float(joints[:, 0].mean()), position[1] - lowest
+    return PlacedPerson(body, pose, Camera(turn, stature, shift), yaw, position[1], instance)
 
 
-def draw_person(canvas: Canvas, rng: Rng, camera: Camera, person: Person) -> None:
-    """Draw somebody, with a shadow, and what they sit on."""
-    joints = person.view.project(person.body.keypoints)
-    x, hips = float(joints[:, 0].mean()), float(joints[11:13, 1].mean())
-    spread = 0.5 * float(np.ptp(joints[:, 0])) + 0.1 * person.stature
-    canvas.shadow((x, person.ground), (spread, 0.07 * person.stature), 0.55)
-    middle, seat = float(joints[11:13, 0].mean()), hips + 0.05 * person.stature
+def draw_person(canvas: Canvas, rng: Rng, view: Viewpoint, person: PlacedPerson) -> None:
+    """Draw a person, the shadow and the seat."""
+    joints, stature = person.joints(), person.stature
+    spread = 0.5 * float(np.ptp(joints[:, 0])) + 0.1 * stature
+    canvas.shadow((float(joints[:, 0].mean()), person.ground), (spread, 0.07 * stature), 0.55)
+    hips, seat = float(joints[11:13, 0].mean()), float(joints[11:13, 1].mean()) + 0.05 * stature
     away = abs((person.yaw + 180) % 360 - 180) > 100
     backrest = person.pose.seated and rng.random() < 0.5
     if person.pose.seated:
-        draw_seat(canvas, rng, middle, seat, person.ground, person.stature)
+        draw_seat(canvas, rng, hips, seat, person.ground, stature)
     if backrest and not away:
-        draw_backrest(canvas, rng, middle, seat, person.stature)
-    window = render(person.body.surfaces, person.view, camera.light, canvas.size)
-    if window is not None:
-        canvas.paste(window, person.owner)
+        draw_backrest(canvas, rng, hips, seat, stature)
+    patch = render(person.body.surfaces, person.camera, view.light, canvas.size)
+    if patch is not None:
+        canvas.paste(patch, person.instance)
     if backrest and away:
-        draw_backrest(canvas, rng, middle, seat, person.stature)
+        draw_backrest(canvas, rng, hips, seat, stature)
 
 
-def _figure(canvas: Canvas, person: Person) -> Figure:
-    """Read off the finished canvas what can be seen of a person."""
+def ground_truth(canvas: Canvas, person: PlacedPerson) -> PersonTruth:
+    """What is visible of a person on the finished canvas."""
     h, w = canvas.size
-    joints = person.view.project(person.body.keypoints)
-    # the image's pixel grid and the canvas' share their corners, not their centres
+    joints = person.joints()
+    # the pixel grids of image and canvas share their corners, not their pixel centres
     keypoints: FloatArray = (joints[:, :2] + np.float32(0.5)) / np.float32(SUPERSAMPLING) - np.float32(0.5)
     last = np.array((w, h)) / SUPERSAMPLING - 1
     inside: BoolArray = np.all((keypoints >= 0) & (keypoints <= last), axis=1)
     x, y = np.round(joints[:, :2]).astype(int).clip(0, (w - 1, h - 1)).T
-    uncovered = canvas.owner[y, x] == person.owner
-    foremost = canvas.depth[y, x] > joints[:, 2] - person.body.reach
-    return Figure(keypoints, inside, inside & uncovered & foremost, _mask(canvas, person.owner))
+    uncovered = canvas.instances[y, x] == person.instance
+    foremost = canvas.depth[y, x] > joints[:, 2] - person.body.tolerance
+    return PersonTruth(keypoints, inside, inside & uncovered & foremost, _mask(canvas, person.instance))
 
 
-def _mask(canvas: Canvas, owner: int) -> BoolArray:
-    """The image pixels of which the owner holds most subpixels; of two halves, the upper left decides."""
-    held = canvas.owner == owner
-    votes = sum(held[i::SUPERSAMPLING, j::SUPERSAMPLING].astype(np.uint8) for i in range(2) for j in range(2))
-    half = SUPERSAMPLING**2 // 2
-    mask: BoolArray = (votes > half) | ((votes == half) & held[::SUPERSAMPLING, ::SUPERSAMPLING])
+def _mask(canvas: Canvas, instance: int) -> BoolArray:
+    """The image pixels most of whose canvas pixels are the instance's; the upper left one breaks ties."""
+    covered = canvas.instances == instance
+    step = SUPERSAMPLING
+    count = sum(covered[i::step, j::step].astype(np.uint8) for i in range(step) for j in range(step))
+    mask: BoolArray = (count > step**2 // 2) | ((count == step**2 // 2) & covered[::step, ::step])
     return mask
 
 
-def _expose(rgb: npt.NDArray[np.uint8], rng: Rng) -> npt.NDArray[np.uint8]:
-    """Photograph the canvas: lens blur, light, colour cast, vignette, sensor noise."""
+def _photograph(rgb: npt.NDArray[np.uint8], rng: Rng) -> npt.NDArray[np.uint8]:
+    """Downscale the canvas to the image, with lens blur, exposure, colour cast, vignette and sensor noise."""
     h, w = rgb.shape[0] // SUPERSAMPLING, rgb.shape[1] // SUPERSAMPLING
     image = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_AREA).astype(np.float32)
     if rng.random() < 0.5:

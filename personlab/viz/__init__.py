@@ -1,4 +1,4 @@
-"""Pictures of people, masks, poses and fields, and sheets of many of them."""
+"""Drawing of people, masks, poses and fields, and contact sheets."""
 
 from personlab.viz.fields import draw_fields
 from personlab.viz.people import draw_annotations, draw_people, draw_pose, draw_scores

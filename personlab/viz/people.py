@@ -1,7 +1,7 @@
 """Draw poses and masks of annotated and detected people.
 
-Images are H x W x 3, RGB, uint8, and never written into. The body's left is orange, its right blue, its
-middle sand; a person's mask has a colour of its own. Whatever is drawn grows with the person it is drawn on.
+Images are H x W x 3, RGB, uint8, and are not modified. The body's left is orange, its right blue, its middle
+sand; each person's mask has its own colour. Lines are thicker on larger people.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as rle_codec
+from pycocotools import mask as rle_tools
 
 from personlab.data.transform import ImageArray
 from personlab.people import Annotation, BoolArray, Detection
@@ -23,15 +23,16 @@ Floats = npt.NDArray[np.floating]
 LEFT: Final = (255, 140, 40)
 RIGHT: Final = (40, 150, 255)
 MIDDLE: Final = (255, 226, 170)
-RIM: Final = (18, 20, 26)  # around limbs and joints, so that they show on any ground
+RIM: Final = (18, 20, 26)  # around limbs and joints, for contrast with any background
 
-# Mask colours of the people of one image, in order, then from the start again.
+# Mask colours of the people of an image, in order, then repeated; all clearly different, also from LEFT and
+# RIGHT.
 PEOPLE: Final = (
-    *((0, 200, 170), (236, 72, 153), (250, 204, 21), (139, 92, 246), (132, 204, 22)),
-    *((244, 99, 80), (56, 189, 248), (217, 70, 239), (45, 212, 100), (234, 160, 90)),
+    *((0, 190, 165), (240, 60, 200), (255, 235, 60), (120, 75, 255), (80, 225, 50)),
+    *((225, 30, 70), (190, 230, 255), (140, 45, 120), (118, 118, 20), (255, 165, 195)),
 )
 
-_NECK = K  # an extra point halfway between the shoulders, so that heads sit on bodies
+_NECK = K  # an extra point midway between the shoulders, which connects head and body
 _FACE = range(KEYPOINTS.index("right_ear") + 1)
 _SHOULDERS = [KEYPOINTS.index("left_shoulder"), KEYPOINTS.index("right_shoulder")]
 _HIPS = [KEYPOINTS.index("left_hip"), KEYPOINTS.index("right_hip")]
@@ -44,9 +45,10 @@ _BONES: Final = (
 def draw_people(
     image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
 ) -> ImageArray:
-    """Masks (where they have some) and poses of detected people, the first on top.
+    """Draw the masks, if any, and the poses of detected people, the first on top.
 
-    Keypoints below `min_keypoint_score` are left out; the darker a joint's core, the less sure it is.
+    Keypoints with scores below `min_keypoint_score` are not drawn; the lower a score, the darker the core of
+    the joint.
     """
     masks = [_decode(person.rle, image) if person.rle else None for person in detections]
     canvas = _paint_masks(image, masks)
@@ -59,7 +61,7 @@ def draw_people(
 def draw_scores(
     image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
 ) -> ImageArray:
-    """A tag with the score above each person that `draw_people` draws, in the colour of the mask."""
+    """Draw the score above each person, in the colour of the mask. Arguments as for `draw_people`."""
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     for index, person in reversed(list(enumerate(detections))):
@@ -70,32 +72,32 @@ def draw_scores(
 
 
 def draw_annotations(image: ImageArray, annotations: Sequence[Annotation]) -> ImageArray:
-    """Masks and keypoints as annotated: hidden and imputed keypoints have dark cores, crowds are hatched."""
+    """Draw annotated masks and keypoints; hidden and imputed ones have dark cores, crowds are hatched."""
     people = [annotation for annotation in annotations if not annotation.crowd]
     canvas = _paint_masks(image, [_decode(person.rle, image) for person in people])
     for annotation in annotations:
         if annotation.crowd:
             _hatch(canvas, _decode(annotation.rle, image))
     for person in reversed(people):
-        seen = (person.visibility == 2) & (not person.imputed)
-        _paint_pose(canvas, person.keypoints, person.visibility > 0, seen.astype(np.float32))
+        visible = (person.visibility == 2) & (not person.imputed)
+        _paint_pose(canvas, person.keypoints, person.visibility > 0, visible.astype(np.float32))
     return canvas
 
 
 def draw_pose(image: ImageArray, keypoints: Floats, scores: Floats, *, min_score: float = 0.2) -> ImageArray:
-    """One skeleton: keypoints K x 2 as (x, y) in image pixels, scores K in [0, 1]."""
+    """Draw one pose: keypoints K x 2, (x, y) in image pixels; scores K, in [0, 1]."""
     canvas = image.copy()
     _paint_pose(canvas, keypoints, scores >= min_score, scores)
     return canvas
 
 
 def _decode(rle: bytes, image: ImageArray) -> BoolArray:
-    mask: BoolArray = rle_codec.decode({"size": list(image.shape[:2]), "counts": rle}).astype(bool)
+    mask: BoolArray = rle_tools.decode({"size": list(image.shape[:2]), "counts": rle}).astype(bool)
     return mask
 
 
 def _paint_masks(image: ImageArray, masks: Sequence[BoolArray | None]) -> ImageArray:
-    """The image with every mask tinted and outlined in its person's colour, the first on top."""
+    """A copy of the image with masks tinted and outlined, the first on top."""
     canvas = image.copy()
     for index, mask in reversed(list(enumerate(masks))):
         if mask is not None:
@@ -123,7 +125,7 @@ def _outline(canvas: ImageArray, mask: BoolArray, colour: Colour) -> None:
 
 
 def _magnification(image: ImageArray) -> float:
-    """How much thicker than on ordinary images lines are: large ones are looked at from farther away."""
+    """Factor of line widths on images longer than 1000 pixels, which are viewed reduced."""
     return max(1.0, float(max(image.shape[:2])) / 1000)
 
 
@@ -139,6 +141,7 @@ def _mix(pixels: ImageArray, colour: Colour, share: float) -> ImageArray:
 
 
 def to_pixels(values: Floats) -> ImageArray:
+    """Round to uint8."""
     pixels: ImageArray = np.rint(values.clip(0, 255)).astype(np.uint8)
     return pixels
 
@@ -152,17 +155,18 @@ def _lighter(colour: Colour) -> Colour:
 
 
 def side_colour(point: int) -> Colour:
+    """The colour of a keypoint, or of the neck, by body side."""
     name = KEYPOINTS[point] if point < K else "neck"
     return LEFT if name.startswith("left") else RIGHT if name.startswith("right") else MIDDLE
 
 
 def _bone_colour(a: int, b: int) -> Colour:
-    """A limb has its own side's colour; what joins left and right, or the head and the body, the middle's."""
+    """The side's colour; the middle's for bones between the sides and at the neck."""
     sides = {side_colour(a), side_colour(b)} - {MIDDLE}
     return sides.pop() if len(sides) == 1 and _NECK not in (a, b) else MIDDLE
 
 
-def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, certainty: Floats) -> None:
+def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, scores: Floats) -> None:
     """Draw the shown keypoints and the bones between them into the canvas."""
     if not shown.any():
         return
@@ -171,15 +175,16 @@ def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, certain
     width = _line_width(keypoints[shown], _magnification(canvas))
     rim = max(0.7, 0.28 * width)
     bones = [(a, b) for a, b in _BONES if drawn[a] and drawn[b]]
-    for extra, colour in ((rim, RIM), (0.0, None)):
-        for a, b in bones:
-            _capsule(canvas, points[a], points[b], width / 2 + extra, colour or _bone_colour(a, b))
+    for a, b in bones:  # all rims first, so that none crosses another bone
+        _capsule(canvas, points[a], points[b], width / 2 + rim, RIM)
+    for a, b in bones:
+        _capsule(canvas, points[a], points[b], width / 2, _bone_colour(a, b))
     for k in np.flatnonzero(shown):
         radius = width * (0.6 if k in _FACE else 0.85)
-        grey = round(40 + 215 * float(np.clip(certainty[k], 0, 1)))
+        grey = round(40 + 215 * float(np.clip(scores[k], 0, 1)))
         _disc(canvas, points[k], radius + rim, RIM)
         _disc(canvas, points[k], radius, side_colour(int(k)))
-        if radius > 1.2:  # a smaller core is a speck
+        if radius > 1.2:  # smaller cores would be invisible
             _disc(canvas, points[k], radius / 2, (grey, grey, grey))
 
 
@@ -188,7 +193,7 @@ def _line_width(points: Floats, magnification: float) -> float:
     return float(np.clip(0.022 * diagonal, 1.2, 7.0 * magnification))
 
 
-_FRACTION = 4  # binary digits after the point in the coordinates given to OpenCV
+_FRACTION = 4  # fractional bits of the coordinates given to OpenCV
 
 
 def _fixed(values: Floats) -> npt.NDArray[np.int32]:
@@ -196,7 +201,7 @@ def _fixed(values: Floats) -> npt.NDArray[np.int32]:
 
 
 def _capsule(canvas: ImageArray, a: Floats, b: Floats, radius: float, colour: Colour) -> None:
-    """A line with round ends, of any width."""
+    """Draw a line with round ends, of any width."""
     dx, dy = b - a
     angles = np.arctan2(dy, dx) + np.linspace(np.pi / 2, 3 * np.pi / 2, 12)
     half = radius * np.stack((np.cos(angles), np.sin(angles)), axis=-1)
@@ -215,7 +220,7 @@ def _disc(canvas: ImageArray, centre: Floats, radius: float, colour: Colour) -> 
 def _paint_tag(
     pen: ImageDraw.ImageDraw, text: str, points: Floats, colour: Colour, magnification: float
 ) -> None:
-    """Dark text on a rounded label over the highest of the points, or as near as the image lets it."""
+    """Draw a label above the highest of the points, within the image."""
     size = float(np.clip(0.07 * np.ptp(points[:, 1]), 10, 16 * magnification))
     font = ImageFont.load_default(size)
     left, top, right, bottom = font.getbbox(text)

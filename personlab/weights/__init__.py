@@ -1,1 +1,1 @@
-"""Published weights in (TensorFlow.js graph models of BodyPix and PoseNet), ONNX models out."""
+"""Import of published weights (BodyPix and PoseNet for TensorFlow.js), and export to ONNX."""

@@ -1,8 +1,8 @@
-"""Turn the networks that Google published for TensorFlow.js, BodyPix and PoseNet, into checkpoints.
+"""Import BodyPix and PoseNet, which Google published for TensorFlow.js, as checkpoints.
 
-BodyPix is PersonLab with all five fields, PoseNet has no seg and long. Their channels are ours but for order:
-offsets come as all y, then all x, in pixels, and the directed edges as two heads, 16 each. Intermediate heads
-were not published, and BodyPix' heads for parts of the body are left out.
+BodyPix is PersonLab with all five fields; PoseNet lacks seg and long. Their offset channels are all y, then
+all x, in pixels; mid-range offsets are two heads of 16 edges each. Intermediate heads were not published.
+BodyPix' heads for body parts are dropped.
 """
 
 import logging
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from personlab import params
-from personlab.errors import UserError
+from personlab.errors import UserError, first
 from personlab.model import checkpoint
 from personlab.model.backbones.mobilenet import MobileNet
 from personlab.model.network import PersonLab
 from personlab.people import FloatArray
 from personlab.weights import tfjs
-from personlab.weights.tfjs import GraphModel, shortened
+from personlab.weights.tfjs import GraphModel
 
 log = logging.getLogger("personlab")
 
-# What each of our heads is made of.
+# The heads of the graph that each field consists of.
 _POSE_HEADS: Final = {
     "heatmap": ("heatmap_2",),
     "short": ("offset_2",),
@@ -34,16 +34,18 @@ _POSE_HEADS: Final = {
 }
 _MASK_HEADS: Final = {"seg": ("segment_2",), "long": ("embedding_2",)}
 _OFFSETS: Final = ("short", "mid", "long")
-# Heads for body parts, and constants of the graph that are no weights.
-_LEFT_OUT: Final = re.compile(r"part_(heatmap|offset)_2/|clip_by_value/|Pad(_\d+)?/paddings$")
+# Heads for body parts, and constants of the graph.
+_DROPPED: Final = re.compile(r"part_(heatmap|offset)_2/|clip_by_value/|Pad(_\d+)?/paddings$")
 _LICENCE: Final = "Apache-2.0, as published by Google"
 
 
 def import_weights(source: str, out: Path, *, cache: Path) -> None:
-    """Write the checkpoint `out` (*.safetensors, and its card) from the graph model at `source`.
+    """Write a checkpoint from a graph model.
 
-    source: path or http(s) address of a model-stride*.json; whichever stride it is published at, the
-    checkpoint serves every stride. cache: folder that downloads are kept in.
+    Args:
+        source: path or http(s) address of a model-stride*.json. The checkpoint is the same for every stride.
+        out: the checkpoint, *.safetensors; its card is written beside it.
+        cache: folder that downloads are kept in.
 
     Raises:
         UserError: see `tfjs.read`; or the model is neither BodyPix nor PoseNet, or incomplete.
@@ -52,12 +54,12 @@ def import_weights(source: str, out: Path, *, cache: Path) -> None:
         raise UserError(f"{out}: weights are written as .safetensors; choose such a name")
     graph = tfjs.read(source, cache)
     network = _network(graph)
-    checkpoint.save(out, _state(graph, network), network.card(_origin(graph, network)))
+    checkpoint.save(out, _state(graph, network), network.card(_provenance(graph, network)))
     log.info("%s: %s", out, _describe(network))
 
 
 def _network(graph: GraphModel) -> PersonLab:
-    """A network without weights that the graph's fit into."""
+    """The network that the graph's weights fit, on the meta device, at the graph's stride."""
     model = _architecture(graph)
     masks = any(f"{head}/weights" in graph.arrays for heads in _MASK_HEADS.values() for head in heads)
     networks = []
@@ -87,8 +89,11 @@ def _architecture(graph: GraphModel) -> params.Model:
     )
 
 
-def _layers(network: PersonLab) -> Iterator[tuple[str, str, nn.Conv2d]]:
-    """(name of the weights in the graph, ours without ".weight", convolution) of all of the backbone."""
+# --- names ------------------------------------------------------------------------------------------------
+
+
+def _convolutions(network: PersonLab) -> Iterator[tuple[str, str, nn.Conv2d]]:
+    """(name of the weights in the graph, name in the network, convolution) of the backbone."""
     for name, module in network.backbone.named_modules():
         if isinstance(module, nn.Conv2d):
             yield _graph_name(name, isinstance(network.backbone, MobileNet)), f"backbone.{name}", module
@@ -112,62 +117,33 @@ def _bias_name(weights: str) -> str:
 
 
 def _heads(network: PersonLab) -> dict[str, tuple[str, ...]]:
+    """Of each field, the names of the heads' weights in the graph."""
     heads = _POSE_HEADS | _MASK_HEADS if network.masks else _POSE_HEADS
     return {field: tuple(f"{name}/weights" for name in names) for field, names in heads.items()}
 
 
+# --- checks -----------------------------------------------------------------------------------------------
+
+
 def _differences(graph: GraphModel, network: PersonLab) -> list[str]:
-    """Where the graph strides or dilates otherwise than the network does."""
+    """The convolutions whose stride or dilation differs between graph and network."""
     return [
         f"{name} is used with stride and dilation {graph.convolutions.get(name)}, not {expected}"
-        for name, _, module in _layers(network)
+        for name, _, module in _convolutions(network)
         if graph.convolutions.get(name) != (expected := (module.stride[0], module.dilation[0]))
     ]
 
 
 def _check_names(graph: GraphModel, network: PersonLab) -> None:
-    weights = [name for name, *_ in _layers(network)] + [
-        n for names in _heads(network).values() for n in names
-    ]
-    wanted = {name for weight in weights for name in (weight, _bias_name(weight))}
-    missing = sorted(wanted - graph.arrays.keys())
+    weights = [name for name, *_ in _convolutions(network)]
+    weights += [name for names in _heads(network).values() for name in names]
+    expected = {name for weight in weights for name in (weight, _bias_name(weight))}
+    missing = sorted(expected - graph.arrays.keys())
     if missing:
-        raise UserError(f"{graph.source}: not all of BodyPix or PoseNet; missing: {shortened(missing)}")
-    unknown = sorted(name for name in graph.arrays.keys() - wanted if not _LEFT_OUT.match(name))
+        raise UserError(f"{graph.source}: not all of BodyPix or PoseNet; missing: {first(missing)}")
+    unknown = sorted(name for name in graph.arrays.keys() - expected if not _DROPPED.match(name))
     if unknown:
-        raise UserError(f"{graph.source}: not BodyPix or PoseNet; weights unknown here: {shortened(unknown)}")
-
-
-def _state(graph: GraphModel, network: PersonLab) -> dict[str, Tensor]:
-    """The network's state dict, without intermediate heads."""
-    state = {}
-    for weights, name, module in _layers(network):
-        order = (2, 3, 0, 1) if module.groups > 1 else (3, 2, 0, 1)
-        state[f"{name}.weight"] = _permuted(graph, weights, order)
-        state[f"{name}.bias"] = graph.arrays[_bias_name(weights)]
-    for field, heads in _heads(network).items():
-        for part, arrays in (
-            ("weight", [_permuted(graph, head, (3, 2, 0, 1)) for head in heads]),
-            ("bias", [graph.arrays[_bias_name(head)] for head in heads]),
-        ):
-            if field in _OFFSETS:
-                arrays = [_x_then_y(array) / network.model.radius for array in arrays]
-            state[f"heads.{field}.{part}"] = np.concatenate(arrays)
-    _check_shapes(graph, network, state)
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
-
-
-def _permuted(graph: GraphModel, name: str, order: tuple[int, int, int, int]) -> FloatArray:
-    array = graph.arrays[name]
-    if array.ndim != 4:
-        raise UserError(f"{graph.source}: {name} has shape {array.shape}, which no convolution has")
-    return array.transpose(order)
-
-
-def _x_then_y(array: FloatArray) -> FloatArray:
-    """Channels that are all y, then all x, as (x, y) of one after the other."""
-    count = len(array) // 2
-    return array[: 2 * count].reshape(2, count, *array.shape[1:])[::-1].swapaxes(0, 1).reshape(array.shape)
+        raise UserError(f"{graph.source}: not BodyPix or PoseNet; unknown weights: {first(unknown)}")
 
 
 def _check_shapes(graph: GraphModel, network: PersonLab, state: dict[str, FloatArray]) -> None:
@@ -178,7 +154,45 @@ def _check_shapes(graph: GraphModel, network: PersonLab, state: dict[str, FloatA
         if array.shape != expected[name]
     ]
     if wrong:
-        raise UserError(f"{graph.source}: misshapen: {shortened(wrong, 3)}")
+        raise UserError(f"{graph.source}: misshapen: {first(wrong)}")
+
+
+# --- weights ----------------------------------------------------------------------------------------------
+
+
+def _state(graph: GraphModel, network: PersonLab) -> dict[str, Tensor]:
+    """The network's state dict, without intermediate heads."""
+    state = {}
+    for weights, name, module in _convolutions(network):
+        order = (2, 3, 0, 1) if module.groups > 1 else (3, 2, 0, 1)
+        state[f"{name}.weight"] = _transposed(graph, weights, order)
+        state[f"{name}.bias"] = graph.arrays[_bias_name(weights)]
+    for field, heads in _heads(network).items():
+        for part, arrays in (
+            ("weight", [_transposed(graph, head, (3, 2, 0, 1)) for head in heads]),
+            ("bias", [graph.arrays[_bias_name(head)] for head in heads]),
+        ):
+            if field in _OFFSETS:  # our heads predict in units of R
+                arrays = [_interleave(array) / network.model.radius for array in arrays]
+            state[f"heads.{field}.{part}"] = np.concatenate(arrays)
+    _check_shapes(graph, network, state)
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
+
+
+def _transposed(graph: GraphModel, name: str, order: tuple[int, int, int, int]) -> FloatArray:
+    array = graph.arrays[name]
+    if array.ndim != 4:
+        raise UserError(f"{graph.source}: {name} has shape {array.shape}; a convolution's has 4 dimensions")
+    return array.transpose(order)
+
+
+def _interleave(array: FloatArray) -> FloatArray:
+    """Reorder channels from all y, then all x, to x, y of each offset."""
+    count = len(array) // 2
+    return array[: 2 * count].reshape(2, count, *array.shape[1:])[::-1].swapaxes(0, 1).reshape(array.shape)
+
+
+# --- the card ---------------------------------------------------------------------------------------------
 
 
 def _describe(network: PersonLab) -> str:
@@ -188,15 +202,12 @@ def _describe(network: PersonLab) -> str:
     return f"{name} ResNet-50"
 
 
-def _origin(graph: GraphModel, network: PersonLab) -> dict[str, Any]:
-    """For the card: where the weights come from."""
-    mean, deviation = network.backbone.pixels
-    left_out = sorted({name.split("/")[0] for name in graph.arrays if name.startswith("part_")})
+def _provenance(graph: GraphModel, network: PersonLab) -> dict[str, Any]:
     return {
         "source": graph.source if "://" in graph.source else "/".join(Path(graph.source).parts[-2:]),
         "licence": _LICENCE,
         "architecture": _describe(network),
         "weights": graph.quantisation,
-        "normalisation": {"mean": list(mean), "deviation": list(deviation)},
-        "left_out": left_out,
+        "normalisation": {"mean": list(network.backbone.mean), "std": list(network.backbone.std)},
+        "dropped": sorted({name.split("/")[0] for name in graph.arrays if name.startswith("part_")}),
     }

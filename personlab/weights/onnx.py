@@ -1,10 +1,14 @@
-"""Export a network to ONNX: images in, fields out, for any runtime.
+"""Export a network to ONNX, for other runtimes.
 
-Input `image`: batch x 3 x height x width float32, RGB in 0..255 (normalisation is inside). Height and width
-are free but for being stride * n + 1. Outputs are named and shaped as the fields (`codec.fields`): offsets in
-input pixels, (x, y); `heatmap` and `seg` as probabilities, what equations 1, 3 and 6 call p_k and p_S. A
-network that finds poses only has no `seg` and `long`. The model's metadata holds the stride, the radius of
-the disks and the skeleton.
+Input: `image`, B x 3 x H x W float32, RGB in 0..255; normalisation is part of the model. B, H and W are
+dynamic; H and W must be stride * n + 1.
+
+Outputs: the fields, with the names and shapes of `codec.fields`: `heatmap` and `seg` as probabilities (p_k
+and p_S in equations 1, 3 and 6), offsets as (x, y) in input pixels. Networks without masks have no `seg` and
+`long`.
+
+Metadata, as JSON: personlab.stride, personlab.radius (of the disks, in input pixels), personlab.keypoints and
+personlab.edges.
 """
 
 import json
@@ -23,7 +27,7 @@ from personlab.utils.files import atomic_file
 
 
 def export(weights: Path, out: Path, *, stride: Stride = 16) -> None:
-    """Write the network of a checkpoint, at this output stride, to `out` (*.onnx).
+    """Write the network of a checkpoint to `out` (*.onnx), at output stride `stride`.
 
     Raises:
         UserError: the checkpoint cannot be read, or the packages that write ONNX are not installed.
@@ -31,14 +35,14 @@ def export(weights: Path, out: Path, *, stride: Stride = 16) -> None:
     if out.suffix != ".onnx":
         raise UserError(f"{out}: ONNX models are written as .onnx; choose such a name")
     network = from_checkpoint(weights, stride=stride)
-    program = _traced(network)
-    _label(program.model, network)
+    program = _program(network)
+    _set_metadata(program.model, network)
     with atomic_file(out) as partial:
         program.save(str(partial))
 
 
-class _Named(nn.Module):
-    """The network as a function of plain tensors."""
+class _TupleOutput(nn.Module):
+    """The network with its fields as a tuple of tensors."""
 
     def __init__(self, network: PersonLab) -> None:
         super().__init__()
@@ -49,25 +53,26 @@ class _Named(nn.Module):
         return tuple(fields[name] for name in self.network.heads)
 
 
-def _traced(network: PersonLab) -> Any:
+def _program(network: PersonLab) -> Any:
+    """The network as torch's ONNXProgram."""
     stride = network.stride
     side = 4 * stride + 1
-    free = {
+    dynamic = {
         0: torch.export.Dim("batch"),
         2: stride * torch.export.Dim("rows", min=2) + 1,
         3: stride * torch.export.Dim("columns", min=2) + 1,
     }
-    # It would say that torchvision is absent.
+    # silences a warning that torchvision is not installed
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of torch to itself
+        with warnings.catch_warnings(action="ignore"):  # torch's deprecation warnings about its own code
             return torch.onnx.export(
-                _Named(network).eval(),
+                _TupleOutput(network).eval(),
                 (torch.zeros(2, 3, side, side + stride),),
                 dynamo=True,
                 input_names=["image"],
                 output_names=list(network.heads),
-                dynamic_shapes={"image": free},
+                dynamic_shapes={"image": dynamic},
                 verbose=False,
             )
     except ModuleNotFoundError as error:
@@ -76,10 +81,10 @@ def _traced(network: PersonLab) -> Any:
         ) from None
 
 
-def _label(model: Any, network: PersonLab) -> None:
-    """Replace torch's notes, which name files of this machine, by what a decoder has to know: personlab.*"""
+def _set_metadata(model: Any, network: PersonLab) -> None:
+    """Replace torch's metadata, which contains paths of this machine, by what a decoder needs."""
     card = network.card({})
-    about = {
+    metadata = {
         "stride": network.stride,
         "radius": network.model.radius,
         "keypoints": card["skeleton"]["keypoints"],
@@ -87,4 +92,4 @@ def _label(model: Any, network: PersonLab) -> None:
     }
     for part in (model, model.graph, *model.graph, *model.graph.initializers.values()):
         part.metadata_props.clear()
-    model.metadata_props.update({f"personlab.{name}": json.dumps(value) for name, value in about.items()})
+    model.metadata_props.update({f"personlab.{name}": json.dumps(value) for name, value in metadata.items()})

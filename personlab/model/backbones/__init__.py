@@ -1,7 +1,10 @@
-"""The networks that look at pictures, for all models that do: which there are, and weights to begin with."""
+"""The backbones, and how they are made, normalised for and initialised from files."""
 
 from pathlib import Path
 from typing import Final
+
+import torch
+from torch import Tensor, nn
 
 from personlab import params
 from personlab.model import checkpoint
@@ -9,17 +12,35 @@ from personlab.model.backbones.mobilenet import MobileNet
 from personlab.model.backbones.resnet import ResNet
 from personlab.model.backbones.slim_resnet import SlimResNet
 
-# How its weights are called in the checkpoint of a whole network.
-PREFIX: Final = "backbone."
-
 Backbone = ResNet | MobileNet | SlimResNet
+
+PREFIX: Final = "backbone."  # of a backbone's parameters in the checkpoint of a whole network
+
+
+class Normalise(nn.Module):
+    """RGB images to the inputs of a backbone: (x - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """B x 3 x H x W, uint8 or floats in 0..255."""
+        return (images.float() - self.mean) / self.std
 
 
 def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, freeze_bn: bool) -> Backbone:
     """A backbone with random weights.
 
-    width: channels of its first stage. stride: of its output. freeze_bn: it is to be given weights, whose
-    normalisation statistics stay what they are.
+    Args:
+        kind: architecture.
+        width: channels of the first stage.
+        stride: output stride.
+        freeze_bn: freeze the batch normalisation statistics, for pretrained weights (see `ResNet`).
     """
     match kind:
         case "mobilenet" | "mobilenet16":
@@ -31,8 +52,10 @@ def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, freeze
 
 
 def load(backbone: Backbone, path: Path) -> None:
-    """Give a backbone the weights at `path`: of the same one in a checkpoint of this program, whose heads are
-    left out, or a torchvision ResNet's in safetensors, whose classifier is.
+    """Load weights into a backbone.
+
+    path: a checkpoint of a personlab network, whose heads are ignored, or the state dict of a torchvision
+        ResNet in safetensors, whose classifier is ignored.
 
     Raises:
         UserError: the file cannot be read, or its weights do not fit.

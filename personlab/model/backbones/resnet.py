@@ -1,72 +1,43 @@
-"""Atrous ResNet: torchvision's ResNet, name for name, with a choice of output stride (paper, section 4.1).
+"""ResNet with atrous convolution.
 
-Parameter names and shapes are those of torchvision's ResNet without `fc`, so its ImageNet weights load
-unchanged; `width` 64 is that standard network, smaller widths make narrow ones.
-
-A stage whose stride is removed to keep the activations dense dilates its later convolutions instead. The
-convolution that used to stride keeps the dilation of the stage before: it still reads the same grid, only at
-more positions. The dense network thus computes exactly what the strided one does, and everything between: its
-output at stride 8, taken at every second cell, is its output at stride 16, borders included, for inputs of
-32 * n + 1 pixels. So one set of weights serves training at 16 and evaluation at 8.
+Parameter names and shapes are those of torchvision's ResNet (v1.5) without `fc`, so that its ImageNet weights
+load unchanged.
 """
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Final, Self, cast
 
-import torch
 from torch import Tensor, nn
 
+from personlab.model.backbones.atrous import Layer, atrous, conv3x3
 from personlab.params import ResNetKind, Stride
-
-Channels = tuple[float, float, float]
-
-# ImageNet's, as torchvision's weights expect them, on a scale of 0..255.
-_MEAN: Final = (123.675, 116.28, 103.53)
-_DEVIATION: Final = (58.395, 57.12, 57.375)
-
-
-def _conv3x3(inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=dilation, dilation=dilation, bias=False)
 
 
 def _conv1x1(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module | None:
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(_conv1x1(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs))
 
 
-class Normalise(nn.Module):
-    """RGB in 0..255 to what a backbone was trained on; torchvision's: mean 0, deviation 1 per channel."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, mean: Channels = _MEAN, deviation: Channels = _DEVIATION) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(deviation).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """B x 3 x H x W, uint8 or floats in 0..255."""
-        return (images.float() - self.mean) / self.deviation
-
-
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions. `entry_dilation` belongs to the one that strides, `dilation` to the one after."""
+    """Two 3x3 convolutions; the first strides."""
 
     expansion: Final = 1
+    layers: Final = 2  # 3x3 convolutions
 
-    def __init__(self, inputs: int, planes: int, *, stride: int, entry_dilation: int, dilation: int) -> None:
+    def __init__(self, inputs: int, planes: int, first: Layer, second: Layer) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(inputs, planes, stride=stride, dilation=entry_dilation)
+        self.conv1 = conv3x3(inputs, planes, first, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = _conv3x3(planes, planes, dilation=dilation)
+        self.conv2 = conv3x3(planes, planes, second, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, planes, stride)
+        self.downsample = _downsample(inputs, planes, first.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -75,21 +46,22 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1; the 3x3 strides (torchvision's "v1.5"). Nothing after it has an extent to dilate."""
+    """1x1, 3x3 and 1x1 convolutions; the 3x3 strides."""
 
     expansion: Final = 4
+    layers: Final = 1
 
-    def __init__(self, inputs: int, planes: int, *, stride: int, entry_dilation: int, dilation: int) -> None:
+    def __init__(self, inputs: int, planes: int, layer: Layer) -> None:
         super().__init__()
         outputs = planes * self.expansion
         self.conv1 = _conv1x1(inputs, planes)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = _conv3x3(planes, planes, stride=stride, dilation=entry_dilation)
+        self.conv2 = conv3x3(planes, planes, layer, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv3 = _conv1x1(planes, outputs)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample = _downsample(inputs, outputs, layer.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(self.bn1(self.conv1(x)))
@@ -112,31 +84,25 @@ class ResNet(nn.Module):
     """A ResNet without its classifier, at output stride 8, 16 or 32.
 
     Args:
-        backbone: which ResNet.
-        width: channels of the first stage; 64 is the standard network.
-        output_stride: input pixels per output cell. It changes no parameter: the same state dict loads at
-            every stride.
-        freeze_bn: always normalise with the running statistics and never update them, in training
-            mode too (scale and bias stay trainable). For pretrained weights; a network trained from scratch
-            has no statistics worth freezing.
+        kind: depth of the ResNet.
+        width: channels of the first stage; 64 in the standard network.
+        output_stride: input pixels per output cell; it changes no parameter.
+        freeze_bn: normalise with the running statistics in training mode too, and do not update them; scale
+            and bias stay trainable. For pretrained weights.
 
     Attributes:
         channels: of the two outputs, (middle, final).
-        pixels: mean and deviation that its inputs are normalised with, on a scale of 0..255.
+        mean, std: RGB statistics of its inputs, on a scale of 0..255; ImageNet's, as in torchvision.
     """
 
-    pixels: Final = (_MEAN, _DEVIATION)
+    mean: Final = (123.675, 116.28, 103.53)
+    std: Final = (58.395, 57.12, 57.375)
 
     def __init__(
-        self,
-        backbone: ResNetKind,
-        *,
-        width: int = 64,
-        output_stride: Stride = 32,
-        freeze_bn: bool = False,
+        self, kind: ResNetKind, *, width: int = 64, output_stride: Stride = 32, freeze_bn: bool = False
     ) -> None:
         super().__init__()
-        block, counts = _STAGES[backbone]
+        block, counts = _STAGES[kind]
         self.output_stride = output_stride
         self.freeze_bn = freeze_bn
         self.channels = (4 * width * block.expansion, 8 * width * block.expansion)
@@ -144,32 +110,24 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
-        self._stride, self._dilation, self._inputs = 4, 1, width
-        self.layer1 = self._stage(block, width, counts[0], stride=1)
-        self.layer2 = self._stage(block, 2 * width, counts[1], stride=2)
-        self.layer3 = self._stage(block, 4 * width, counts[2], stride=2)
-        self.layer4 = self._stage(block, 8 * width, counts[3], stride=2)
+        strides = [2, 2]  # of conv1 and maxpool, then of all 3x3 convolutions
+        for count, stride in zip(counts, (1, 2, 2, 2), strict=True):
+            strides += [stride] + [1] * (count * block.layers - 1)
+        layers = islice(atrous(strides, output_stride), 2, None)
+        self._inputs = width
+        self.layer1 = self._stage(block, width, counts[0], layers)
+        self.layer2 = self._stage(block, 2 * width, counts[1], layers)
+        self.layer3 = self._stage(block, 4 * width, counts[2], layers)
+        self.layer4 = self._stage(block, 8 * width, counts[3], layers)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _stage(self, block: Block, planes: int, count: int, *, stride: int) -> nn.Sequential:
-        entry_dilation = self._dilation
-        if self._stride * stride > self.output_stride:
-            self._dilation, stride = self._dilation * stride, 1
-        self._stride *= stride
+    def _stage(self, block: Block, planes: int, count: int, layers: Iterator[Layer]) -> nn.Sequential:
         blocks = []
         for _ in range(count):
-            blocks.append(
-                block(
-                    self._inputs,
-                    planes,
-                    stride=stride,
-                    entry_dilation=entry_dilation,
-                    dilation=self._dilation,
-                )
-            )
-            self._inputs, stride, entry_dilation = planes * block.expansion, 1, self._dilation
+            blocks.append(block(self._inputs, planes, *islice(layers, block.layers)))
+            self._inputs = planes * block.expansion
         return nn.Sequential(*blocks)
 
     def train(self, mode: bool = True) -> Self:
@@ -181,10 +139,10 @@ class ResNet(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of B x 3 x H x W images: (middle, final), both at the output stride.
+        """Features of B x 3 x H x W normalised images: (middle, final), both at the output stride.
 
-        `middle` is the output of the third stage (of four), for intermediate supervision. At output stride 32
-        that stage still works at 16; its every second cell is taken, so that both lie on one grid.
+        `middle` is the output of `layer3`, for intermediate supervision. Its native stride is 16; at output
+        stride 32 every second cell is taken.
         """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         middle: Tensor = self.layer3(self.layer2(self.layer1(x)))

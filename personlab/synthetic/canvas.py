@@ -1,0 +1,84 @@
+"""The canvas that scenes are drawn on: colours, and which person covers which pixel.
+
+It has twice the resolution of the image: downscaling smooths the colours, and masks stay exact.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from personlab.people import FloatArray
+from personlab.synthetic.raycast import Patch
+
+SUPERSAMPLING: Final = 2
+BACKGROUND: Final = 0
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What is drawn later covers what was drawn earlier. Coordinates are canvas pixels (x, y)."""
+
+    rgb: npt.NDArray[np.uint8]  # h x w x 3
+    instances: npt.NDArray[np.uint8]  # h x w: the person that covers a pixel, from 1, or BACKGROUND
+    depth: FloatArray  # h x w, statures: the covering person's surface
+
+    @classmethod
+    def blank(cls, width: int, height: int) -> "Canvas":
+        """A canvas for an image of width x height pixels."""
+        size = SUPERSAMPLING * height, SUPERSAMPLING * width
+        return cls(
+            np.zeros((*size, 3), np.uint8), np.full(size, BACKGROUND, np.uint8), np.zeros(size, np.float32)
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.instances.shape[0], self.instances.shape[1]
+
+    def polygon(self, points: npt.ArrayLike, colour: FloatArray) -> None:
+        """Fill a polygon of N x 2 points with background."""
+        corners = np.asarray(points).round().astype(np.int32)
+        cv2.fillPoly(self.rgb, [corners], to_bytes(colour))
+        cv2.fillPoly(self.instances, [corners], BACKGROUND)
+
+    def rectangle(self, x: float, y: float, width: float, height: float, colour: FloatArray) -> None:
+        """Fill the rectangle whose upper left corner is (x, y) with background."""
+        self.polygon([(x, y), (width + x, y), (width + x, height + y), (x, height + y)], colour)
+
+    def ellipse(
+        self, centre: tuple[float, float], radii: tuple[float, float], angle: float, colour: FloatArray
+    ) -> None:
+        """Fill an ellipse, turned by `angle` degrees, with background."""
+        at = round(centre[0]), round(centre[1])
+        axes = max(round(radii[0]), 1), max(round(radii[1]), 1)
+        cv2.ellipse(self.rgb, at, axes, angle, 0, 360, to_bytes(colour), -1)
+        cv2.ellipse(self.instances, at, axes, angle, 0, 360, BACKGROUND, -1)
+
+    def paste(self, patch: Patch, instance: int) -> None:
+        """Draw a rendered person."""
+        drawn = np.isfinite(patch.depth)
+        self.rgb[patch.slices][drawn] = (patch.colour[drawn].clip(0, 1) * 255).astype(np.uint8)
+        self.instances[patch.slices][drawn] = instance
+        self.depth[patch.slices][drawn] = patch.depth[drawn]
+
+    def shadow(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
+        """Darken an ellipse, less towards its edge."""
+        h, w = self.size
+        left, right = max(int(centre[0] - radii[0]), 0), min(int(centre[0] + radii[0]) + 1, w)
+        top, bottom = max(int(centre[1] - radii[1]), 0), min(int(centre[1] + radii[1]) + 1, h)
+        if left >= right or top >= bottom:
+            return
+        x = (np.arange(left, right, dtype=np.float32) - centre[0]) / radii[0]
+        y = (np.arange(top, bottom, dtype=np.float32) - centre[1]) / radii[1]
+        brightness = 1 - strength * np.maximum(1 - x[None, :] ** 2 - y[:, None] ** 2, 0)
+        part = self.rgb[top:bottom, left:right]
+        part[:] = (part * brightness[..., None]).astype(np.uint8)
+
+
+def to_bytes(colour: FloatArray) -> tuple[int, int, int]:
+    """A colour in 0..1 as OpenCV takes it."""
+    red, green, blue = (int(channel) for channel in np.clip(colour * 255, 0, 255))
+    return red, green, blue
