@@ -31,9 +31,9 @@ from rich.progress import track
 from rich.table import Table
 
 from personlab.data import images as picture
-from personlab.inference import inputs
 from personlab.inference import job as batch
 from personlab.inference.job import Job, Worker, make_plan
+from personlab.inference.listing import list_images
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Codec, Infer, Model
@@ -166,7 +166,7 @@ def _rate(out: Path, images: int) -> float:
 
 def _plain(pictures: Path, weights: Path, out: Path, part_size: int) -> None:
     """As many processes as there are processors, each making its share of the parts."""
-    listing = inputs.find(str(pictures))
+    listing = list_images(str(pictures))
     job = Job(
         make_plan(listing, weights, _INFER, part_size=part_size),
         *(listing.root, Folder(str(out)), weights, picture.decode),
@@ -187,7 +187,7 @@ def _plain(pictures: Path, weights: Path, out: Path, part_size: int) -> None:
 
 
 def _share(pictures: Path, weights: Path, out: Path, part_size: int, index: int) -> None:
-    listing = inputs.find(str(pictures))
+    listing = list_images(str(pictures))
     plan = make_plan(listing, weights, _INFER, part_size=part_size)
     worker = Worker(Job(plan, listing.root, Folder(str(out)), weights, picture.decode))
     for number in plan.parts[index :: os.cpu_count() or 1]:

@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 from personlab.data import images
-from personlab.inference import inputs
-from personlab.inference.inputs import Listing
 from personlab.inference.job import INPUTS, MANIFEST, PLAN, DecodeImage, Job, Manifest, make_plan
+from personlab.inference.listing import Listing, list_images
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
@@ -55,7 +54,7 @@ def job(
     infer: Infer = INFER,
     decode: DecodeImage = images.decode,
 ) -> tuple[Job, Listing]:
-    listing = inputs.find(str(wanted))
+    listing = list_images(str(wanted))
     plan = make_plan(listing, weights, infer, max_people=MAX_PEOPLE, part_size=part_size)
     return Job(plan, listing.root, Folder(str(out)), weights, decode), listing
 

@@ -84,7 +84,7 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-# Batch inference: what there is to read (personlab/inference/inputs.py), what was found, what could not be
+# Batch inference: what there is to read (personlab/inference/listing.py), what was found, what could not be
 # read. An image's id is its place in INPUTS; predictions can be read as PREDICTIONS too.
 INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # row -1: the file is the picture
 
