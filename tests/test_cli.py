@@ -25,6 +25,7 @@ from personlab.model.network import build
 from personlab.params import Model
 from tests import layouts, tfjs_models
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
 
 
@@ -139,10 +140,7 @@ def test_images_get_the_ids_of_an_annotation_file(tmp_path: Path, weights: Path)
 
 @pytest.mark.parametrize(
     "environment",
-    [
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONIOENCODING": "latin-1"},
-    ],
+    [ASCII, {"PYTHONIOENCODING": "latin-1"}],
     ids=["ASCII", "Latin-1"],
 )
 def test_scores_are_printed_whatever_the_terminal_can_show(
@@ -158,6 +156,21 @@ def test_scores_are_printed_whatever_the_terminal_can_show(
     )
     assert scored.returncode == 0, scored.stderr
     assert scored.stdout.splitlines()[1].split() == [*["0.000"] * 3, "?", "?", *["0.000"] * 3, "?", "?"]
+
+
+@pytest.mark.slow
+def test_names_that_the_locale_cannot_spell_are_predicted(tmp_path: Path, weights: Path) -> None:
+    layouts.write_image(tmp_path / "in/é.jpg")
+    (tmp_path / "in/é.jpg").rename(os.fsdecode(os.fsencode(tmp_path) + b"/in/caf\xe9.jpg"))
+    layouts.write_image(tmp_path / "in/é.jpg")
+    outcome = run(
+        *("predict", "in", "--weights", str(weights), "--out", "found", "--side", "65"),
+        folder=tmp_path,
+        **ASCII,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert {path.name for path in (tmp_path / "found/overlays").iterdir()} == {"caf_xe9.jpg", "_.jpg"}
+    assert json.loads((tmp_path / "found/_.json").read_text())["file_name"] == "in/é.jpg"
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def list_all(places: Iterable[str], *, leave_out: Sequence[str] = ()) -> tuple[l
             continue
         new = list[bool]()
         for path in listing.paths():
-            file = path if "://" in path else os.path.realpath(path)
+            file = path if "://" in path else os.path.realpath(storage.local_path(path))
             new.append(file not in seen)
             seen.add(file)
         listings.append(Listing(listing.root, listing.entries.filter(pa.array(new))))
@@ -159,7 +159,7 @@ def _name(file: str, row: int) -> str:
 def _outside(left_out: Sequence[str], root: str, names: Sequence[str]) -> Sequence[str]:
     """The names of files below `root` that are neither left out nor below a folder that is."""
     system, path = storage.locate(root)
-    for other, place in map(storage.locate, left_out):
+    for other, place in map(storage.locate, map(storage.as_text, left_out)):
         below = posixpath.relpath(place, path)
         if other == system:
             names = [name for name in names if name != below and not name.startswith(f"{below}/")]

@@ -5,6 +5,7 @@ import logging
 import os
 import posixpath
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from personlab.inference.listing import Fetch, Listing
 from personlab.inference.results import SHOWN, Result
 from personlab.metrics.coco import PERSON
 from personlab.predictor import Predictor
+from personlab.utils import storage
 from personlab.utils.files import write_atomic, write_json
 from personlab.utils.progress import Tracker
 
@@ -103,7 +105,9 @@ def _stems(paths: Iterable[str]) -> Iterator[str]:
 
 def safe_stem(path: str) -> str:
     """The file name without folder and suffix, valid on any file system; "x.parquet#17" gives "x_17"."""
-    name = re.sub(r"\.[^.#]*(#\d+)?$", r"\1", posixpath.basename(path))
+    encoding = sys.getfilesystemencoding()
+    known = posixpath.basename(path).encode(encoding, errors="replace").decode(encoding)
+    name = re.sub(r"\.[^.#]*(#\d+)?$", r"\1", known)
     return re.sub(r"[^\w .()+-]", "_", name).strip(" .")[:_LONGEST_STEM] or "image"
 
 
@@ -203,7 +207,7 @@ def draw(image: ImageArray, result: Result) -> ImageArray:
 
 
 def _check_apart(planned: Sequence[Image], output: Output) -> None:
-    inputs = {os.path.realpath(image.path) for image in planned}
+    inputs = {os.path.realpath(storage.local_path(image.path)) for image in planned}
     for overlay in map(output.overlay, planned):
         if os.path.realpath(overlay) in inputs:
             raise UserError(f"{overlay}: an overlay would replace this image; choose another --out")

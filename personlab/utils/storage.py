@@ -58,12 +58,11 @@ def as_text(path: str) -> str:
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def _local(text: str) -> Path:
-    """The path that `as_text` made text of."""
-    path = Path(os.fsdecode(text.encode()))
-    if os.path.lexists(path):  # a name may hold a real backslash
-        return path
-    raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), text.encode())
+def local_path(text: str) -> Path:
+    """The path that `as_text` made text of, in the encoding of the file system."""
+    raw = text.encode(errors="surrogateescape")
+    if not os.path.lexists(raw):  # else the name holds a real backslash
+        raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), raw)
     return Path(os.fsdecode(raw))
 
 
@@ -75,7 +74,7 @@ def open_file(place: str) -> Any:
 def _open(system: FileSystem, path: str) -> Any:
     if not isinstance(system, LocalFileSystem):
         return system.open_input_file(path)
-    local = _local(path)
+    local = local_path(path)
     if local.exists() and not local.is_file():  # opening a pipe would wait for its other end
         raise OSError("is not a regular file")
     return system.open_input_file(bytes(local))
@@ -91,7 +90,7 @@ def kind(place: str) -> FileType:
     try:
         if not isinstance(system, LocalFileSystem):
             return system.get_file_info(path).type
-        local = _local(path)
+        local = local_path(path)
         if local.is_dir():
             return FileType.Directory
         return FileType.File if local.exists() else FileType.NotFound
@@ -123,7 +122,7 @@ class Folder:
         system, path = locate(self.place)
         try:
             if isinstance(system, LocalFileSystem):
-                return [as_text(name) for name in _walk(_local(path), recursive)]
+                return [as_text(name) for name in _walk(local_path(path), recursive)]
             found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=recursive))
             start = len(path.rstrip("/")) + 1
             return [info.path[start:] for info in found if info.type == FileType.File]
@@ -140,7 +139,7 @@ class Folder:
         if not isinstance(system, LocalFileSystem):
             segments = pattern.split("/")
             return [name for name in self.files(recursive=True) if _matches(name.split("/"), segments)]
-        root = _local(path)
+        root = local_path(path)
         found = glob.glob(pattern, root_dir=root, recursive=True, include_hidden=True)  # noqa: PTH207
         return [as_text(name) for name in found if not (root / name).is_dir()]
 
