@@ -103,7 +103,7 @@ Found = dict[tuple[Setting, str], dict[int, list[Detection]]]
 def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
-    truth = read_annotations(options.annotations)
+    truth = read_annotations(options.annotations).truth
     predictors = [
         Predictor.from_checkpoint(options.weights, Infer(sides=tuple(options.sides), stride=stride))
         for stride in options.strides

@@ -31,11 +31,12 @@ from benchmarks import photos
 from personlab import params, tables
 from personlab.codec.decode import detections
 from personlab.codec.fields import Fields
-from personlab.data import images
-from personlab.data.crops import person_crop, with_images
-from personlab.data.example import pixels
-from personlab.inference import inputs
+from personlab.data import images as picture
+from personlab.data.crops import person_crop, read_image
+from personlab.data.example import decode_jpeg
+from personlab.data.transform import ImageArray
 from personlab.inference import job as batch
+from personlab.inference.listing import list_images
 from personlab.model.estimator import Estimator, PersonFields
 from personlab.model.network import PersonLab
 from personlab.params import Model, Params
@@ -227,7 +228,7 @@ def listing(folder: Path) -> dict[str, float]:
             file.write(f"s3://a-bucket/photos/{number % 1000:03}/{number:012}.jpg\n")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
-    stored = tables.table_bytes(inputs.find(str(listed)).entries, params_hash="", row_group_size=_PART)
+    stored = tables.table_bytes(list_images(str(listed)).entries, params_hash="", row_group_size=_PART)
     planned = time.process_time() - start
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     path = folder / "inputs.parquet"

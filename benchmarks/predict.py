@@ -28,17 +28,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from personlab.codec.decode import detections
 from personlab.data import images
-from personlab.inference.pictures import Picture, find
-from personlab.inference.predict import Output, draw, predict
+from personlab.inference.listing import Fetch, Listing, list_images
+from personlab.inference.predict import Image, Output, draw, plan_images, predict
 from personlab.inference.results import Result
 from personlab.params import Infer, Stride
 from personlab.predictor import Predictor
 from personlab.utils import malloc
 
 T = TypeVar("T")
-Times = dict[tuple[str, Path], list[float]]
+Times = dict[tuple[str, str], list[float]]
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ def main() -> None:
     options = _options()
     console = Console()
     malloc.disable_trim()
-    pictures = find([str(options.images)])
+    listing = list_images(str(options.images))
     with tempfile.TemporaryDirectory() as folder:
         load = Load(options.weights, options.side, options.stride, options.threads)
-        timings = measure(load, pictures, Output(Path(folder), "json", params_hash=""), options.rounds)
-    console.print(table(timings, len(pictures), options))
+        timings = measure(load, listing, Output(Path(folder), "json", params_hash=""), options.rounds)
+    console.print(table(timings, len(listing.entries), options))
     if options.json:
         options.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")
 
@@ -78,26 +77,28 @@ def loaded(load: Load) -> Predictor:
     return Predictor.from_checkpoint(load.weights, Infer(sides=(load.side,), stride=load.stride))
 
 
-def whole(load: Load, pictures: list[Picture], output: Output) -> float:
-    """Milliseconds an image of `predict`, without loading the network."""
+def whole(load: Load, listing: Listing, output: Output) -> float:
+    """Milliseconds a picture of all that `predict` does, but for loading the network."""
     predictor = loaded(load)
     start = time.perf_counter()
-    predict(predictor, pictures, output, progress=_silent)
-    return (time.perf_counter() - start) * 1e3 / len(pictures)
+    predict(predictor, [listing], output, progress=_silent)
+    return (time.perf_counter() - start) * 1e3 / len(listing.entries)
 
 
-def measure(load: Load, pictures: list[Picture], output: Output, rounds: int) -> list[Timing]:
-    """The pieces, the whole, and the whole in another process, which returns freed memory to the system."""
-    predictor, all_of_it = loaded(load), partial(whole, load, pictures, output)
-    for item in pictures[:3]:  # compile, and let the allocator see the sizes
-        _walk(predictor, item, output, defaultdict(list))
+def measure(load: Load, listing: Listing, output: Output, rounds: int) -> list[Timing]:
+    """The pieces, the whole, and the whole in another process, which gives freed memory back."""
+    predictor, all_of_it = loaded(load), partial(whole, load, listing, output)
+    fetches = [fetch for _, fetch in listing.read()]
+    planned = list(zip(plan_images(listing.paths()), fetches, strict=True))
+    for image, fetch in planned[:3]:  # compile, and let the allocator see the sizes
+        _walk(predictor, image, fetch, output, defaultdict(list))
     times: Times = defaultdict(list)
     kept, given_back = list[float](), list[float]()
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
         other.submit(all_of_it).result()  # likewise
         for _ in track(range(rounds), "measuring", transient=True):
-            for item in pictures:
-                _walk(predictor, item, output, times)
+            for image, fetch in planned:
+                _walk(predictor, image, fetch, output, times)
             kept.append(all_of_it())
             given_back.append(other.submit(all_of_it).result())
     medians = defaultdict[str, list[float]](list)
@@ -108,8 +109,8 @@ def measure(load: Load, pictures: list[Picture], output: Output, rounds: int) ->
     return [*pieces, *ends]
 
 
-def _walk(predictor: Predictor, item: Picture, output: Output, times: Times) -> None:
-    """The pieces of `predict` for one image."""
+def _walk(predictor: Predictor, item: Image, fetch: Fetch, output: Output, times: Times) -> None:
+    """What `predict` does with a picture, each piece on its own."""
 
     def timed(piece: str, work: Callable[[], T]) -> T:
         start = time.perf_counter()
@@ -118,13 +119,13 @@ def _walk(predictor: Predictor, item: Picture, output: Output, times: Times) -> 
         return result
 
     decoder = predictor.decoder
-    image = timed("decode JPEG", lambda: images.read(item.path))
+    image = timed("decode JPEG", lambda: images.decode(fetch()))
     height, width = image.shape[:2]
     levels = timed("network", lambda: [predictor.level(image, side) for side in predictor.sides])
     found = timed("codec: poses", lambda: decoder.poses(levels, height=height, width=width))
     masks = timed("codec: masks", lambda: list(decoder.masks(levels, found, height=height, width=width)))
     people = timed("run lengths", lambda: list(detections(found, masks)))
-    result = Result(item.id, item.path, height, width, people)
+    result = Result(item.id, item.file_name, height, width, people)
     overlay = timed("draw", lambda: draw(image, result))
     timed("write", lambda: output.write_one(item, overlay, result))
 

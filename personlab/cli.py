@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -190,47 +191,59 @@ def oracle(
 
 @app.command(group=tools)
 def predict(
-    pictures: Annotated[
-        list[str], Parameter(help="Picture files, folders of them, or patterns such as 'photos/**/*.jpg'.")
+    images: Annotated[
+        list[str],
+        Parameter(
+            help="Image files, folders, patterns ('photos/**/*.jpg'), Parquet files, lists of paths; or URIs."
+        ),
     ],
     /,
     *,
     weights: Weights,
-    out: Annotated[Path, Parameter(help="Folder to write to; nothing is written anywhere else.")],
+    out: Annotated[Path, Parameter(help="Folder to write to.")],
+    annotations: Annotated[
+        Path | None,
+        Parameter(help="COCO JSON that lists these images: results get its image ids, by file name."),
+    ] = None,
     side: Side = None,
     pyramid: Pyramid = None,
     stride: OutputStride = DEFAULTS.stride,
     max_people: MaxPeople = None,
     form: Annotated[
-        Literal["json", "coco", "parquet"],
+        Literal["json", "coco", "coco-dataset", "parquet"],
         Parameter(
-            name="--format", help="A JSON file per picture, one of COCO results, or one Parquet table."
+            name="--format",
+            help="A JSON file per image; COCO results; a COCO dataset for annotation tools, of people with a "
+            "score of at least 0.2; or a Parquet table.",
         ),
     ] = "json",
     device: Device = "cpu",
 ) -> None:
-    """Find people in pictures: poses, masks and scores, and overlays/*.jpg to look at.
+    """Find people in images.
 
-    Every proposal is written, however unsure; overlays show those with scores of 0.2 and more. Pictures that
-    cannot be read stop nothing: they are listed at the end with reasons, and the exit status is 1.
+    Reads images and weights. Writes poses, masks and scores of all proposals, and overlays/*.jpg of those
+    with a score of at least 0.2. Images that cannot be read are listed with reasons; the exit status is 1.
     """
     from personlab import tables
-    from personlab.inference.pictures import find
+    from personlab.inference.image_ids import AnnotatedImages
+    from personlab.inference.listing import list_all
     from personlab.inference.predict import Output, predict
+    from personlab.metrics.coco import PERSON
     from personlab.predictor import Predictor, decoding
     from personlab.utils import malloc
     from personlab.utils.progress import progress
 
     infer = _infer(side, pyramid, stride)
+    annotated = AnnotatedImages.read(annotations) if annotations else None
     malloc.disable_trim()
     predictor = Predictor.from_checkpoint(weights, infer, max_people=max_people, gpu=device == "cuda")
     digest = tables.params_hash(infer, decoding(predictor.network, max_people))
-    output = Output(out, form, digest)
-    found = find(pictures)
-    unread = predict(predictor, found, output, progress=progress)
-    if unread:
-        reasons = "".join(f"\n  {picture.path}: {picture.reason}" for picture in unread)
-        raise UserError(f"{len(unread)} of {len(found)} pictures could not be read:{reasons}")
+    output = Output(out, form, digest, annotated.person if annotated else PERSON)
+    listings, failures = list_all(images, leave_out=output.left_out)
+    total = len(failures) + sum(len(listing.entries) for listing in listings)
+    failures += predict(predictor, listings, output, annotated=annotated, progress=progress)
+    if failures:
+        raise UserError("\n  ".join([f"{len(failures)} of {total} images could not be read:", *failures]))
 
 
 @app.command(group=tools, name="infer-batch")
@@ -261,12 +274,12 @@ def infer_batch(
     """
     from personlab.data import images
     from personlab.distributed import batch
-    from personlab.inference import inputs
     from personlab.inference.job import Job, make_plan
+    from personlab.inference.listing import list_images
     from personlab.utils.storage import Folder
 
     infer = _infer(side, pyramid, stride)
-    listing = inputs.find(pictures)
+    listing = list_images(pictures, leave_out=[out])
     plan = make_plan(listing, weights, infer, max_people=max_people, part_size=part_size)
     job = Job(plan, listing.root, Folder(out), weights.absolute(), images.decode, gpu=device == "cuda")
     batch.run(job, listing)
@@ -274,22 +287,22 @@ def infer_batch(
 
 @app.command(group=tools)
 def overlays(
-    pictures: Annotated[str, Parameter(help="The images of the run, given as to infer-batch.")],
+    images: Annotated[str, Parameter(help="The images of the run, named as for infer-batch.")],
     /,
     *,
     run: Annotated[str, Parameter(help="Folder or URI that infer-batch wrote to.")],
     out: Annotated[Path, Parameter(help="Folder to write to.")],
-    count: Annotated[PositiveInt, Parameter(help="How many, spread over the run.")] = 12,
+    count: Annotated[PositiveInt, Parameter(help="Number of images, spread over the run.")] = 12,
 ) -> None:
-    """Draw predictions of infer-batch into images.
+    """Draw the people that infer-batch found into some of its images.
 
-    Reads the images and the part-*.parquet of the run; writes pictures to --out.
+    Reads the images and part-*.parquet of the run. Writes NN-name.jpg.
     """
-    from personlab.inference import inputs
+    from personlab.inference.listing import list_images
     from personlab.inference.overlays import draw
     from personlab.utils.storage import Folder
 
-    print(*draw(inputs.find(pictures), Folder(run), out, count), sep="\n")
+    print(*draw(list_images(images, leave_out=[run]), Folder(run), out, count), sep="\n")
 
 
 @app.command(group=tools)
@@ -305,28 +318,33 @@ def score(
     ] = 20,
     output: Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")] = None,
 ) -> None:
-    """Score COCO results, whoever made them: the paper's columns, by pycocotools.
+    """Score COCO results with pycocotools and print the paper's columns.
 
-    Every annotated image counts; one without results is one where nobody was found.
+    Reads annotations and results. Every annotated image counts, with or without results. Results of other
+    images are refused: by id, and by file name where predict wrote images.json beside them.
     """
     from pyarrow.fs import FileType
 
-    from personlab.inference import read_run as found
+    from personlab.inference.read_run import check_images, read_run
     from personlab.metrics import files, report
     from personlab.metrics.coco import KEYPOINT_BUDGET, match
     from personlab.utils import storage
 
-    truth = files.read_annotations(annotations)
+    annotated = files.read_annotations(annotations)
     if storage.kind(results) == FileType.Directory:
-        tasks = found.read_run(storage.Folder(results), annotations, truth)
+        tasks = read_run(storage.Folder(results), annotated)
     else:
-        tasks = files.read_results(Path(results), truth)
+        check_images(Path(results), annotated)
+        tasks = files.read_results(Path(results), annotated)
     budgets = {"keypoints": KEYPOINT_BUDGET, "segm": max_people}
-    evaluations = [match(truth, people, task, budgets[task]) for task, people in tasks.items()]
+    evaluations = [
+        match(annotated.truth, people, task, budgets[task])
+        for task, people in files.scorable(tasks, annotated).items()
+    ]
     print(*map(report.text, evaluations), sep="\n\n")
     if output:
         scores = {matches.task: report.metrics(matches) for matches in evaluations}
-        write_atomic(output, json.dumps(scores, indent=2) + "\n")
+        write_json(output, scores)
 
 
 @app.command(group=tools)
@@ -417,7 +435,9 @@ def fields(
 
 
 def main() -> None:
-    """Run a command; a UserError is printed without a traceback and exits with status 1."""
+    """Run a command; a UserError is printed without a traceback, and the exit status is 1."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # ASCII and Latin-1 terminals lack the dash of empty columns
     logs.start()
     try:
         app()

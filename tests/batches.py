@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 
 from personlab.data import images
-from personlab.inference import inputs
-from personlab.inference.inputs import Listing
 from personlab.inference.job import INPUTS, MANIFEST, PLAN, DecodeImage, Job, Manifest, make_plan
+from personlab.inference.listing import Listing, list_images
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Decode, Infer, Model
@@ -57,9 +56,9 @@ def job(
     decode: Decode = DECODE,
     read: DecodeImage = images.decode,
 ) -> tuple[Job, Listing]:
-    listing = inputs.find(str(wanted))
-    plan = make_plan(listing, weights, infer, decode, part_size=part_size)
-    return Job(plan, listing.root, Folder(str(out)), weights, read), listing
+    listing = list_images(str(wanted))
+    plan = make_plan(listing, weights, infer, max_people=MAX_PEOPLE, part_size=part_size)
+    return Job(plan, listing.root, Folder(str(out)), weights, decode), listing
 
 
 def digests(out: Path) -> dict[str, str]:

@@ -12,8 +12,8 @@ from personlab.data import images as picture
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference import job as batch
-from personlab.inference.inputs import Listing
 from personlab.inference.job import Job, Part, Worker
+from personlab.inference.listing import Listing
 from personlab.params import Infer
 from personlab.people import Detection
 from tests.batches import DECODE, INFER, check_truth, digests, job, save_pictures, save_weights, spoil

@@ -25,12 +25,15 @@ from personlab.model.network import build
 from personlab.params import Infer, Model
 from tests import layouts, tfjs_models
 
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "personlab", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_help_has_a_line_for_every_stage_in_order(tmp_path: Path) -> None:
@@ -119,6 +122,68 @@ def test_pictures_are_predicted_and_scored(tmp_path: Path, weights: Path) -> Non
 
 
 @pytest.mark.slow
+def test_images_get_the_ids_of_an_annotation_file(tmp_path: Path, weights: Path) -> None:
+    """Without it they are numbered from 1, and scoring refuses the numbers of other images."""
+    names = ("b.jpg", "a.jpg", "c.jpg")
+    listed = [layouts.image(number, file_name=name) for number, name in enumerate(names, start=1)]
+    annotated = layouts.write_layout(tmp_path, "val", listed, [layouts.person(1, 1)])
+
+    def predicted_and_scored(*options: str) -> subprocess.CompletedProcess[str]:
+        predicted = run(
+            *("predict", "val2017", "--weights", str(weights), "--out", "found", "--side", "65"),
+            *("--format", "coco", *options),
+            folder=tmp_path,
+        )
+        assert predicted.returncode == 0, predicted.stderr
+        return run(
+            *("score", "--annotations", str(annotated), "--results", "found/results.json"), folder=tmp_path
+        )
+
+    refused = predicted_and_scored()
+    assert refused.returncode == 1
+    assert "image 1 is val2017/a.jpg (images.json), but b.jpg in the annotations" in refused.stderr
+    scored = predicted_and_scored("--annotations", str(annotated))
+    assert scored.returncode == 0, scored.stderr
+    images = json.loads((tmp_path / "found/images.json").read_text())
+    assert {image["file_name"]: image["id"] for image in images} == {"b.jpg": 1, "a.jpg": 2, "c.jpg": 3}
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [ASCII, {"PYTHONIOENCODING": "latin-1"}],
+    ids=["ASCII", "Latin-1"],
+)
+def test_scores_are_printed_whatever_the_terminal_can_show(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """A column without people of its size is a dash that neither has."""
+    annotated = layouts.write_layout(tmp_path, "val", [layouts.image(1)], [layouts.person(1, 1)])
+    (tmp_path / "results.json").write_text("[]")
+    scored = run(
+        *("score", "--annotations", str(annotated), "--results", "results.json"),
+        folder=tmp_path,
+        **environment,
+    )
+    assert scored.returncode == 0, scored.stderr
+    assert scored.stdout.splitlines()[1].split() == [*["0.000"] * 3, "?", "?", *["0.000"] * 3, "?", "?"]
+
+
+@pytest.mark.slow
+def test_names_that_the_locale_cannot_spell_are_predicted(tmp_path: Path, weights: Path) -> None:
+    layouts.write_image(tmp_path / "in/é.jpg")
+    (tmp_path / "in/é.jpg").rename(os.fsdecode(os.fsencode(tmp_path) + b"/in/caf\xe9.jpg"))
+    layouts.write_image(tmp_path / "in/é.jpg")
+    outcome = run(
+        *("predict", "in", "--weights", str(weights), "--out", "found", "--side", "65"),
+        folder=tmp_path,
+        **ASCII,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert {path.name for path in (tmp_path / "found/overlays").iterdir()} == {"caf_xe9.jpg", "_.jpg"}
+    assert json.loads((tmp_path / "found/_.json").read_text())["file_name"] == "in/é.jpg"
+
+
+@pytest.mark.slow
 def test_hostile_pictures_end_with_reasons_and_status_one(tmp_path: Path, weights: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -134,7 +199,7 @@ def test_hostile_pictures_end_with_reasons_and_status_one(tmp_path: Path, weight
         folder=tmp_path,
     )
     assert outcome.returncode == 1
-    assert "4 of 7 pictures could not be read" in outcome.stderr
+    assert "4 of 7 images could not be read" in outcome.stderr
     for name, reason in {
         "in/torn.jpg": "cannot be read: image file is truncated",
         "in/text.jpg": "is not an image",

@@ -289,7 +289,7 @@ BAD_PEOPLE = {
         r"left_eye at \(41\.5, 8\) is outside the image of 40 x 30",
     ),
     "keypoint above": ({"keypoints": [12, -2, 1] + [0] * 48}, r"nose at \(12, -2\) is outside"),
-    "no polygon": ({"segmentation": []}, "its polygons are empty"),
+    "no polygon": ({"segmentation": []}, "has no segmentation"),
     "empty polygon": ({"segmentation": [[]]}, "its polygons are empty"),
     "line": ({"segmentation": [[1, 1, 9, 9]]}, "its polygons are empty"),
     "point": ({"segmentation": [[5, 5, 5, 5, 5, 5]]}, "its mask is empty"),

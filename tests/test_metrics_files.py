@@ -11,12 +11,15 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from personlab import skeleton
 from personlab.errors import UserError
-from personlab.metrics.coco import match
-from personlab.metrics.files import read_annotations, read_results
+from personlab.metrics.coco import Task, match
+from personlab.metrics.files import read_annotations, read_results, scorable
 from tests import layouts
 
 Record = dict[str, Any]
+NAMES = list(skeleton.KEYPOINTS)
+KEYPOINTS: Task = "keypoints"
 POINTS = [12, 8, 0.9, 14.5, 7, 0.8, *[0] * 45]
 
 
@@ -48,15 +51,15 @@ def test_the_right_answer_scores_one(tmp_path: Path, segmentation: Any) -> None:
     path = results(tmp_path, [result(keypoints=POINTS, segmentation=segmentation)])
     found = read_results(path, annotated)
     assert list(found) == ["keypoints", "segm"]
-    assert match(annotated, found["segm"], "segm").columns()["AP"] == pytest.approx(1)
+    assert match(annotated.truth, found["segm"], "segm").columns()["AP"] == pytest.approx(1)
     # 200 pixels are a small person: of no size that has keypoint columns but "all"
-    assert match(annotated, found["keypoints"], "keypoints").columns()["AP"] == pytest.approx(1)
+    assert match(annotated.truth, found["keypoints"], "keypoints").columns()["AP"] == pytest.approx(1)
 
 
 def test_an_annotation_with_number_zero_counts(tmp_path: Path) -> None:
     annotated = read_annotations(truth(tmp_path, layouts.person(0, 1)))
     found = read_results(results(tmp_path, [result(keypoints=POINTS)]), annotated)
-    assert match(annotated, found["keypoints"], "keypoints").columns()["AP"] == pytest.approx(1)
+    assert match(annotated.truth, found["keypoints"], "keypoints").columns()["AP"] == pytest.approx(1)
 
 
 def test_each_task_has_the_results_that_speak_of_it(tmp_path: Path) -> None:
@@ -67,7 +70,7 @@ def test_each_task_has_the_results_that_speak_of_it(tmp_path: Path) -> None:
     both = read_results(results(tmp_path, [poses, masks]), annotated)
     assert {task: list(found) for task, found in both.items()} == {"keypoints": [1], "segm": [2]}
     nobody = read_results(results(tmp_path, []), annotated)
-    assert match(annotated, nobody["keypoints"], "keypoints").columns()["AP"] == 0
+    assert match(annotated.truth, nobody["keypoints"], "keypoints").columns()["AP"] == 0
 
 
 def test_an_empty_mask_is_a_mask_that_finds_nobody(tmp_path: Path) -> None:
@@ -76,7 +79,7 @@ def test_an_empty_mask_is_a_mask_that_finds_nobody(tmp_path: Path) -> None:
     empty = {"size": empty["size"], "counts": empty["counts"].decode()}
     surer = result(segmentation=empty, score=0.9)
     found = read_results(results(tmp_path, [surer, result(segmentation=square())]), annotated)
-    assert match(annotated, found["segm"], "segm").columns()["AP"] == pytest.approx(0.5)
+    assert match(annotated.truth, found["segm"], "segm").columns()["AP"] == pytest.approx(0.5)
 
 
 def test_other_categories_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,12 +102,19 @@ def test_other_categories_are_left_out_and_counted(tmp_path: Path, caplog: pytes
         ([result(keypoints=POINTS, category_id=None)], "category_id is null"),
         ([result(keypoints=POINTS[:50])], "keypoints holds 50 numbers, not 51"),
         ([result(keypoints=[*POINTS[:50], "0"])], "keypoints is not a list of numbers"),
-        ([result(keypoints=POINTS, score=None)], "score is not"),
+        ([result(keypoints=POINTS, score=None)], "number 0 .*score is null, not a number"),
+        ([result(keypoints=POINTS, score="0.5")], 'number 0 .*score is "0.5", not a number'),
+        ([layouts.without(result(keypoints=POINTS), "score")], "number 0 .*has no score"),
         ("""[{"image_id": 1, "category_id": 1, "keypoints": [], "score": NaN}]""", "score holds"),
         ([result(segmentation={"size": [5, 5], "counts": "0"})], r"size \[5, 5\], the image"),
         ([result(segmentation=square() | {"counts": "zzz"})], "its mask"),
         ([result(segmentation=5)], "has no segmentation"),
         ([result(bbox=[1, 2, 3, 4])], "neither keypoints nor segmentation"),
+        ([result(keypoints=[], segmentation=None)], "neither keypoints nor segmentation"),
+        (
+            [result(keypoints=POINTS, category_id=7), result(bbox=[1, 2, 3, 4], category_id=3)],
+            r"annotated as category 1 \(person\); no result is of it, all are of 3 \(car\), 7 \(unknown\)",
+        ),
     ],
 )
 def test_bad_results_are_named(tmp_path: Path, content: Any, reason: str) -> None:
@@ -126,9 +136,118 @@ def test_bad_annotations_are_left_out_aloud(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         annotated = read_annotations(truth(tmp_path, good, bad, good))
     assert "2 annotations left out; number 1 of the list: area is -1; number 2" in caplog.text
-    assert len(annotated.anns) == 1
-    with pytest.raises(UserError, match="no person"):
+    assert len(annotated.truth.anns) == 1
+    with pytest.raises(
+        UserError, match="none of its 1 people can be scored: number 0 of the list: area is -1"
+    ):
         read_annotations(truth(tmp_path, bad))
+    with pytest.raises(UserError, match="annotates no person"):
+        read_annotations(truth(tmp_path))
+
+
+def annotations(folder: Path, people: list[Record], categories: list[Record]) -> Path:
+    content = layouts.document([layouts.image(1)], people) | {"categories": categories}
+    return layouts.write_json(folder, "val", content)
+
+
+@pytest.mark.parametrize("name", ["person", "Person"])
+@pytest.mark.parametrize("person", [0, 5])
+def test_people_have_the_category_that_the_annotations_give_them(
+    tmp_path: Path, person: int, name: str
+) -> None:
+    categories = [{"id": 1 - bool(person), "name": "dog"}, {"id": person, "name": name}][not person :]
+    path = annotations(tmp_path, [layouts.person(1, 1, category_id=person)], categories)
+    annotated = read_annotations(path)
+    assert annotated.person == person
+    found = read_results(results(tmp_path, [result(category_id=person, keypoints=POINTS)]), annotated)
+    assert match(annotated.truth, found["keypoints"], "keypoints").columns()["AP"] == pytest.approx(1)
+
+
+def test_cocos_category_is_people_unless_the_annotations_use_it_otherwise(tmp_path: Path) -> None:
+    """predict writes category 1 where it knows no annotations."""
+    records = results(tmp_path, [result(keypoints=POINTS)])
+    people, person = [layouts.person(1, 1, category_id=0)], {"id": 0, "name": "person"}
+    assert list(read_results(records, read_annotations(annotations(tmp_path, people, [person])))[KEYPOINTS])
+    dog = {"id": 1, "name": "dog"}
+    found = read_results(records, read_annotations(annotations(tmp_path, people, [person, dog])))
+    assert not found[KEYPOINTS]
+
+
+def test_of_two_person_categories_the_one_in_use_counts(tmp_path: Path) -> None:
+    """Roboflow adds a root category that is named after the project."""
+    both = [{"id": 0, "name": "person"}, {"id": 1, "name": "person"}]
+    assert read_annotations(annotations(tmp_path, [layouts.person(1, 1)], both)).person == 1
+    with pytest.raises(UserError, match="must name 'person' once, not 2 times"):
+        read_annotations(
+            annotations(tmp_path, [layouts.person(1, 1), layouts.person(2, 1, category_id=0)], both)
+        )
+
+
+@pytest.mark.parametrize(
+    ("person", "category", "reason"),
+    [
+        ({}, {"id": "1"}, "the id of category 'person' is \"1\", not a whole number"),
+        ({}, {"id": None}, "the id of category 'person' is null, not a whole number"),
+        ({}, {"id": 2}, "none of its 1 annotations is of category 2, which is person"),
+        ({}, {"name": "people"}, "must name 'person' once, not 0 times; its categories: people"),
+        ({"category_id": "1"}, {}, 'none of its 1 people can be scored: number 0 .* category_id is "1"'),
+        ({"id": None}, {}, "none of its 1 people can be scored: number 0 .* id is null"),
+        ({}, {"keypoints": sorted(NAMES)}, "in another order than COCO's: nose, left_eye"),
+    ],
+)
+def test_what_hides_all_people_is_named(tmp_path: Path, person: Any, category: Any, reason: str) -> None:
+    categories = [{"id": 1, "name": "person"} | category]
+    with pytest.raises(UserError, match=reason):
+        read_annotations(annotations(tmp_path, [layouts.person(1, 1) | person], categories))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [NAMES, [name.replace("_", " ").title() for name in NAMES], [str(k) for k in range(17)], [], None],
+)
+def test_keypoints_in_cocos_order_may_have_any_names(tmp_path: Path, names: Any) -> None:
+    categories = [{"id": 1, "name": "person", "keypoints": names}]
+    assert read_annotations(annotations(tmp_path, [layouts.person(1, 1)], categories)).person == 1
+
+
+WITHOUT_MASK = {
+    "missing": layouts.without(layouts.person(1, 1), "segmentation"),
+    "null": layouts.person(1, 1, segmentation=None),
+    "empty": layouts.person(1, 1, segmentation=[]),
+    "line": layouts.person(1, 1, segmentation=[[10, 5, 20, 25]]),
+    "size": layouts.person(1, 1, segmentation=square() | {"size": [5, 5]}),
+}
+
+
+@pytest.mark.parametrize("person", WITHOUT_MASK.values(), ids=WITHOUT_MASK)
+@pytest.mark.parametrize("segmentation", [None, [], square()], ids=["null", "empty", "rle"])
+def test_keypoints_are_scored_without_masks(
+    tmp_path: Path, person: Record, segmentation: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotated = read_annotations(truth(tmp_path, person))
+    path = results(tmp_path, [result(keypoints=POINTS, segmentation=segmentation)])
+    tasks = scorable(read_results(path, annotated), annotated)
+    assert list(tasks) == [KEYPOINTS]
+    assert match(annotated.truth, tasks[KEYPOINTS], KEYPOINTS).columns()["AP"] == pytest.approx(1)
+    assert "1 people without a mask count for keypoints only; number 0 of the list: " in caplog.text
+    assert ("masks are not scored" in caplog.text) == bool(segmentation)
+
+
+def test_masks_are_not_scored_without_annotated_masks(tmp_path: Path) -> None:
+    """People without a mask are no people to find where others have one."""
+    alone = read_annotations(truth(tmp_path, WITHOUT_MASK["null"]))
+    path = results(tmp_path, [result(2, segmentation=square())])
+    with pytest.raises(UserError, match="no annotated person has a mask"):
+        scorable(read_results(path, alone), alone)
+    annotated = read_annotations(truth(tmp_path, WITHOUT_MASK["null"], layouts.person(2, 2)))
+    tasks = scorable(read_results(path, annotated), annotated)
+    assert match(annotated.truth, tasks["segm"], "segm").columns()["AP"] == pytest.approx(1)
+
+
+def test_a_person_without_area_and_mask_has_no_size(tmp_path: Path) -> None:
+    person = layouts.without(layouts.person(1, 1), "area", "segmentation")
+    with pytest.raises(UserError, match="has neither area nor segmentation"):
+        read_annotations(truth(tmp_path, person))
 
 
 @pytest.mark.parametrize("record", [5, {"id": 1}, layouts.image(1, height=0), layouts.image(2)])
@@ -156,7 +275,7 @@ def test_scores_are_those_of_cocos_own_tools(coco_mini: Path, tmp_path: Path) ->
     annotated = read_annotations(file)
     found = read_results(results(tmp_path, records), annotated)
     for task in ("keypoints", "segm"):
-        ours = match(annotated, found[task], task).columns()
+        ours = match(annotated.truth, found[task], task).columns()
         alone = [
             {k: r[k] for k in r if k != ("segmentation" if task == "keypoints" else "keypoints")}
             for r in records

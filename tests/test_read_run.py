@@ -1,7 +1,8 @@
-"""The folder of a batch inference scored as COCO results are; what does not fit the annotations is named."""
+"""What infer-batch and predict found, scored against annotations; images that do not match are refused."""
 
 import json
 import logging
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from pycocotools import mask as rle_tools
 
 from personlab import tables
 from personlab.errors import UserError
-from personlab.inference.read_run import read_run
+from personlab.inference.read_run import check_images, read_run
 from personlab.metrics.coco import Task, match
-from personlab.metrics.files import Found, read_annotations
+from personlab.metrics.files import Annotations, Found, read_annotations
 from personlab.utils.storage import Folder
 from tests import layouts
 
@@ -22,13 +23,16 @@ Record = dict[str, Any]
 POINTS = [12.0, 8.0, 14.5, 7.0, *[0.0] * 30]
 
 
+def annotated(folder: Path, *names: str) -> Annotations:
+    """Images 5 and 3 with these names, the same person in both."""
+    listed = [layouts.image(number, file_name=name) for number, name in zip((5, 3), names, strict=True)]
+    people = [layouts.person(1, 5), layouts.person(2, 3)]
+    return read_annotations(layouts.write_json(folder, "val", layouts.document(listed, people)))
+
+
 @pytest.fixture
-def annotations(tmp_path: Path) -> Path:
-    """Two images, by the names a.jpg and b.jpg, the same person in both."""
-    listed = [layouts.image(5, file_name="a.jpg"), layouts.image(3, file_name="b.jpg")]
-    return layouts.write_json(
-        tmp_path, "val", layouts.document(listed, [layouts.person(1, 5), layouts.person(2, 3)])
-    )
+def annotations(tmp_path: Path) -> Annotations:
+    return annotated(tmp_path, "a.jpg", "b.jpg")
 
 
 def seen(number: int, name: str, height: int = layouts.HEIGHT, rle: bytes | None = None) -> Record:
@@ -41,7 +45,7 @@ def seen(number: int, name: str, height: int = layouts.HEIGHT, rle: bytes | None
 
 
 def run(folder: Path, *parts: Record, errors: tuple[Record, ...] = ()) -> Folder:
-    """What infer-batch leaves: a part for each picture."""
+    """The files of infer-batch: a part for each image."""
     for number, row in enumerate(parts):
         table = pa.Table.from_pylist([row], schema=tables.NAMED_PREDICTIONS)
         tables.write_table(table, folder / f"part-{number:05}.parquet", params_hash="0")
@@ -52,43 +56,91 @@ def run(folder: Path, *parts: Record, errors: tuple[Record, ...] = ()) -> Folder
     return Folder(str(folder))
 
 
-def scores(found: dict[Task, Found], annotations: Path) -> dict[Task, float]:
-    truth = read_annotations(annotations)
-    return {task: match(truth, people, task).columns()["AP"] for task, people in found.items()}
+def scores(found: dict[Task, Found], annotations: Annotations) -> dict[Task, float]:
+    return {task: match(annotations.truth, people, task).columns()["AP"] for task, people in found.items()}
 
 
-def test_the_right_answer_scores_one_whatever_the_order_of_the_pictures(
-    tmp_path: Path, annotations: Path
+def test_the_right_answer_scores_one_whatever_the_order_of_the_images(
+    tmp_path: Path, annotations: Annotations
 ) -> None:
     found = run(tmp_path / "run", seen(0, "a.jpg"), seen(1, "b.jpg"), seen(2, "not annotated.jpg"))
-    people = read_run(found, annotations, read_annotations(annotations))
+    people = read_run(found, annotations)
     assert {task: people.keys() for task, people in people.items()} == {"keypoints": {5, 3}, "segm": {5, 3}}
     assert scores(people, annotations) == {"keypoints": pytest.approx(1), "segm": pytest.approx(1)}
 
 
-def test_nobody_is_found_in_a_picture_that_cannot_be_read(
-    tmp_path: Path, annotations: Path, caplog: pytest.LogCaptureFixture
+def test_images_that_cannot_be_read_count_as_images_without_people(
+    tmp_path: Path, annotations: Annotations, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = {"image_id": 1, "image": "b.jpg", "reason": "is not a picture"}
+    broken = {"image_id": 1, "image": "b.jpg", "reason": "is not an image"}
     found = run(tmp_path / "run", seen(0, "a.jpg"), errors=(broken,))
     with caplog.at_level(logging.WARNING):
-        people = read_run(found, annotations, read_annotations(annotations))
-    assert "1 annotated images could not be read" in caplog.text
+        people = read_run(found, annotations)
+    assert "1 annotated images could not be read and count as images without people" in caplog.text
     assert scores(people, annotations)["keypoints"] == pytest.approx(51 / 101)  # recall of a half
 
 
-def test_a_network_without_masks_is_scored_for_its_poses(tmp_path: Path, annotations: Path) -> None:
+def test_a_network_without_masks_is_scored_for_its_poses(tmp_path: Path, annotations: Annotations) -> None:
     found = run(tmp_path / "run", seen(0, "a.jpg", rle=b""), seen(1, "b.jpg", rle=b""))
-    assert list(read_run(found, annotations, read_annotations(annotations))) == ["keypoints"]
+    assert list(read_run(found, annotations)) == ["keypoints"]
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path, annotations: Path) -> None:
-    truth = read_annotations(annotations)
-    with pytest.raises(UserError, match=r"lacks 1 of the images of .*, image 3 first"):
-        read_run(run(tmp_path / "few", seen(0, "a.jpg")), annotations, truth)
+def test_what_does_not_fit_is_named(tmp_path: Path, annotations: Annotations) -> None:
+    with pytest.raises(UserError, match=r"lacks 1 annotated images, first 3 \(b\.jpg\)"):
+        read_run(run(tmp_path / "few", seen(0, "a.jpg")), annotations)
     other = run(tmp_path / "other", seen(0, "a.jpg"), seen(1, "b.jpg", height=20))
     with pytest.raises(UserError, match=r"b.jpg is \(20, 40\) pixels .*, annotated as \(30, 40\)"):
-        read_run(other, annotations, truth)
+        read_run(other, annotations)
     other.delete("manifest.json")
     with pytest.raises(UserError, match="no finished run"):
-        read_run(other, annotations, truth)
+        read_run(other, annotations)
+
+
+def test_names_match_however_their_accents_are_written(tmp_path: Path) -> None:
+    """macOS decomposes: é is e and an accent."""
+    composed, decomposed = (unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD"))
+    for name, other in ((composed, decomposed), (decomposed, composed)):
+        people = read_run(
+            run(tmp_path / "run", seen(0, name), seen(1, "b.jpg")), annotated(tmp_path, other, "b.jpg")
+        )
+        assert people["keypoints"].keys() == {5, 3}
+
+
+def results_beside(folder: Path, *images: Record) -> Path:
+    """The path of predict's results, beside an images.json."""
+    (folder / "images.json").write_text(json.dumps(images))
+    return folder / "results.json"
+
+
+def image_record(number: int, file_name: str, height: int = layouts.HEIGHT) -> Record:
+    return layouts.image(number, file_name=file_name, height=height)
+
+
+def test_results_whose_images_are_the_annotated_ones_are_accepted(
+    tmp_path: Path, annotations: Annotations
+) -> None:
+    """Whatever the folder, suffix and case; images that are not annotated are not compared."""
+    check_images(tmp_path / "results.json", annotations)
+    ours = image_record(5, "in/a.jpg"), image_record(3, "/photos/B.png"), image_record(4, "c.jpg")
+    check_images(results_beside(tmp_path, *ours), annotations)
+    cocos = annotated(tmp_path, "COCO_val2014_000000000005.jpg", "000000000003.jpg")
+    check_images(results_beside(tmp_path, image_record(5, "5.jpg"), image_record(3, "003.png")), cocos)
+    check_images(results_beside(tmp_path, image_record(5, "b.jpg")), annotated(tmp_path, "", ""))
+    check_images(results_beside(tmp_path, {"id": 5, "name": "of another program"}), annotations)
+
+
+def test_results_of_other_images_with_the_same_ids_are_refused(
+    tmp_path: Path, annotations: Annotations
+) -> None:
+    """predict numbers images from 1 unless their names are COCO's."""
+    swapped = results_beside(tmp_path, image_record(3, "in/a.jpg"), image_record(5, "in/b.jpg"))
+    with pytest.raises(UserError, match=r"image 3 is in/a.jpg \(images.json\), but b.jpg .*--annotations"):
+        check_images(swapped, annotations)
+    with pytest.raises(
+        UserError, match=r"image 1 is in/a.jpg \(images.json\), but missing in the annotations"
+    ):
+        check_images(results_beside(tmp_path, image_record(1, "in/a.jpg")), annotations)
+    with pytest.raises(UserError, match=r"image 5 is in/cat.jpg"):
+        check_images(results_beside(tmp_path, image_record(5, "in/cat.jpg")), annotations)
+    with pytest.raises(UserError, match=r"a.jpg, is \(20, 40\) pixels .*, annotated as \(30, 40\)"):
+        check_images(results_beside(tmp_path, image_record(5, "a.jpg", height=20)), annotations)

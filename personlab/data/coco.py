@@ -1,4 +1,4 @@
-"""Read a COCO layout: annotation JSON and image files to checked images and people, and rejects with reasons.
+"""Read a COCO layout: annotation JSON and image files in, checked images and people out, rejects explained.
 
     root/annotations/person_keypoints_{train,val}2017.json
     root/{train,val}2017/
@@ -17,6 +17,7 @@ Values are those that COCO's own tools use:
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,11 +59,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Records:
-    """The raw records of an annotation file, not looked at yet."""
+    """The raw records of an annotation file, not checked yet."""
 
     images: list[Any]
     people: list[Any]
     others: int  # annotations of other categories
+    person: int  # id of the category `person`
+    categories: dict[int, str]  # names by id
 
 
 @dataclass(frozen=True)
@@ -101,33 +104,109 @@ def load_file(path: Path) -> Records:
     """Parse an annotation file.
 
     Raises:
-        UserError: the file is missing, is not JSON or not COCO's, or has no image or no person category.
+        UserError: the file is missing, is not JSON or not COCO's, has no image, or its categories do not say
+            which annotations are people.
     """
+    content = _load_json(path)
+    images, annotations, categories = (
+        _list_of(path, content, key) for key in ("images", "annotations", "categories")
+    )
+    if not images:
+        raise UserError(f"{path}: lists no image; there is nothing to do")
+    person = _person_id(path, categories, annotations)
+    # Where the category is not a number, the annotation is kept, to be rejected with this reason.
+    people = [a for a in annotations if (category := _category_id(a)) is None or category == person]
+    names = {number: _name(c) for c in categories if (number := record_id(c)) is not None}
+    return Records(images, people, len(annotations) - len(people), person, names)
+
+
+def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
+    """The images of a file with or without annotations, by id, and the id of the category `person`.
+
+    Raises:
+        UserError: as `load_file`, or an image's record is not COCO's.
+    """
+    content = _load_json(path)
+    images, categories, annotations = (
+        _list_of(path, {"annotations": []} | content if isinstance(content, dict) else content, key)
+        for key in ("images", "categories", "annotations")
+    )
+    return images_of(path, images), _person_id(path, categories, annotations)
+
+
+def images_of(path: Path, records: Iterable[Any]) -> dict[int, "Image"]:
+    """The images of an annotation file, by id; the files are not looked for.
+
+    Raises:
+        UserError: a record is not COCO's (it is named).
+    """
+    images = dict[int, Image]()
+    for position, record in enumerate(records):
+        try:
+            height, width = (integer(record, side, 1, 2**31) for side in ("height", "width"))
+            image = Image(integer(record, "id", 0, 2**63), str(record.get("file_name") or ""), height, width)
+            if image.id in images:
+                raise BadRecordError(f"id {image.id} was used before")
+        except BadRecordError as error:
+            raise UserError(f"{path}: image number {position} of the list: {error}") from None
+        images[image.id] = image
+    return images
+
+
+def _load_json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; COCO's annotations should be there") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); is it complete? Get it again") from None
-    images, annotations, categories = (
-        _list_of(path, content, key) for key in ("images", "annotations", "categories")
-    )
-    person = [c.get("id") for c in categories if isinstance(c, dict) and c.get("name") == "person"]
-    if len(person) != 1:
-        raise UserError(f"{path}: 'categories' must name 'person' once, not {len(person)} times")
-    if not images:
-        raise UserError(f"{path}: lists no image; there is nothing to do")
-    # An annotation without a category is no other category's: it is looked at, and rejected.
-    people = [
-        a for a in annotations if not isinstance(a, dict) or a.get("category_id", person[0]) == person[0]
-    ]
-    return Records(images, people, len(annotations) - len(people))
 
 
 def _list_of(path: Path, content: Any, key: str) -> list[Any]:
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         raise UserError(f"{path}: no list '{key}' in it; not a COCO annotation file")
     return list(content[key])
+
+
+def _person_id(path: Path, categories: Sequence[Any], annotations: Sequence[Any]) -> int:
+    """The id of the category `person`.
+
+    Of several categories of this name, the one that annotations have: Roboflow adds a root category that is
+    named after the project.
+    """
+    named = [category for category in categories if _name(category) == "person"]
+    if len(named) > 1:
+        used = set(map(_category_id, annotations))
+        named = [category for category in named if record_id(category) in used] or named
+    if len(named) != 1:
+        known = ", ".join(map(_name, categories)) or "none"
+        raise UserError(
+            f"{path}: 'categories' must name 'person' once, not {len(named)} times; its categories: {known}"
+        )
+    (person,) = named
+    number = person.get("id")
+    if not isinstance(number, int | float) or number != number // 1:
+        raise UserError(f"{path}: the id of category 'person' is {json.dumps(number)}, not a whole number")
+    keypoints = person.get("keypoints")
+    listed = keypoints if isinstance(keypoints, list) else []
+    names = [re.sub(r"\W+", "_", str(name).strip().lower()) for name in listed]
+    if names != list(KEYPOINTS) and sorted(names) == sorted(KEYPOINTS):
+        order = ", ".join(KEYPOINTS)
+        raise UserError(
+            f"{path}: the keypoints of category 'person' are in another order than COCO's: {order}"
+        )
+    return int(number)
+
+
+def _name(category: Any) -> str:
+    """The name of a category, in lower case."""
+    return str(category.get("name")).strip().lower() if isinstance(category, dict) else ""
+
+
+def _category_id(annotation: Any) -> float | None:
+    """The category of an annotation, if it is a number."""
+    value = annotation.get("category_id") if isinstance(annotation, dict) else None
+    return value if isinstance(value, int | float) else None
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -205,13 +284,16 @@ def check_people(
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
-            yield check_person(record, images)
+            person = check_person(record, images)
+            if not person.annotation.rle:
+                raise BadRecordError("has no segmentation")
+            yield person
         except BadRecordError as error:
             yield _reject(layout, "annotation", position, record, error)
 
 
 def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
-    """A person's record, checked.
+    """A person's record, checked. Without a segmentation (missing, null or []), `rle` is empty.
 
     Raises:
         BadRecordError: it is not what COCO writes, or its image is unknown or rejected.
@@ -224,17 +306,25 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
         raise BadRecordError(f"image {image_id} was rejected: {image.reason}")
     if "category_id" not in record:
         raise BadRecordError("has no category_id")
+    if _category_id(record) is None:
+        raise BadRecordError(f"category_id is {json.dumps(record['category_id'])[:40]}, not a number")
     if record.get("iscrowd", 0) not in (0, 1):
         raise BadRecordError(f"iscrowd is {record['iscrowd']!r}, not 0 or 1")
     keypoints, visibility = _keypoints(record.get("keypoints"), image)
-    rle, mask_area = rle_and_area(record.get("segmentation"), image.height, image.width)
+    segmentation, area = record.get("segmentation"), record.get("area")
+    rle = b""
+    if segmentation not in (None, []):
+        rle, mask_area = rle_and_area(segmentation, image.height, image.width)
+        area = mask_area if area is None else area
+    if area is None:
+        raise BadRecordError("has neither area nor segmentation")
     annotation = Annotation(
         id=person_id,
         keypoints=keypoints,
         visibility=visibility,
         imputed=False,
         box=_box(record.get("bbox"), image),
-        area=_area(record.get("area", mask_area)),
+        area=_area(area),
         crowd=bool(record.get("iscrowd", 0)),
         rle=rle,
     )

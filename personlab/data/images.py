@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,27 @@ _FOREIGN: Final = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}
 
 # Pillow warns of files that it reads all the same, and of large ones, which are refused below.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_HEIF: Final = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # brands
+
+
+def _register_heif() -> None:
+    """Have Pillow read HEIF, the format of iPhones, or refuse it with the name of the missing extra."""
+    PIL.Image.init()  # AVIF, which shares brands with HEIF, is tried first
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        PIL.Image.register_open("HEIF", _no_heif, lambda head: head[4:8] == b"ftyp" and head[8:12] in _HEIF)
+        PIL.Image.register_extensions("HEIF", [".heic", ".heif"])
+    else:
+        register_heif_opener()
+
+
+def _no_heif(*_: object) -> NoReturn:
+    raise UserError("is a HEIF image (HEIC); to read these: pip install 'personlab[heif]'")
+
+
+_register_heif()
 
 
 def formats() -> list[str]:
@@ -59,8 +80,8 @@ def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
 
     Args:
         content: the bytes of the file.
-        apply_exif: apply the EXIF orientation, as viewers do. COCO annotations refer to the pixels as stored,
-            so annotated images are read without.
+        apply_exif: rotate and mirror as the EXIF orientation says, as viewers do. COCO annotations refer to
+            the pixels as they are stored, so annotated images are read without.
 
     Raises:
         UserError: the content is not an image, is incomplete, or is too large (89 million pixels, or 32767 a

@@ -28,6 +28,15 @@ def integer(record: Any, key: str, low: int, high: int) -> int:
     return value
 
 
+def number(record: Any, key: str) -> float:
+    """A field that is a finite number."""
+    if key not in record:
+        raise BadRecordError(f"has no {key}")
+    if type(record[key]) not in (int, float):
+        raise BadRecordError(f"{key} is {json.dumps(record[key])[:40]}, not a number")
+    return float(numbers([record[key]], key)[0])
+
+
 def numbers(value: Any, what: str) -> npt.NDArray[np.float64]:
     """Convert a value that must be a list of finite numbers."""
     if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):

@@ -22,8 +22,8 @@ from ray.exceptions import RayError
 from personlab.distributed.cluster import connect, require
 from personlab.errors import UserError
 from personlab.inference import job as batch
-from personlab.inference.inputs import Listing
 from personlab.inference.job import Job, Manifest, Part, Worker
+from personlab.inference.listing import Listing
 from personlab.inference.poison_images import RECORD
 from personlab.tables.shards import part_name
 from personlab.utils import malloc

@@ -1,2 +1,2 @@
-"""People in many pictures: a few on somebody's disk (pictures, predict, results), or millions on a cluster
-(inputs, batch, attempts, overlays). Both call `personlab.predictor`."""
+"""Find people in images: `predict` on one machine, or `job`, any number of images in parts, which
+personlab/distributed/batch.py computes on a cluster."""

@@ -21,8 +21,7 @@ from pydantic import ValidationError
 from personlab import __version__, tables
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
-from personlab.inference import inputs
-from personlab.inference.inputs import Fetch, Listing
+from personlab.inference.listing import Fetch, Listing
 from personlab.inference.poison_images import Attempt, attempt
 from personlab.model.network import from_checkpoint
 from personlab.params import Decode, Infer, Section
@@ -291,7 +290,7 @@ class Worker:
         return part
 
     def _contents(self, number: int) -> Iterator[tuple[str, Fetch]]:
-        return inputs.contents(self.job.listing_root, self._listing.read_row_group(number))
+        return Listing(self.job.listing_root, self._listing.read_row_group(number)).read()
 
     def _prefetched(self, number: int) -> Iterator[NamedImage]:
         """The images of a part, read ahead by threads."""

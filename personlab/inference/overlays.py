@@ -1,6 +1,5 @@
-"""Some pictures of a batch inference with the people that were found in them, to look at."""
+"""Draw the people that a run of `infer-batch` found into some of its images."""
 
-import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,21 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from personlab import viz
-from personlab.data import images as picture
+from personlab.data import images
+from personlab.data.transform import ImageArray
 from personlab.errors import UserError
-from personlab.inference import inputs
-from personlab.inference.inputs import Listing
-from personlab.inference.predict import SHOWN
+from personlab.inference.listing import Listing
+from personlab.inference.predict import safe_stem
+from personlab.inference.results import SHOWN
 from personlab.people import Detection
 from personlab.utils.storage import Folder
 
 
 def draw(listing: Listing, run: Folder, out: Path, count: int) -> list[Path]:
-    """Write `count` pictures of a run's parts, spread over all of them, to the folder `out`, as NN-name.jpg.
+    """Draw `count` images of a run, spread over its parts, and write them to the folder `out` as NN-name.jpg.
 
     Raises:
-        UserError: the run has no parts, they are not of this listing, or a picture cannot be read any more.
+        UserError: the run has no parts or is not of this listing, or an image cannot be read.
     """
     names = sorted(name for name in run.files() if name.startswith("part-"))
     if not names:
@@ -31,15 +31,14 @@ def draw(listing: Listing, run: Folder, out: Path, count: int) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = list[Path]()
     for number, row in enumerate(_rows(run, names, count), start=1):
-        stem = posixpath.splitext(posixpath.basename(row["image"]))[0]
         people = [Detection.from_row(record) for record in row["people"] if record["score"] >= SHOWN]
-        written.append(out / f"{number:0{digits}}-{stem}.jpg")
+        written.append(out / f"{number:0{digits}}-{safe_stem(row['image'])}.jpg")
         viz.write_jpeg(written[-1], viz.draw_people(_pixels(listing, row), people))
     return written
 
 
 def _rows(run: Folder, names: list[str], count: int) -> Iterator[dict[str, Any]]:
-    """Rows of tables.NAMED_PREDICTIONS, as evenly spaced as can be told without reading every part."""
+    """Rows of tables.NAMED_PREDICTIONS, as evenly spaced as is known without reading every part."""
     chosen = [names[at] for at in _spaced(len(names), count)]
     each = -(-count // len(chosen))
     for name in chosen:
@@ -53,12 +52,16 @@ def _spaced(length: int, count: int) -> list[int]:
     return spaced
 
 
-def _pixels(listing: Listing, row: dict[str, Any]) -> Any:
+def _pixels(listing: Listing, row: dict[str, Any]) -> ImageArray:
+    """The image of a row: its id is its position in the listing."""
     image_id = row["image_id"]
-    ((name, fetch),) = inputs.contents(listing.root, listing.entries.slice(image_id, 1))
+    entry = Listing(listing.root, listing.entries.slice(image_id, 1))
+    name, fetch = next(entry.read(), ("", bytes))
     if name != row["image"]:
-        raise UserError(f"{row['image']}: is not number {image_id} of these pictures; name those of the run")
+        raise UserError(
+            f"{row['image']}: is not number {image_id} of these images; name the images of the run"
+        )
     try:
-        return picture.decode(fetch())
+        return images.decode(fetch())
     except UserError as error:
         raise UserError(f"{name}: {error}") from None

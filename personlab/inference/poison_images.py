@@ -1,8 +1,9 @@
-"""Which image killed its process: one that crashes a decoder, or fills the memory, must not stop a whole run.
+"""Find the images that kill the process that reads them, so that they do not stop a run.
 
-Nobody can catch such an image, but it can be found out. An attempt at a part leaves a small file in the run's
-folder for as long as it lasts. One that finds such a file follows one that died, takes the images one at a
-time, and records which it has at hand. An image at hand when that happened twice is given up.
+An image that crashes a decoder or fills the memory raises no exception. Therefore an attempt at a part keeps
+a small file in the run's folder while it lasts. An attempt that finds the file of an earlier one, which died,
+reads images one at a time and records the current one in the file. An image that was current in two deaths is
+given up.
 """
 
 import json
@@ -14,14 +15,14 @@ from typing import Final
 from personlab.utils.storage import Folder
 
 RECORD: Final = ".attempt-"
-_DEATHS: Final = 2  # once may be anything: a node that went away, a kill
+_DEATHS: Final = 2  # one may have any cause: a lost node, a kill
 
 
 @dataclass(frozen=True)
 class Attempt:
     """An attempt at a part.
 
-    victims: ids of the images that earlier attempts died with; None if none has died.
+    victims: ids of the images that were current when earlier attempts died; None if no attempt died.
     """
 
     out: Folder
@@ -36,13 +37,13 @@ class Attempt:
         return (self.victims or []).count(image_id) >= _DEATHS
 
     def takes(self, image_id: int) -> None:
-        """Record the image at hand."""
+        """Record the current image."""
         self.out.write(self.name, json.dumps([*(self.victims or []), image_id]).encode())
 
 
 @contextmanager
 def attempt(out: Folder, part: int) -> Iterator[Attempt]:
-    """An attempt at a part for the time of the block, with what is known of earlier ones."""
+    """An attempt at a part, which lasts as long as the block; it knows the victims of earlier attempts."""
     name = f"{RECORD}{part:05}"
     try:
         victims = json.loads(out.read(name))

@@ -1,10 +1,14 @@
-"""Many pictures -> results and overlays in one folder, whatever state the pictures are in."""
+"""Predict images on one machine and write the results and overlays to a folder."""
 
 import json
 import logging
 import os
+import posixpath
+import re
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,129 +17,217 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 
 from personlab import tables, viz
-from personlab.data import images as picture
+from personlab.data import coco, images
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference import results
-from personlab.inference.pictures import Picture
-from personlab.inference.results import Result
+from personlab.inference.image_ids import AnnotatedImages, number_images
+from personlab.inference.listing import Fetch, Listing
+from personlab.inference.results import SHOWN, Result
+from personlab.metrics.coco import PERSON
 from personlab.predictor import Predictor
-from personlab.utils.files import write_atomic
+from personlab.utils import storage
+from personlab.utils.files import write_atomic, write_json
 from personlab.utils.progress import Tracker
 
 log = logging.getLogger("personlab")
 
-Format = Literal["json", "coco", "parquet"]
+Format = Literal["json", "coco", "coco-dataset", "parquet"]
 
-# Who is less sure than this is in the results, but not in the overlays.
-SHOWN: Final = 0.2
+_LONGEST_STEM: Final = 50  # characters of up to 4 bytes: file systems allow 255 bytes, suffixes included
 
 
 @dataclass(frozen=True)
-class Unread:
-    """A picture that could not be read, and why."""
+class Image:
+    """An image to predict.
 
-    path: Path
-    reason: str
+    id: unique within the run.
+    stem: name of the files written for it, without suffix; unique within the run, whatever the case.
+    annotated: its record in the annotation file that ids are taken from.
+    fault: the reason why it has none there.
+    """
+
+    path: str  # or URI
+    id: int
+    stem: str
+    annotated: coco.Image | None = None
+    fault: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The annotation file's, or the path."""
+        return self.annotated.file_name if self.annotated else self.path
+
+    def read(self, fetch: Fetch) -> ImageArray:
+        """Read the pixels: as stored or, where their size is annotated so, as EXIF turns them for display.
+
+        Raises:
+            UserError: it cannot be read, or is of another size than annotated.
+        """
+        if self.fault:
+            raise UserError(self.fault)
+        content = fetch()
+        if self.annotated is None:
+            return images.decode(content)
+        size = self.annotated.height, self.annotated.width
+        for apply_exif in (False, True):
+            pixels = images.decode(content, apply_exif=apply_exif)
+            if pixels.shape[:2] == size:
+                return pixels
+        raise UserError(f"is {pixels.shape[:2]} pixels (height, width), annotated as {size}")
+
+
+def plan_images(paths: Sequence[str], annotated: AnnotatedImages | None = None) -> list[Image]:
+    """The images at paths or URIs; ids are those of the annotation file, or as `number_images` gives them."""
+    stems = list(_stems(paths))
+    if annotated is None:
+        return list(map(Image, paths, number_images(paths), stems))
+    records = annotated.assign([path if "://" in path else posixpath.abspath(path) for path in paths])
+    return [
+        Image(path, 0, stem, fault=str(record))
+        if isinstance(record, UserError)
+        else Image(path, record.id, stem, record)
+        for path, stem, record in zip(paths, stems, records, strict=True)
+    ]
+
+
+def _stems(paths: Iterable[str]) -> Iterator[str]:
+    """File names without folder and suffix, valid on any file system, made unique whatever the case."""
+    taken = Counter[str]()
+    for path in paths:
+        plain = name = safe_stem(path)
+        while taken[name.lower()]:
+            taken[plain.lower()] += 1
+            name = f"{plain}-{taken[plain.lower()]}"
+        taken[name.lower()] += 1
+        yield name
+
+
+def safe_stem(path: str) -> str:
+    """The file name without folder and suffix, valid on any file system; "x.parquet#17" gives "x_17"."""
+    encoding = sys.getfilesystemencoding()
+    known = posixpath.basename(path).encode(encoding, errors="replace").decode(encoding)
+    name = re.sub(r"\.[^.#]*(#\d+)?$", r"\1", known)
+    return re.sub(r"[^\w .()+-]", "_", name).strip(" .")[:_LONGEST_STEM] or "image"
 
 
 @dataclass(frozen=True)
 class Output:
-    """A folder to write to, and how.
+    """Where and how results are written.
 
-    overlays/<name>.jpg for each picture, and by `form`
+    overlays/<stem>.jpg for each image, and by `form`
 
-    - json: <name>.json for each picture (results.named_record)
-    - coco: results.json with everybody (results.coco_records)
+    - json: <stem>.json for each image (results.named_record)
+    - coco: results.json (results.coco_records)
+    - coco-dataset: dataset.json (results.coco_dataset)
     - parquet: predictions.parquet (tables.PREDICTIONS)
 
-    The last two have images.json beside them, which says which picture has which id.
+    coco and parquet have images.json beside them: the file name, id and size of each image.
     """
 
     folder: Path
     form: Format
     params_hash: str  # recorded in tables
+    person: int = PERSON  # category
 
-    def overlay(self, item: Picture) -> Path:
-        return self.folder / "overlays" / f"{item.name}.jpg"
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Files and folders that are no images to predict when the folder lies among them."""
+        return tuple(str(self.folder / name) for name in ("", "overlays", "predictions.parquet"))
 
-    def write_one(self, item: Picture, overlay: ImageArray, result: Result) -> None:
-        """What is written for each picture."""
-        write_atomic(self.overlay(item), viz.jpeg(overlay))
+    def overlay(self, image: Image) -> Path:
+        return self.folder / "overlays" / f"{image.stem}.jpg"
+
+    def write_one(self, image: Image, overlay: ImageArray, result: Result) -> None:
+        """Write the files of one image."""
+        write_atomic(self.overlay(image), viz.jpeg(overlay))
         if self.form == "json":
-            _write_json(self.folder / f"{item.name}.json", results.named_record(result))
+            write_json(self.folder / f"{image.stem}.json", results.named_record(result), indent=1)
 
-    def write_all(self, found: Sequence[Result]) -> None:
-        """What is written for all pictures together."""
-        if self.form == "json":
-            return
-        _write_records(self.folder / "images.json", map(results.image_record, found))
+    def write_all(self, predicted: Sequence[Result]) -> None:
+        """Write the files of all images together."""
+        if self.form == "coco-dataset":
+            write_json(self.folder / "dataset.json", results.coco_dataset(predicted, self.person), indent=1)
+        if self.form in ("coco", "parquet"):
+            _write_records(self.folder / "images.json", map(results.image_record, predicted))
         if self.form == "coco":
-            people = chain.from_iterable(map(results.coco_records, found))
+            people = chain.from_iterable(results.coco_records(result, self.person) for result in predicted)
             _write_records(self.folder / "results.json", people)
-        else:
-            rows = [results.prediction_row(result) for result in sorted(found, key=lambda r: r.image_id)]
+        if self.form == "parquet":
+            rows = [results.prediction_row(result) for result in sorted(predicted, key=lambda r: r.image_id)]
             table = pa.Table.from_pylist(rows, schema=tables.PREDICTIONS)
             tables.write_table(table, self.folder / "predictions.parquet", params_hash=self.params_hash)
 
 
 def predict(
-    predictor: Predictor, pictures: Sequence[Picture], output: Output, *, progress: Tracker
-) -> list[Unread]:
-    """Find and draw the people of every picture. What cannot be read is returned, and does not stop the rest.
+    predictor: Predictor,
+    listings: Sequence[Listing],
+    output: Output,
+    *,
+    annotated: AnnotatedImages | None = None,
+    progress: Tracker,
+) -> list[str]:
+    """Predict the people of every image and write results and overlays.
+
+    Args:
+        annotated: the images of an annotation file; their ids and file names are taken, other images fail.
+
+    Returns:
+        The images that could not be read, with the reason, as text. They do not stop the others.
 
     Raises:
-        UserError: `output.folder` cannot be written to, or an overlay would replace a picture.
+        UserError: `output.folder` cannot be written to, or an overlay would replace an image.
     """
-    _check_apart(pictures, output)
+    planned = plan_images([path for listing in listings for path in listing.paths()], annotated)
+    _check_apart(planned, output)
+    fetches = (fetch for listing in listings for _, fetch in listing.read())
     start = time.monotonic()
-    found, unread = list[Result](), list[Unread]()
+    predicted, failures = list[Result](), list[str]()
     try:
-        for item in progress(pictures, label="predict"):
+        for image, fetch in progress(zip(planned, fetches, strict=True), total=len(planned), label="predict"):
             try:
-                image = picture.read(item.path)
+                pixels = image.read(fetch)
             except UserError as error:
-                unread.append(Unread(item.path, str(error)))
+                failures.append(f"{image.path}: {error}")
                 continue
-            height, width = image.shape[:2]
-            result = Result(item.id, item.path, height, width, predictor(image))
-            output.write_one(item, draw(image, result), result)
-            found.append(result)
-        output.write_all(found)
+            height, width = pixels.shape[:2]
+            result = Result(image.id, image.file_name, height, width, predictor(pixels))
+            output.write_one(image, draw(pixels, result), result)
+            predicted.append(result)
+        output.write_all(predicted)
     except OSError as error:
         raise UserError(f"{error.filename or output.folder}: cannot be written ({error.strerror})") from None
-    _log(len(pictures), found, time.monotonic() - start)
-    return unread
+    _log(len(planned), predicted, time.monotonic() - start)
+    return failures
 
 
 def draw(image: ImageArray, result: Result) -> ImageArray:
-    """The picture with the people who are sure enough, and how sure."""
-    people = [person for person in result.people if person.score >= SHOWN]
-    return viz.draw_scores(viz.draw_people(image, people), people)
+    """The image with the people whose score is at least SHOWN, and their scores."""
+    return viz.draw_scores(viz.draw_people(image, result.shown), result.shown)
 
 
-def _check_apart(pictures: Sequence[Picture], output: Output) -> None:
-    inputs = {os.path.realpath(item.path) for item in pictures}
-    for item in pictures:
-        if os.path.realpath(output.overlay(item)) in inputs:
-            raise UserError(
-                f"{output.overlay(item)}: an overlay would replace this picture; choose another --out"
-            )
+def _check_apart(planned: Sequence[Image], output: Output) -> None:
+    inputs = {os.path.realpath(storage.local_path(image.path)) for image in planned}
+    for overlay in map(output.overlay, planned):
+        if os.path.realpath(overlay) in inputs:
+            raise UserError(f"{overlay}: an overlay would replace this image; choose another --out")
 
 
-def _log(pictures: int, found: Sequence[Result], seconds: float) -> None:
-    people = sum(person.score >= SHOWN for result in found for person in result.people)
+def _log(images: int, predicted: Sequence[Result], seconds: float) -> None:
     log.info(
-        "predict: %d pictures in = %d predicted + %d not read, %d people; %.2f pictures/s",
-        *(pictures, len(found), pictures - len(found), people, len(found) / max(seconds, 1e-9)),
+        "predict: %d images = %d predicted + %d not read; %d proposals, %d with a score of at least %g; "
+        "%.2f images/s",
+        *(images, len(predicted), images - len(predicted)),
+        *(
+            sum(len(result.people) for result in predicted),
+            sum(len(result.shown) for result in predicted),
+            SHOWN,
+        ),
+        len(predicted) / max(seconds, 1e-9),
     )
 
 
-def _write_json(path: Path, value: Any) -> None:
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
 def _write_records(path: Path, records: Iterable[Any]) -> None:
-    """A JSON list, a record a line."""
+    """Write a JSON list, one record a line."""
     lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
     write_atomic(path, f"[\n{lines}\n]\n")

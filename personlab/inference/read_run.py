@@ -1,17 +1,19 @@
-"""What a batch inference found in annotated pictures, to be scored as anybody's results are."""
+"""Read what `infer-batch` and `predict` found in annotated images, to be scored."""
 
+import json
 import logging
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from pycocotools.coco import COCO
 
-from personlab.data import coco
+from personlab.data.coco import Image
 from personlab.errors import UserError
+from personlab.inference.image_ids import AnnotatedImages
 from personlab.metrics.coco import Task
-from personlab.metrics.files import Found
+from personlab.metrics.files import Annotations, Found
 from personlab.people import Detection
 from personlab.utils.storage import Folder
 
@@ -20,39 +22,39 @@ log = logging.getLogger("personlab")
 Row = dict[str, Any]
 
 
-def read_run(run: Folder, annotations: Path, truth: COCO) -> dict[Task, Found]:
-    """The people of a run of `personlab infer-batch` by task, then by image id, as `files.read_results`.
+def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
+    """The people of a run of `infer-batch` by task, then by image id, as `files.read_results`.
 
-    An annotated image is the picture that the run calls by its `file_name`. In one that could not be read
-    nobody was found, and a log line says of how many. Other pictures than the annotated ones do not count.
-
-    Args:
-        truth: the people of `annotations`, as `files.read_annotations` reads them.
+    The run's images are matched to the annotated ones by file name. Images that could not be read count as
+    images without people, and a log line counts them; images that are not annotated do not count.
 
     Raises:
-        UserError: the run is not finished, lacks annotated images, or saw one in another size.
+        UserError: the run is not finished, lacks annotated images, or has one in another size.
     """
     if "manifest.json" not in run.files():
-        raise UserError(
-            f"{run.place}: no finished run; 'personlab infer-batch' makes one, or goes on with it"
-        )
-    ids = {record.get("file_name"): record["id"] for record in coco.load_file(annotations).images}
+        raise UserError(f"{run.place}: no finished run; 'personlab infer-batch' makes or resumes one")
+    ids = {_composed(image.file_name): image.id for image in annotations.images.values()}
     rows, unread = (
-        {ids[row["image"]]: row for row in _rows(run, kind) if row["image"] in ids}
+        {ids[name]: row for row in _rows(run, kind) if (name := _composed(row["image"])) in ids}
         for kind in ("part-", "errors-")
     )
-    if missing := truth.imgs.keys() - rows.keys() - unread.keys():
+    if missing := annotations.images.keys() - rows.keys() - unread.keys():
+        first = annotations.images[min(missing)]
         raise UserError(
-            f"{run.place}: lacks {len(missing)} of the images of {annotations}, image {min(missing)} first; "
-            "the run has to be of the folder that their file names are relative to"
+            f"{run.place}: lacks {len(missing)} annotated images, first {first.id} ({first.file_name}); "
+            "the run has to be of the folder that the annotations' file names are relative to"
         )
     if unread:
-        log.warning(
-            "%s: %d annotated images could not be read: nobody was found there", run.place, len(unread)
-        )
-    people = {image_id: _people(run, row, truth.imgs[image_id]) for image_id, row in rows.items()}
+        message = "%s: %d annotated images could not be read and count as images without people"
+        log.warning(message, run.place, len(unread))
+    people = {image_id: _people(run, row, annotations.images[image_id]) for image_id, row in rows.items()}
     masks = any(person.rle for found in people.values() for person in found)
     return {"keypoints": people, "segm": people} if masks else {"keypoints": people}
+
+
+def _composed(name: str) -> str:
+    """A file name in composed Unicode: macOS decomposes accents."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _rows(run: Folder, kind: str) -> Iterator[Row]:
@@ -62,11 +64,55 @@ def _rows(run: Folder, kind: str) -> Iterator[Row]:
             yield from pq.read_table(file).to_pylist()
 
 
-def _people(run: Folder, row: Row, image: Row) -> list[Detection]:
-    size, annotated = ((each["height"], each["width"]) for each in (row, image))
+def _people(run: Folder, row: Row, image: Image) -> list[Detection]:
+    size, annotated = (row["height"], row["width"]), (image.height, image.width)
     if size != annotated:
         raise UserError(
             f"{run.place}: {row['image']} is {size} pixels (height, width), annotated as {annotated}; "
-            "annotate the pictures as they are shown"
+            "annotate the images as they are shown"
         )
     return [Detection.from_row(record) for record in row["people"]]
+
+
+def check_images(results: Path, annotations: Annotations) -> None:
+    """Compare the images.json that `predict` writes beside its results, if it is there, with the annotations.
+
+    Images whose file name either does not know, or that are not annotated, are not compared.
+
+    Raises:
+        UserError: an image has another id, file name or size in the annotations.
+    """
+    known = AnnotatedImages.of("the annotations", annotations.person, annotations.images.values())
+    for record in _image_records(results.with_name("images.json")):
+        number, name = record["id"], record["file_name"]
+        image, candidates = annotations.images.get(number), known.candidates(name)
+        if (image and not image.file_name) or not (image or candidates):
+            continue  # a name is unknown, or the image is not annotated
+        if image not in candidates:
+            raise UserError(
+                f"{results}: image {number} is {name} (images.json), but "
+                f"{image.file_name if image else 'missing'} in the annotations; 'personlab predict "
+                "--annotations FILE' gives images the ids of the annotations"
+            )
+        size, annotated = (record["height"], record["width"]), (image.height, image.width)
+        if size != annotated:
+            raise UserError(
+                f"{results}: image {number}, {name}, is {size} pixels (height, width), annotated as "
+                f"{annotated}"
+            )
+
+
+def _image_records(path: Path) -> list[Row]:
+    """The records of an images.json; none if there is no such file or it is not of `predict`."""
+    try:
+        records = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    is_ours = isinstance(records, list) and all(
+        isinstance(record, dict)
+        and record.keys() >= {"id", "file_name", "height", "width"}
+        and isinstance(record["id"], int)
+        and isinstance(record["file_name"], str)
+        for record in records
+    )
+    return records if is_ours else []

@@ -1,57 +1,97 @@
-"""What was found in pictures, in the three forms that people take away.
+"""The people of images in the formats of `predict`.
 
-- `json`: one file a picture, for reading by people and small programs: keypoints by name.
-- `coco`: one file of COCO results over all pictures, as `personlab score` and every COCO tool read it.
-- `parquet`: one table over all pictures (tables.PREDICTIONS).
+- `json`: one file an image, keypoints by name.
+- `coco`: COCO results of all images, which `personlab score` and other COCO tools read.
+- `coco-dataset`: a COCO annotation file of all images, which annotation tools open.
+- `parquet`: one table of all images (tables.PREDICTIONS).
 
-Coordinates are pixels of the picture as it is shown, (x, y), COCO's. A person without a mask, as networks
+Coordinates are COCO's (x, y), in pixels of the image as it was read. A person without a mask, as networks
 without mask heads find them, has no `segmentation`.
 """
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
 
 from personlab.metrics.coco import PERSON
-from personlab.people import Detection
-from personlab.skeleton import KEYPOINTS
+from personlab.people import BoolArray, Detection
+from personlab.skeleton import KEYPOINTS, TREE
 
 Record = dict[str, Any]
+
+# People and keypoints with lower scores are not drawn and not part of a COCO dataset.
+SHOWN: Final = 0.2
 
 
 @dataclass(frozen=True)
 class Result:
-    """The people found in one picture, best first."""
+    """The people of one image, best first."""
 
     image_id: int
-    path: Path
+    file_name: str
     height: int
     width: int
     people: Sequence[Detection]
 
+    @property
+    def shown(self) -> list[Detection]:
+        """The people with scores of at least SHOWN."""
+        return [person for person in self.people if person.score >= SHOWN]
+
 
 def image_record(result: Result) -> Record:
-    """The picture as COCO's annotation files list it."""
+    """The image as in COCO annotation files."""
     return {
         "id": result.image_id,
-        "file_name": str(result.path),
+        "file_name": result.file_name,
         "height": result.height,
         "width": result.width,
     }
 
 
 def named_record(result: Result) -> Record:
-    """The picture and its people, keypoints by name."""
+    """The image and its people, keypoints by name."""
     return image_record(result) | {"people": [_named(result, person) for person in result.people]}
 
 
-def coco_records(result: Result) -> list[Record]:
-    """COCO results: a record for each person, a keypoint's third number its score."""
-    return [_coco(result, person) for person in result.people]
+def coco_records(result: Result, category: int = PERSON) -> list[Record]:
+    """COCO results: a record for each person, with keypoints as (x, y, score)."""
+    return [_coco(result, person, category) for person in result.people]
+
+
+def coco_dataset(results: Sequence[Result], category: int = PERSON) -> Record:
+    """A COCO annotation file of the people with scores of at least SHOWN, as annotation tools expect it.
+
+    File names are relative to the images' common folder; masks are polygons; people without a mask have no
+    `segmentation`.
+    """
+    people = [(result, person) for result in results for person in result.shown]
+    paths = [posixpath.abspath(result.file_name) for result in results]
+    folder = posixpath.commonpath(map(posixpath.dirname, paths)) if paths else ""
+    return {
+        "images": [
+            image_record(result) | {"file_name": posixpath.relpath(path, folder)}
+            for result, path in zip(results, paths, strict=True)
+        ],
+        "annotations": [
+            {"id": number, **_annotation(result, person, category)}
+            for number, (result, person) in enumerate(people, start=1)
+        ],
+        "categories": [
+            {
+                "id": category,
+                "name": "person",
+                "supercategory": "person",
+                "keypoints": list(KEYPOINTS),
+                "skeleton": [[source + 1, target + 1] for source, target in TREE],
+            }
+        ],
+    }
 
 
 def prediction_row(result: Result) -> Record:
@@ -68,14 +108,39 @@ def _named(result: Result, person: Detection) -> Record:
     return {"score": _score(person.score), "keypoints": keypoints, **_extent(result, person)}
 
 
-def _coco(result: Result, person: Detection) -> Record:
+def _coco(result: Result, person: Detection, category: int) -> Record:
     return {
         "image_id": result.image_id,
-        "category_id": PERSON,
+        "category_id": category,
         "score": _score(person.score),
         "keypoints": [number for triple in _triples(person) for number in triple],
         **_extent(result, person),
     }
+
+
+def _annotation(result: Result, person: Detection, category: int) -> Record:
+    """COCO's annotation: keypoints as (x, y, 2), or zeros where their score is below SHOWN."""
+    record = _coco(result, person, category)
+    triples = [(x, y, 2) if score >= SHOWN else (0, 0, 0) for x, y, score in _triples(person)]
+    mask = record.pop("segmentation", None)
+    polygons = _polygons(rle_tools.decode(mask)) if mask else []
+    return record | {
+        "keypoints": [number for triple in triples for number in triple],
+        "num_keypoints": sum(v > 0 for _, _, v in triples),
+        "area": float(rle_tools.area(mask)) if polygons else round(record["bbox"][2] * record["bbox"][3], 2),
+        "iscrowd": 0,
+        **({"segmentation": polygons} if polygons else {}),
+    }
+
+
+def _polygons(mask: BoolArray) -> list[list[float]]:
+    """The outlines of a mask, the largest first, since some tools read only the first; holes are filled."""
+    fine = mask.repeat(2, axis=0).repeat(
+        2, axis=1
+    )  # outlines go through pixel centres: a quarter pixel inside
+    outlines, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = sorted(outlines, key=cv2.contourArea, reverse=True)
+    return [((outline.reshape(-1) + 0.5) / 2).tolist() for outline in outlines]
 
 
 def _triples(person: Detection) -> list[tuple[float, float, float]]:

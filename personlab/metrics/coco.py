@@ -58,6 +58,13 @@ def ground_truth(rows: Iterable[Mapping[str, Any]]) -> COCO:
     )
 
 
+def with_masks(truth: COCO) -> COCO:
+    """The ground truth of the people who have a mask."""
+    people = truth.dataset["annotations"]
+    masked = [person for person in people if person["segmentation"]]
+    return truth if len(masked) == len(people) else _coco(truth.dataset["images"], masked)
+
+
 def evaluate(
     truth: COCO, detections: Mapping[int, Sequence[Detection]], max_people: int = KEYPOINT_BUDGET
 ) -> Scores:
@@ -79,11 +86,15 @@ def match(
 ) -> "Matches":
     """Match the best `budget` detections of every image to its people, by OKS or by mask IoU.
 
+    People without a mask are no ground truth for masks.
+
     Raises:
         ValueError: as `evaluate`.
     """
     if unknown := sorted(set(detections) - set(truth.getImgIds())):
         raise ValueError(f"detections of images that have no ground truth: {unknown[:5]}")
+    if task == "segm":
+        truth = with_masks(truth)
     evaluator = COCOeval(truth, _results(truth, detections, task), task)
     evaluator.params.maxDets = [budget] if task == "keypoints" else sorted({1, 10, budget})
     with redirect_stdout(io.StringIO()):
@@ -238,6 +249,7 @@ def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> CO
 
 def _truth(number: int, row: Mapping[str, Any], person: Mapping[str, Any]) -> dict[str, Any]:
     visibility = np.zeros(K) if person["imputed"] else np.asarray(person["visibility"])
+    mask = {"size": [row["height"], row["width"]], "counts": person["mask"]} if person["mask"] else None
     return {
         "id": number,
         "image_id": row["image_id"],
@@ -247,7 +259,7 @@ def _truth(number: int, row: Mapping[str, Any], person: Mapping[str, Any]) -> di
         "bbox": list(person["box"]),
         "area": person["area"],
         "iscrowd": int(person["crowd"]),
-        "segmentation": {"size": [row["height"], row["width"]], "counts": person["mask"]},
+        "segmentation": mask,
     }
 
 

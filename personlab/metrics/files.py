@@ -1,12 +1,14 @@
-"""COCO's files to score: annotations and results, checked record by record.
+"""COCO files to score: annotations and results, checked record by record.
 
-pycocotools believes whatever it is given; here every record that it could stumble over is named.
+pycocotools trusts its input; here every record that it would misread is an error that names it.
 """
 
 import json
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from personlab.data import coco
-from personlab.data.json_fields import BadRecordError, integer, numbers, repeated
+from personlab.data.json_fields import BadRecordError, integer, number, numbers, repeated
 from personlab.data.segmentation import rle
 from personlab.errors import UserError
 from personlab.metrics.coco import PERSON, Task, ground_truth
@@ -26,46 +28,81 @@ log = logging.getLogger("personlab")
 Found = dict[int, list[Detection]]
 
 
-def read_annotations(path: Path) -> COCO:
-    """The people of a COCO annotation file, as pycocotools knows them; numbered anew, from 1.
+@dataclass(frozen=True)
+class Annotations:
+    """A COCO annotation file.
 
-    An annotation that `ingest` would reject is left out, and a log line says so and why.
+    truth: its people, numbered anew from 1, in category 1.
+    person: the file's id of the category `person`.
+    categories: the names of the file's categories, by id.
+    """
+
+    truth: COCO
+    images: dict[int, coco.Image]
+    person: int
+    categories: dict[int, str]
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Read a COCO annotation file.
+
+    Annotations that `ingest` would reject are left out. People without a mask that can be read count for
+    keypoints only. A log line gives the number and the first reasons of each.
 
     Raises:
-        UserError: the file is missing, is not JSON or not COCO's; an image's record is not COCO's (which is
+        UserError: the file is missing, is not JSON or not COCO's; an image's record is not COCO's (it is
             named); no annotation is left.
     """
     records = coco.load_file(path)
-    images = _images(path, records.images)
-    people, rejects = defaultdict[int, list[Annotation]](list), list[str]()
+    images = coco.images_of(path, records.images)
+    people, rejects, maskless = defaultdict[int, list[Annotation]](list), list[str](), list[str]()
     repeats = repeated(records.people)
     for position, record in enumerate(records.people):
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
-            person = coco.check_person(record, images)
-            people[person.image_id].append(person.annotation)
+            person, fault = _person(record, images)
         except BadRecordError as error:
             rejects.append(f"number {position} of the list: {error}")
-    if rejects:
-        log.warning("%s: %d annotations left out; %s", path, len(rejects), "; ".join(rejects[:3]))
+            continue
+        people[person.image_id].append(person.annotation)
+        if fault:
+            maskless.append(f"number {position} of the list: {fault}")
     if not people:
-        raise UserError(f"{path}: annotates no person, so there is nothing to score")
-    return ground_truth(_row(image, people[image.id]) for image in images.values())
+        raise UserError(f"{path}: {_none(records, rejects)}")
+    _warn(path, "annotations left out", rejects)
+    _warn(path, "people without a mask count for keypoints only", maskless)
+    truth = ground_truth(_row(image, people[image.id]) for image in images.values())
+    return Annotations(truth, images, records.person, records.categories)
 
 
-def _images(path: Path, records: Iterable[Any]) -> dict[int, coco.Image]:
-    images = dict[int, coco.Image]()
-    for position, record in enumerate(records):
-        try:
-            height, width = (integer(record, side, 1, 2**31) for side in ("height", "width"))
-            image = coco.Image(integer(record, "id", 0, 2**63), "", height, width)
-            if image.id in images:
-                raise BadRecordError(f"id {image.id} was used before")
-        except BadRecordError as error:
-            raise UserError(f"{path}: image number {position} of the list: {error}") from None
-        images[image.id] = image
-    return images
+def _person(record: Any, images: Mapping[int, coco.Image]) -> tuple[coco.Person, str]:
+    """The person, and the reason why there is no mask, if so."""
+    try:
+        person = coco.check_person(record, images)
+        return person, "" if person.annotation.rle else "has no segmentation"
+    except BadRecordError as error:
+        if isinstance(record, dict):
+            with suppress(BadRecordError):
+                return coco.check_person(record | {"segmentation": None}, images), str(error)
+        raise
+
+
+def _none(records: coco.Records, rejects: list[str]) -> str:
+    if rejects:
+        return f"none of its {len(rejects)} people can be scored: {_first(rejects)}"
+    if records.others:
+        return f"none of its {records.others} annotations is of category {records.person}, which is person"
+    return "annotates no person, so there is nothing to score"
+
+
+def _warn(path: Path, what: str, reasons: list[str]) -> None:
+    if reasons:
+        log.warning("%s: %d %s; %s", path, len(reasons), what, _first(reasons))
+
+
+def _first(reasons: list[str]) -> str:
+    return "; ".join(reasons[:3])
 
 
 def _row(image: coco.Image, people: Iterable[Annotation]) -> dict[str, Any]:
@@ -73,34 +110,58 @@ def _row(image: coco.Image, people: Iterable[Annotation]) -> dict[str, Any]:
     return {"image_id": image.id, "height": image.height, "width": image.width, "people": persons}
 
 
-def read_results(path: Path, truth: COCO) -> dict[Task, Found]:
+def read_results(path: Path, annotations: Annotations) -> dict[Task, Found]:
     """COCO results by task, then by image id: people with keypoints, and people with a segmentation.
 
     A task without any result is left out; of an empty file, keypoints are left. Results of other categories
-    than people are left out, and a log line says how many.
+    than people are left out, and a log line counts them.
 
     Raises:
-        UserError: the file is missing, or is not a JSON list; a result is not what it should be, or of an
-            image that `truth` does not have (it is named).
+        UserError: the file is missing, or is not a JSON list; a result is not COCO's, or its image is not
+            annotated (it is named); no result is of a person, and some are of categories unknown to the
+            annotations.
     """
     found: dict[Task, Found] = {"keypoints": defaultdict(list), "segm": defaultdict(list)}
     records = _list(path)
-    others = 0
+    person = _person_category(records, annotations)
+    others = Counter[int]()
     for position, record in enumerate(records):
         try:
-            image = truth.imgs.get(integer(record, "image_id", 0, 2**63))
+            image = annotations.images.get(integer(record, "image_id", 0, 2**63))
             if image is None:
                 raise BadRecordError(f"image {record['image_id']} is not among the annotated images")
-            if integer(record, "category_id", 0, 2**63) != PERSON:
-                others += 1
+            category = integer(record, "category_id", 0, 2**63)
+            if category != person:
+                others[category] += 1
                 continue
             for task, detection in _detections(record, image).items():
-                found[task][image["id"]].append(detection)
+                found[task][image.id].append(detection)
         except BadRecordError as error:
             raise UserError(f"{path}: result number {position} of the list: {error}") from None
     if others:
-        log.info("%s: %d results of other categories than people left out", path, others)
+        names = ", ".join(_category(number, annotations) for number in sorted(others)[:5])
+        if others.total() == len(records) and others.keys() - annotations.categories.keys():
+            raise UserError(
+                f"{path}: people are annotated as category {_category(annotations.person, annotations)}; no "
+                f"result is of it, all are of {names}"
+            )
+        log.info("%s: %d results of other categories than people left out: %s", path, others.total(), names)
     return {task: by_image for task, by_image in found.items() if by_image} or {"keypoints": {}}
+
+
+def _person_category(records: Iterable[Any], annotations: Annotations) -> int:
+    """The category of people in results: the annotations', or COCO's if used and free there."""
+    used = {record.get("category_id") for record in records if _has_category(record)}
+    coco_is_free = PERSON in used and PERSON not in annotations.categories
+    return PERSON if coco_is_free and annotations.person not in used else annotations.person
+
+
+def _has_category(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("category_id"), int)
+
+
+def _category(number: int, annotations: Annotations) -> str:
+    return f"{number} ({annotations.categories.get(number, 'unknown')})"
 
 
 def _list(path: Path) -> list[Any]:
@@ -115,20 +176,34 @@ def _list(path: Path) -> list[Any]:
     return content
 
 
-def _detections(record: Mapping[str, Any], image: Mapping[str, Any]) -> dict[Task, Detection]:
-    """The person as each task sees it."""
-    score = float(numbers([record.get("score")], "score")[0])
+def _detections(record: Mapping[str, Any], image: coco.Image) -> dict[Task, Detection]:
+    """The person as each task takes it."""
+    score = number(record, "score")
     tasks = dict[Task, Detection]()
-    if "keypoints" in record:
+    if record.get("keypoints") not in (None, []):
         triples = numbers(record["keypoints"], "keypoints")
         if len(triples) != 3 * K:
             raise BadRecordError(f"keypoints holds {len(triples)} numbers, not {3 * K}")
         xy, scores = np.split(triples.reshape(K, 3).astype(np.float32), [2], axis=1)
         tasks["keypoints"] = Detection(xy, scores[:, 0], score, rle=b"")
-    if "segmentation" in record:
+    if record.get("segmentation") not in (None, []):
         nowhere = np.zeros((K, 3), np.float32)
-        mask = rle(record["segmentation"], image["height"], image["width"])
+        mask = rle(record["segmentation"], image.height, image.width)
         tasks["segm"] = Detection(nowhere[:, :2], nowhere[:, 2], score, rle=mask)
     if not tasks:
         raise BadRecordError("has neither keypoints nor segmentation")
     return tasks
+
+
+def scorable(tasks: dict[Task, Found], annotations: Annotations) -> dict[Task, Found]:
+    """The tasks that the annotations can score: all, or keypoints alone where no annotated person has a mask.
+
+    Raises:
+        UserError: there are masks alone to score, and none annotated.
+    """
+    if "segm" not in tasks or any(person["segmentation"] for person in annotations.truth.anns.values()):
+        return tasks
+    if "keypoints" not in tasks:
+        raise UserError("the results are masks without keypoints, and no annotated person has a mask")
+    log.warning("masks are not scored: no annotated person has one")
+    return {"keypoints": tasks["keypoints"]}

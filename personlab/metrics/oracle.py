@@ -20,7 +20,7 @@ from personlab.codec.fields import padded_side
 from personlab.data.example import project_people
 from personlab.data.transform import Transform, fit
 from personlab.errors import UserError
-from personlab.metrics.coco import Matches, match
+from personlab.metrics.coco import Matches, match, with_masks
 from personlab.metrics.files import read_annotations
 from personlab.people import Annotation, Detection, FloatArray
 from personlab.skeleton import TREE, K
@@ -31,14 +31,14 @@ _FAR_AWAY = -1e6
 
 
 def read(path: Path) -> COCO:
-    """A COCO person keypoints file, as pycocotools knows it.
+    """The people of a COCO person keypoints file who have a mask, as pycocotools has them.
 
     Raises:
-        UserError: as `read_annotations`; or nobody in it has keypoints.
+        UserError: as `read_annotations`, or no person has keypoints and a mask.
     """
-    truth = read_annotations(path)
+    truth = with_masks(read_annotations(path).truth)
     if not any(record["num_keypoints"] for record in truth.anns.values()):
-        raise UserError(f"{path}: nobody in it has keypoints; use person_keypoints_*.json")
+        raise UserError(f"{path}: no person has keypoints and a mask; use person_keypoints_*.json")
     return truth
 
 

@@ -80,9 +80,9 @@ PREDICTIONS = pa.schema(
     ]
 )
 
-# Batch inference: the listed images, their people, and the images that cannot be read. An image's id is its
-# row in INPUTS. Files of NAMED_PREDICTIONS can be read as PREDICTIONS.
-INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # in a Parquet file; -1: an image file
+# Batch inference: what there is to read (personlab/inference/listing.py), what was found, what could not be
+# read. An image's id is its place in INPUTS; predictions can be read as PREDICTIONS too.
+INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # row -1: the file is the picture
 
 NAMED_PREDICTIONS = PREDICTIONS.insert(1, pa.field("image", pa.string()))
 

@@ -4,12 +4,15 @@ Files are written atomically, also when two processes write the same file at onc
 """
 
 import fcntl
+import glob
 import os
 import posixpath
+import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -49,21 +52,47 @@ def _system(scheme: str, host: str, query: str) -> tuple[FileSystem, str]:
     return system, root
 
 
+def as_text(path: str) -> str:
+    """A local path as text; bytes that are not UTF-8 become \\xNN, which this module reads back."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def local_path(text: str) -> Path:
+    """The path that `as_text` made text of, in the encoding of the file system."""
+    raw = text.encode(errors="surrogateescape")
+    if not os.path.lexists(raw):  # else the name holds a real backslash
+        raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), raw)
+    return Path(os.fsdecode(raw))
+
+
 def open_file(place: str) -> Any:
-    """Open the file at a path or URI for random access (pyarrow.NativeFile)."""
-    system, path = locate(place)
-    return system.open_input_file(path)
+    """Open the file at a path or URI for reading, with random access (pyarrow.NativeFile)."""
+    return _open(*locate(place))
+
+
+def _open(system: FileSystem, path: str) -> Any:
+    if not isinstance(system, LocalFileSystem):
+        return system.open_input_file(path)
+    local = local_path(path)
+    if local.exists() and not local.is_file():  # opening a pipe would wait for its other end
+        raise OSError("is not a regular file")
+    return system.open_input_file(bytes(local))
 
 
 def kind(place: str) -> FileType:
-    """Whether a path or URI is a file, a folder or does not exist.
+    """The type of what is at a path or URI: file, directory, or not found.
 
     Raises:
-        UserError: the file system does not answer.
+        UserError: the file system cannot tell.
     """
     system, path = locate(place)
     try:
-        return system.get_file_info(path).type
+        if not isinstance(system, LocalFileSystem):
+            return system.get_file_info(path).type
+        local = local_path(path)
+        if local.is_dir():
+            return FileType.Directory
+        return FileType.File if local.exists() else FileType.NotFound
     except OSError as error:
         raise UserError(f"{place}: {error}") from None
 
@@ -75,9 +104,8 @@ class Folder:
     place: str  # path or URI
 
     def open(self, name: str) -> Any:
-        """Open a file of the folder for random access (pyarrow.NativeFile)."""
-        system, path = self._at(name)
-        return system.open_input_file(path)
+        """Open a file of the folder for reading, with random access (pyarrow.NativeFile)."""
+        return _open(*self._at(name))
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
@@ -92,11 +120,27 @@ class Folder:
         """
         system, path = locate(self.place)
         try:
+            if isinstance(system, LocalFileSystem):
+                return [as_text(name) for name in _walk(local_path(path), recursive)]
             found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=recursive))
+            start = len(path.rstrip("/")) + 1
+            return [info.path[start:] for info in found if info.type == FileType.File]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.place}: cannot be listed ({error})") from None
-        start = len(path.rstrip("/")) + 1
-        return [info.path[start:] for info in found if info.type == FileType.File]
+
+    def glob(self, pattern: str) -> list[str]:
+        """Names of the files that match a pattern, in which `**` stands for any number of folders.
+
+        Raises:
+            UserError: as `files`.
+        """
+        system, path = locate(self.place)
+        if not isinstance(system, LocalFileSystem):
+            segments = pattern.split("/")
+            return [name for name in self.files(recursive=True) if _matches(name.split("/"), segments)]
+        root = local_path(path)
+        found = glob.glob(pattern, root_dir=root, recursive=True, include_hidden=True)  # noqa: PTH207
+        return [as_text(name) for name in found if not (root / name).is_dir()]
 
     def create(self) -> None:
         """Create the folder, if it does not exist, and check that files can be written to it.
@@ -167,6 +211,32 @@ class Folder:
     def _at(self, name: str) -> tuple[FileSystem, str]:
         system, path = locate(self.place)
         return system, posixpath.join(path, name)
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[str]:
+    """Names of all that is not a folder, links that lead nowhere included; circles of links are left out."""
+    if not folder.exists():
+        return
+    for here, below, names in os.walk(folder, onerror=_raise, followlinks=True):
+        at = Path(here)
+        yield from (str(at.relative_to(folder) / name) for name in names)
+        below[:] = (name for name in below if recursive and not _is_circle(at, at / name))
+
+
+def _is_circle(folder: Path, below: Path) -> bool:
+    return below.is_symlink() and folder.resolve().is_relative_to(below.resolve())
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _matches(segments: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not segments
+    if pattern[0] == "**":
+        return any(_matches(segments[skip:], pattern[1:]) for skip in range(len(segments) + 1))
+    return bool(segments) and fnmatchcase(segments[0], pattern[0]) and _matches(segments[1:], pattern[1:])
 
 
 @contextmanager
