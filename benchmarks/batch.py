@@ -29,11 +29,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from personlab.data import images as picture
+from personlab.data import images
 from personlab.inference import job as batch
-from personlab.inference.inputs import Listing
 from personlab.inference.job import Job, Worker, make_plan
-from personlab.inference.listing import list_images
+from personlab.inference.listing import Listing, list_images
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
@@ -166,11 +165,7 @@ def _rate(out: Path, images: int) -> float:
 
 def _plain(pictures: Path, weights: Path, out: Path, part_size: int) -> None:
     """As many processes as there are processors, each making its share of the parts."""
-    listing = list_images(str(pictures))
-    job = Job(
-        make_plan(listing, weights, _INFER, part_size=part_size),
-        *(listing.root, Folder(str(out)), weights, picture.decode),
-    )
+    job, listing = _job(pictures, weights, out, part_size)
     job.out.create()
     batch.write_plan(job, listing)
     processors = os.cpu_count() or 1
@@ -187,11 +182,15 @@ def _plain(pictures: Path, weights: Path, out: Path, part_size: int) -> None:
 
 
 def _share(pictures: Path, weights: Path, out: Path, part_size: int, index: int) -> None:
+    worker = Worker(_job(pictures, weights, out, part_size)[0])
+    for number in worker.job.plan.parts[index :: os.cpu_count() or 1]:
+        worker.make_part(number)
+
+
+def _job(pictures: Path, weights: Path, out: Path, part_size: int) -> tuple[Job, Listing]:
     listing = list_images(str(pictures))
-    plan = make_plan(listing, weights, _INFER, part_size=part_size)
-    worker = Worker(Job(plan, listing.root, Folder(str(out)), weights, picture.decode))
-    for number in plan.parts[index :: os.cpu_count() or 1]:
-        worker.make(number)
+    plan = make_plan(listing, weights, _INFER, max_people=_MAX_PEOPLE, part_size=part_size)
+    return Job(plan, listing.root, Folder(str(out)), weights, images.decode), listing
 
 
 # --- showing ------------------------------------------------------------------------------------------------

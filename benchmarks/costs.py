@@ -31,10 +31,9 @@ from benchmarks import photos
 from personlab import params, tables
 from personlab.codec.decode import detections
 from personlab.codec.fields import Fields
-from personlab.data import images as picture
-from personlab.data.crops import person_crop, read_image
-from personlab.data.example import decode_jpeg
-from personlab.data.transform import ImageArray
+from personlab.data import images
+from personlab.data.crops import person_crop, with_images
+from personlab.data.example import pixels
 from personlab.inference import job as batch
 from personlab.inference.listing import list_images
 from personlab.model.estimator import Estimator, PersonFields

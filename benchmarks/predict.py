@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from personlab.codec.decode import detections
 from personlab.data import images
 from personlab.inference.listing import Fetch, Listing, list_images
 from personlab.inference.predict import Image, Output, draw, plan_images, predict

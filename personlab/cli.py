@@ -5,7 +5,6 @@ stages, and writes data/STAGE/, data/metrics/STAGE.json and data/plots/STAGE/. `
 that are out of date; the command of a stage always runs it.
 """
 
-import json
 import os
 import sys
 from importlib import import_module

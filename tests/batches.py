@@ -57,8 +57,8 @@ def job(
     read: DecodeImage = images.decode,
 ) -> tuple[Job, Listing]:
     listing = list_images(str(wanted))
-    plan = make_plan(listing, weights, infer, max_people=MAX_PEOPLE, part_size=part_size)
-    return Job(plan, listing.root, Folder(str(out)), weights, decode), listing
+    plan = make_plan(listing, weights, infer, decode, part_size=part_size)
+    return Job(plan, listing.root, Folder(str(out)), weights, read), listing
 
 
 def digests(out: Path) -> dict[str, str]:

@@ -25,7 +25,6 @@ from personlab.distributed import batch
 from personlab.errors import UserError
 from personlab.inference.job import Job, Plan, make_plan
 from personlab.inference.listing import list_images
-from personlab.model import checkpoint
 from personlab.params import Params
 from personlab.tables.shards import part_name
 from personlab.utils.files import atomic_folder, write_json
@@ -43,7 +42,7 @@ def run(params: Params, root: Path) -> None:
     folder, weights = root.resolve() / "data/ingest/val", root.resolve() / "data/train/model.safetensors"
     shards = sorted(folder.glob("part-*.parquet"))
     listing = list_images(str(folder))
-    plan = make_plan(listing, weights, params.infer, params.decode, part_size=_PART)
+    plan = make_plan(listing, weights, params.infer, params.decode, part_size=_PART_SIZE)
     work = root.resolve() / "runs" / f"infer-{_digest(plan, shards)}"
     decode = partial(images.decode, apply_exif=False)
     job = Job(plan, listing.root, Folder(str(work)), weights, decode, gpu=params.compute.gpu)
