@@ -1,4 +1,4 @@
-# personlab: `make demo` and `make test` each do all of their own set-up. They need Python 3.11 and git.
+# Targets install what they need into .venv. They need Python 3.11 or newer, and git.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,37 +11,36 @@ export RAY_USAGE_STATS_ENABLED := 0
 .PHONY: help demo test test-fast lint ui ui-check bench lock clean
 .DEFAULT_GOAL := help
 
-help: ## say what there is
+help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: .venv/ready ## train and evaluate on the rendered sample dataset
+demo: .venv/ready ## train and evaluate on the rendered sample data set
 	dvc repro
-	@echo && dvc metrics show data/evaluate/metrics.json
-	@echo && echo "Pictures: data/evaluate/gallery.jpg (overview), data/evaluate/gallery/ (worst to best)," && \
-	 echo "data/impute/imputed.png. Report: data/evaluate/report.md. Curves: dvc plots show"
+	@echo && dvc metrics show data/metrics/evaluate.json
+	@echo && echo "Gallery, worst to best: data/evaluate/gallery.jpg. Report: data/evaluate/report.md. Curves: dvc plots show"
 
-# Tests that start clusters, servers and pipelines mostly wait for them. Who gets what: tests/conftest.py
-test: .venv/ready ## run the whole test suite
+# tests/conftest.py says which tests share a process.
+test: .venv/ready ## run all tests
 	pytest --numprocesses=2 --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 test-fast: .venv/ready ## run the tests that take seconds
 	pytest -m "not slow"
 
-lint: .venv/ready ## check style, format and types
+lint: .venv/ready ## check style, format and types (ruff, mypy)
 	ruff check .
 	ruff format --check .
 	mypy
 
-ui: .venv/ready ## serve the flows and the Prefect UI on 127.0.0.1
+ui: .venv/ready ## serve the flows and the Prefect UI on 127.0.0.1:4200
 	python -m flows.ui
 
-ui-check: .venv/ready ## use the UI in headless Chromium, pictures to docs/ui
+ui-check: .venv/ready ## test the UI in headless Chromium, write screenshots to docs/ui
 	python -m tests.ui_check
 
-bench: .venv/ready ## measure speed beside the alternatives, figures to .cache/bench.json too
+bench: .venv/ready ## measure the codec beside tfjs body-pix, write .cache/bench.json
 	python -m benchmarks.codec --json .cache/bench.json
 
-lock: ## choose the newest working set anew and write it down
+lock: ## resolve the newest versions and write requirements.lock
 	rm -rf .venv && $(PYTHON) -m venv .venv && pip install --quiet ".[dev]" && pip uninstall --quiet --yes personlab
 	(echo "# Every package of the working set, exact. Made by 'make lock' from pyproject.toml." && \
 	 pip freeze | sed 's/+cpu$$//') > requirements.lock
