@@ -1,4 +1,4 @@
-"""The page of results: complete, and alone."""
+"""The page of results: complete and self-contained."""
 
 import json
 import re
@@ -24,7 +24,8 @@ from tests import rehearsal
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the stages have run."""
     folder = tmp_path_factory.mktemp("done")
-    rehearsal.write_shards(folder / "data/targets/val", first=1)
+    rehearsal.write_shards(folder / "data/ingest/val", "images", first=1)
+    rehearsal.write_shards(folder / "data/targets/val", "people", first=1)
     rehearsal.write_predictions(folder / "data/infer", blur=0.5, first=1)
     (folder / "params.yaml").write_text("{train: {learning_rate: 1.0e-5}, evaluate: {gallery: 9}}\n")
     evaluate.run(load(folder / "params.yaml"), folder)
@@ -36,7 +37,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def champion(done: Path, tmp_path: Path) -> Version:
     (tmp_path / "plots").mkdir()
-    curves = done / "data/evaluate/plots/precision_recall.json"
+    curves = done / "data/plots/evaluate/precision_recall.json"
     (tmp_path / "plots/precision_recall.json").write_bytes(curves.read_bytes())
     lineage = Lineage(
         version=7,
@@ -47,7 +48,7 @@ def champion(done: Path, tmp_path: Path) -> Version:
         commit="c",
         experiment=None,
         data=Data(train="t", val="v"),
-        params=Params(),
+        params=Params().model_dump(mode="json"),
         metrics={"keypoints": {"AP": 0.25}, "segm": {"AP": None}},
     )
     (tmp_path / "lineage.json").write_text(lineage.model_dump_json())
@@ -71,7 +72,7 @@ def written(folder: Path, champion: Version | None, out: Path) -> str:
     return (out / "report" / "index.html").read_text()
 
 
-def test_the_page_asks_nobody_for_anything(done: Path, champion: Version, tmp_path: Path) -> None:
+def test_the_page_is_self_contained(done: Path, champion: Version, tmp_path: Path) -> None:
     text = written(done, champion, tmp_path)
     links = Links(text).found
     assert len(links) == 9 + 1
@@ -86,7 +87,7 @@ def test_scores_and_parameters_stand_beside_the_champions(
 ) -> None:
     text = written(done, champion, tmp_path)
     assert "Beside the champion, version 7 of 2026-01-02" in text
-    ap = json.loads((done / "data/evaluate/metrics.json").read_text())["keypoints"]["AP"]
+    ap = json.loads((done / "data/metrics/evaluate.json").read_text())["keypoints"]["AP"]
     cells = re.findall(
         r"<tr>\s*<td>AP</td>\s*<td>(.*?)</td>\s*<td>(.*?)</td>\s*<td class=\"(\w*)\">(.*?)</td>", text
     )
@@ -113,7 +114,7 @@ def test_the_worst_images_come_first_and_none_twice(done: Path) -> None:
 
 
 def test_stages_that_have_not_run_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"metrics.json: missing or not JSON; run 'dvc repro'"):
+    with pytest.raises(UserError, match=r"evaluate\.json: missing or not JSON; run 'dvc repro'"):
         page.write(Results(tmp_path, None), tmp_path / "index.html")
     assert not (tmp_path / "index.html").exists()
 
