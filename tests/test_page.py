@@ -1,4 +1,4 @@
-"""The page of results: complete, and alone."""
+"""The page of results: complete and self-contained."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def written(folder: Path, champion: Version | None, out: Path) -> str:
     return (out / "report" / "index.html").read_text()
 
 
-def test_the_page_asks_nobody_for_anything(done: Path, champion: Version, tmp_path: Path) -> None:
+def test_the_page_is_self_contained(done: Path, champion: Version, tmp_path: Path) -> None:
     text = written(done, champion, tmp_path)
     links = Links(text).found
     assert len(links) == 9 + 1

@@ -1,252 +1,217 @@
-"""A row of a table as an experiment: its name, its command, its run, and the record of what it found."""
+"""Rows of the tables as DVC experiments: their names, their runs and their results."""
 
 import hashlib
 import json
+import logging
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property
 from pathlib import Path
 from statistics import median_low
-from typing import Any, Final, Self
+from tempfile import TemporaryDirectory
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import yaml
-from pydantic import ValidationError
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_data.index import DataIndexError
 
 from personlab import params as parameters
-from personlab.ablation.clone import Clone
-from personlab.ablation.tables import Row, Value
+from personlab.ablation.tables import Row
 from personlab.errors import UserError
 from personlab.metrics import bootstrap
-from personlab.metrics.coco import KEYPOINT_BUDGET, Task, ground_truth, match
-from personlab.params import Params, Section
+from personlab.metrics.coco import KEYPOINT_BUDGET, Matches, Task, ground_truth, match
+from personlab.params import Params
 from personlab.registry import provenance
-from personlab.report.differences import changed, flatten
 from personlab.tables import shards
+from personlab.utils import process
 from personlab.utils.files import write_atomic
 from personlab.utils.git import git
-from personlab.utils.process import OnLine
 
-RECORDS: Final = Path("runs/ablations")
-SAMPLES: Final = 1000
-_SIZES: Final = {"AP": "all", "APS": "small", "APM": "medium", "APL": "large"}  # columns that are resampled
-_DIGITS: Final = 7  # of a hash in a name
+log = logging.getLogger("personlab")
 
-Scores = dict[Task, dict[str, float | None]]
-Resampled = dict[Task, dict[str, tuple[float | None, ...]]]
+SAMPLES: Final = 1000  # resamplings of the validation images
+_SIZES: Final = {"AP": "all", "APS": "small", "APL": "large"}  # of people, by the columns that tables compare
 
-
-class Record(Section):
-    """What an experiment found."""
-
-    commit: str  # holds its parameters and its dvc.lock
-    baseline: str  # the commit of the project that it started from
-    params: str  # hash of the parameters that the pipeline depends on
-    images: int
-    people: int  # crowds not counted
-    posed: int  # those of them with keypoints
-    metrics: Scores
-    resampled: (
-        Resampled  # by column: its value on each resampling of the images, for all experiments the same
-    )
-
-    def column(self, task: Task, name: str) -> float:
-        """NaN where there is nobody to find."""
-        value = self.metrics[task].get(name)
-        return float("nan") if value is None else value
-
-    def on_resamplings(self, task: Task, name: str) -> list[float]:
-        return [float("nan") if value is None else value for value in self.resampled[task][name]]
+# `dvc` that writes the settings of an experiment's folder (the cache's path, Git's user) as UTF-8. DVC 3.67
+# writes ASCII there and fails with a UnicodeEncodeError if the project lies in /home/jörg.
+_DVC: Final = """
+import functools, sys
+from dvc.cli import main
+from dvc.repo.experiments.executor import local
+local.ConfigObj = functools.partial(local.ConfigObj, default_encoding="utf-8")
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One configuration of the pipeline. Two rows may be the same one: then they have the same name."""
+    """A configuration of the pipeline. Rows with equal configurations are one experiment."""
 
     name: str
-    params: Params
-    digest: str  # of the parameters that the pipeline depends on
-    overrides: tuple[str, ...]  # as `dvc exp run -S` takes them
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        settings = (part for override in self.overrides for part in ("-S", override))
-        return ("exp", "run", *settings, "--name", self.name)
+    arguments: tuple[str, ...]  # of `dvc exp run`
 
     @property
     def command(self) -> str:
-        return shlex.join(("dvc", *self.arguments))
+        return shlex.join(("dvc", "exp", "run", *self.arguments))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Project:
-    """A project whose pipeline has run, at a commit."""
+    """A project whose pipeline is up to date."""
 
-    folder: Path
+    folder: Path  # absolute
     params: Params
-    commit: str
-    watched: tuple[str, ...]  # the parameters that the pipeline depends on
-    inputs: str  # hash of everything else that decides a result: pipeline, code, data
+    inputs: str  # hash of what decides a result besides the parameters: commands, code, weights, images
+    copies: tuple[str, ...] = ()  # options that copy those of these that Git ignores
+    cache: str = ""  # DVC's
+    queued: frozenset[str] = frozenset()  # names of the experiments in DVC's queue, waiting or running
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The project in a folder.
 
         Raises:
-            UserError: it is in no Git repository, has changes that are not committed, or has not run.
+            UserError: there is no DVC repository, the pipeline is not up to date, or code is not in Git.
         """
         settings = parameters.load(folder / "params.yaml")
-        stages = _stages(folder / "dvc.yaml")
-        code = ("dvc.yaml", *_named(stages, "deps"))
-        commit = git(folder, "rev-parse", "--verify", "HEAD^{commit}")
-        if changes := git(folder, "status", "--porcelain", "--no-renames", "--", "params.yaml", *code):
-            names = ", ".join(line.split(maxsplit=1)[1] for line in changes.splitlines())
-            raise UserError(
-                f"{folder.resolve()}: not committed: {names}; experiments start "
-                "from a commit, so commit or undo ('git stash') first"
-            )
-        inputs = (git(folder, "ls-tree", "HEAD", "--", *code), provenance.acquired(folder))
-        return cls(folder, settings, commit, _named(stages, "params"), _hash(inputs))
+        try:
+            with Repo(str(folder)) as repo:
+                stale, cache = repo.status(), str(repo.cache.local_cache_dir)
+                tasks = repo.experiments.celery_queue.status()
+        except DvcException as error:
+            raise UserError(f"{folder}: {error}") from None
+        if stale:
+            raise UserError(f"{folder}: not up to date: {', '.join(stale)}; run 'dvc repro' first")
+        stages = yaml.safe_load((folder / provenance.LOCK).read_bytes())["stages"].values()
+        deps = {dep["path"]: dep for stage in stages for dep in stage.get("deps", ())}
+        sources = {path: dep for path, dep in deps.items() if not path.startswith("data/")}
+        inputs = _hash([[stage["cmd"] for stage in stages], sources, provenance.acquired(folder)])
+        queued = frozenset(task["name"] for task in tasks if task["status"] in ("Queued", "Running"))
+        return cls(folder, settings, inputs, copy_options(folder, sources), cache, queued)
 
     @property
     def side(self) -> int:
-        """The image side that stands for the paper's 1401 pixels: the middle one of those in params.yaml."""
+        """The input side that stands for the paper's 1401 pixels: the median of those in params.yaml."""
         return median_low(self.params.infer.sides)
 
-    def experiment(self, row: Row) -> Experiment:
-        """What a row of a table is here.
+    def experiment(self, row: Row | None = None) -> Experiment:
+        """A row of a table as an experiment; None: the workspace's own configuration."""
+        tree, words = self.params.model_dump(mode="json", exclude={"compute"}), "ablate"
+        arguments: list[str] = []
+        for name, value in row.overrides(self.side).items() if row else ():
+            section, key = name.split(".")
+            spelled = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            arguments += ["-S", f"{name}={spelled}"]
+            if tree[section][key] != value:
+                tree[section][key] = value
+                words += f" {key} {spelled}"
+        name = "-".join([*re.findall("[a-z0-9]+", words), _hash([self.inputs, tree])[:7]])
+        return Experiment(name, (*arguments, "--name", name))
 
-        Raises:
-            UserError: the row's values do not go with these parameters.
-        """
-        overrides = row.overrides(self.side)
-        settings = overridden(self.params, overrides)
-        before, now = (flatten(each.model_dump(mode="json")) for each in (self.params, settings))
-        digest = _hash(_lookup(settings, name) for name in self.watched)
-        words = [f"{each.name.rpartition('.')[2]}-{_spelled(each.now)}" for each in changed(before, now)]
-        plain = re.sub(r"[^a-z0-9]+", "-", "-".join(["ablate", *words]))
-        return Experiment(
-            name=f"{plain.strip('-')}-{_hash((self.inputs, digest))[:_DIGITS]}",
-            params=settings,
-            digest=digest,
-            overrides=tuple(f"{name}={_spelled(value)}" for name, value in overrides.items()),
-        )
+    def run(self, experiment: Experiment, how: Literal["--temp", "--queue"], label: str) -> None:
+        """Run an experiment in a temporary folder, or add it to DVC's queue; log the output under a label.
 
-    def record(self, experiment: Experiment) -> Record | None:
-        """What the experiment found; None if it has not run."""
-        path = self._path(experiment)
-        try:
-            return Record.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValidationError:
-            raise UserError(
-                f"{path}: no record of an experiment; delete it and run the table again"
-            ) from None
-
-    def run(self, experiment: Experiment, clone: Clone, say: OnLine) -> Record:
-        """Run an experiment, or have DVC fetch it from its cache, and keep a record of it.
+        Checkpoints of trainings are kept in the project, where the experiment's next run finds them.
 
         Raises:
             CommandError: DVC or a stage failed.
-            UserError: what came out is not what was asked for.
         """
-        clone.clear()
-        clone.dvc(*experiment.arguments, say=say)
-        found = _read(clone.folder, experiment, clone.publish(experiment.name), self.commit)
-        write_atomic(self._path(experiment), found.model_dump_json(indent=1) + "\n")
-        return found
+        written = (self.cache, git(self.folder, "config", "--local", "--list"))
+        if how == "--queue" and not "".join(written).isascii():
+            reason = "DVC's queue fails if the path of its cache or Git's local settings are not ASCII"
+            raise UserError(f"{self.folder}: {reason}; leave out --queue")
+        command = (sys.executable, "-c", _DVC, "exp", "run", how, *self.copies, *experiment.arguments)
+        storage = self.params.compute.storage_path or "runs"
+        if "://" not in storage:
+            path = json.dumps(str(self.folder / storage), ensure_ascii=False)
+            command += ("-S", f"compute.storage_path={path}")
+        process.run(command, self.folder, lambda line: log.log(line.level, "%s: %s", label, line.text))
 
-    def _path(self, experiment: Experiment) -> Path:
-        return self.folder / RECORDS / f"{experiment.name}.json"
+    def results(self) -> dict[str, "Result"]:
+        """Results by name, of DVC's experiments and of the workspace."""
+        fields = "--format=%(objectname) %(refname:lstrip=4)"
+        listed = git(self.folder, "for-each-ref", "--sort=creatordate", fields, "refs/exps/*/*/ablate-*")
+        commits = {name: commit for commit, name in map(str.split, listed.splitlines())}
+        return {name: Result(self, commit) for name, commit in commits.items()} | {
+            self.experiment().name: Result(self, None)
+        }
+
+    @cached_property
+    def images(self) -> dict[int, shards.Row]:
+        """The validation images and their people by id, the same for every experiment."""
+        return shards.annotated(self.folder / "data/ingest/val", self.folder / "data/targets/val")
 
 
-def overridden(settings: Params, overrides: Mapping[str, Value]) -> Params:
-    """Parameters with some values, by their dotted names, replaced.
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What an experiment found, read through DVC from its commit or, if that is None, from the workspace."""
+
+    project: Project
+    commit: str | None
+
+    @cached_property
+    def _files(self) -> Any:
+        return DVCFileSystem(str(self.project.folder), rev=self.commit)
+
+    def scores(self, task: Task) -> dict[str, float]:
+        """The columns of a task; NaN where there is nothing to find."""
+        scores = json.loads(self._files.read_text("data/metrics/evaluate.json"))[task]
+        return {column: float("nan") if value is None else value for column, value in scores.items()}
+
+    def resampled(self, task: Task, column: str) -> bootstrap.Array:
+        """A column that tables compare, on each of the resamplings of the validation images.
+
+        Kept in runs/bootstrap: it takes seconds for 100 images and a minute for 5000.
+        """
+        lock = yaml.safe_load(self._files.read_text(provenance.LOCK))
+        evaluated = _hash(lock["stages"]["evaluate"]["deps"])
+        path = self.project.folder / "runs/bootstrap" / f"{evaluated}-{task}-{column}"
+        if not path.is_file():
+            values = bootstrap.resampled_ap(self._matches(task), size=_SIZES[column], samples=SAMPLES)
+            write_atomic(path, values.tobytes())
+        return np.fromfile(path)
+
+    def _matches(self, task: Task) -> Matches:
+        images, val = self.project.images, self.project.folder / "data/ingest/val"
+        with TemporaryDirectory() as name:
+            try:
+                for part in self._files.glob("data/infer/part-*.parquet"):
+                    self._files.get_file(part, str(Path(name, Path(part).name)))
+            except (OSError, DataIndexError):
+                raise UserError(
+                    f"experiment {self.commit}: DVC's cache lacks it; 'dvc exp remove' it"
+                ) from None
+            found = shards.detections(Path(name), images, val)
+        budgets = {"keypoints": KEYPOINT_BUDGET, "segm": self.project.params.decode.max_people}
+        return match(ground_truth(images.values()), found, task, budgets[task])
+
+
+def copy_options(folder: Path, sources: Iterable[str]) -> tuple[str, ...]:
+    """--copy-paths=FILE ... for the sources that Git ignores, and their cards.
 
     Raises:
-        UserError: a value does not go with the others.
+        UserError: files are neither in Git nor ignored, so that DVC would leave them out of experiments.
     """
-    tree: Any = settings.model_dump()
-    for name, value in overrides.items():
-        *sections, key = name.split(".")
-        reduce(lambda branch, section: branch[section], sections, tree)[key] = value
-    try:
-        return Params.model_validate(tree)
-    except ValidationError as error:
-        raise UserError(f"params.yaml with {dict(overrides)}: {error.errors()[0]['msg']}") from None
+    inside = [path for path in sources if not path.startswith(("/", ".."))]
+    others = git(folder, "ls-files", "--others", "--exclude-standard", "--", "dvc.yaml", *inside)
+    if others:
+        raise UserError(f"{folder}: not in Git: {', '.join(others.splitlines())}; 'git add' first")
+    found: dict[str, None] = {}
+    for source in (path for path in inside if not git(folder, "ls-files", "--", path)):
+        for path in (Path(source), Path(source).with_suffix(".json")):
+            # DVC copies a file only into a folder that is there; of one without files in Git, the whole
+            while path.parent != Path() and not git(folder, "ls-files", "--", str(path.parent)):
+                path = path.parent
+            if (folder / path).exists():
+                found[f"--copy-paths={path}"] = None
+    return tuple(found)
 
 
-def _read(folder: Path, experiment: Experiment, state: provenance.State, baseline: str) -> Record:
-    """The record of an experiment from the folder in which it has just run."""
-    made = parameters.load(folder / "params.yaml")
-    if others := changed(flatten(experiment.params.model_dump()), flatten(made.model_dump())):
-        names = ", ".join(each.name for each in others)
-        raise UserError(f"{folder / 'params.yaml'}: DVC ran with other values than asked for: {names}")
-    val = folder / "data/ingest/val"
-    images = shards.annotated(val, folder / "data/targets/val")
-    detections = shards.detections(folder / "data/infer", images, val)
-    truth = ground_truth(images.values())
-    people = [person for row in images.values() for person in row["people"] if not person["crowd"]]
-    budgets: dict[Task, int] = {"keypoints": KEYPOINT_BUDGET, "segm": experiment.params.decode.max_people}
-    resampled: Resampled = {}
-    for task, budget in budgets.items():
-        matches = match(truth, detections, task, budget)
-        resampled[task] = {
-            column: _plain(bootstrap.resampled_ap(matches, size=size, samples=SAMPLES))
-            for column, size in _SIZES.items()
-            if column in matches.columns()
-        }
-    return Record(
-        commit=state.commit,
-        baseline=baseline,
-        params=experiment.digest,
-        images=len(images),
-        people=len(people),
-        posed=sum(any(person["visibility"]) and not person["imputed"] for person in people),
-        metrics=json.loads((folder / "data/metrics/evaluate.json").read_text()),
-        resampled=resampled,
-    )
-
-
-def _plain(values: bootstrap.Array) -> tuple[float | None, ...]:
-    """For JSON, which knows no NaN."""
-    return tuple(None if np.isnan(value) else round(float(value), 6) for value in values)
-
-
-# --- what decides a result ----------------------------------------------------------------------------------
-
-
-def _stages(pipeline: Path) -> list[Mapping[str, Any]]:
-    try:
-        return list(yaml.safe_load(pipeline.read_text())["stages"].values())
-    except FileNotFoundError:
-        raise UserError(f"{pipeline}: no such file; run this in the project's folder") from None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{pipeline}: no pipeline of DVC's") from None
-
-
-def _named(stages: Sequence[Mapping[str, Any]], kind: str) -> tuple[str, ...]:
-    """All that the stages name as `deps` or `params`, each once."""
-    return tuple(dict.fromkeys(name for stage in stages for name in stage.get(kind, ())))
-
-
-def _lookup(settings: Params, name: str) -> str:
-    try:
-        value = reduce(lambda branch, key: branch[key], name.split("."), settings.model_dump(mode="json"))
-    except (KeyError, TypeError):
-        raise UserError(f"dvc.yaml: params: there is no parameter {name}") from None
-    return json.dumps([name, value], sort_keys=True)
-
-
-def _hash(parts: Any) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _spelled(value: Value | list[int] | None) -> str:
-    """As in YAML, in a line without spaces."""
-    if isinstance(value, tuple | list):
-        return f"[{','.join(map(str, value))}]"
-    return json.dumps(value) if isinstance(value, bool) else str(value)
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""The results of a run as one HTML file that asks nobody for anything."""
+"""The results of a run as one self-contained HTML file."""

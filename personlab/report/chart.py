@@ -1,4 +1,4 @@
-"""A line chart of values between 0 and 1 over values between 0 and 1, as SVG that needs nothing else."""
+"""Line charts as SVG; both axes go from 0 to 1."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Final
 
 _COLOURS: Final = ("#0b62a4", "#d9480f", "#2b8a3e", "#868e96", "#862e9c", "#e67700")
 _LEFT, _TOP, _SIZE, _BELOW = 44, 12, 260, 48
-_LEGEND: Final = 20  # a line
+_LEGEND: Final = 20  # height of an entry
 _TICKS: Final = (0, 0.25, 0.5, 0.75, 1)
 
 
@@ -19,7 +19,7 @@ class Series:
 
 
 def draw(series: Sequence[Series], *, x: str, y: str) -> str:
-    """One <svg>; series get colours in turn, a dashed one that of the solid one before it."""
+    """An <svg> element with a legend. A dashed series has the colour of the solid one before it."""
     height = _TOP + _SIZE + _BELOW + _LEGEND * len(series)
     width = _LEFT + _SIZE + 16
     parts = [

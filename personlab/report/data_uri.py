@@ -1,4 +1,4 @@
-"""Pictures inside a text: as URIs that hold them, for pages that may ask nobody for a file."""
+"""Pictures as data URIs, for pages without files of their own."""
 
 import base64
 import io
@@ -6,13 +6,12 @@ from pathlib import Path
 
 from PIL import Image
 
-_SIDE = 1600  # pixels
-_SMALLEST = 64
+_LARGEST, _SMALLEST = 1600, 64  # longest side, pixels
 
 
 def jpeg(picture: Path, budget: int) -> str:
-    """The picture as a JPEG of at most `budget` bytes, smaller in pixels where it must be."""
-    side = _SIDE
+    """The picture as a JPEG of at most `budget` bytes, scaled down as far as that needs."""
+    side = _LARGEST
     with Image.open(picture) as opened:
         pixels = opened.convert("RGB")
     while len(content := _encode(pixels, side)) > budget and side > _SMALLEST:

@@ -1,6 +1,6 @@
-"""The results of a run beside the champion's, as one HTML file that asks nobody for anything.
+"""The results of a run beside the champion's, as one self-contained HTML file.
 
-It is no stage: what it shows depends on which model is champion now, not only on what the run made.
+This is not a stage: the page depends on the current champion, not on the run alone.
 """
 
 import json
@@ -23,27 +23,27 @@ from personlab.utils.files import write_atomic
 
 Row = dict[str, Any]
 
-_PICTURES: Final = 6  # of the worst images, and of the best
+_PICTURES: Final = 6  # worst images shown, and best ones
 _PICTURE_BYTES, _SHEET_BYTES = 90_000, 400_000
 _MEAN: Final = "mean of 0.50 to 0.95"
 
 
 @dataclass(frozen=True)
 class Results:
-    """What `dvc repro` left in a folder, and the champion to hold it against, if there is one."""
+    """The results that `dvc repro` left in a folder, and the champion, if any, to compare them with."""
 
     folder: Path
     champion: Version | None
 
     @property
     def scores(self) -> list[Difference]:
-        """Every score, the champion's `before`."""
+        """All scores; `before` is the champion's."""
         before = self.champion.lineage.metrics if self.champion else {}
         return compare(flatten(before), flatten(_json(self.folder / "data/metrics/evaluate.json")))
 
     @property
     def parameters(self) -> list[Difference]:
-        """The parameters that are not the champion's."""
+        """The parameters that differ from the champion's."""
         if not self.champion:
             return []
         now = parameters.load(self.folder / "params.yaml")
@@ -53,28 +53,30 @@ class Results:
 
     @cached_property
     def curves(self) -> dict[str, str]:
-        """Precision over recall, an SVG for each task; the champion's mean dashed."""
+        """Precision over recall as SVG, by task; the champion's mean is dashed."""
         now = _json(self.folder / "data/plots/evaluate/precision_recall.json")
         before = _json(self.champion.folder / "plots/precision_recall.json") if self.champion else []
         return {task: draw([*_series(now, task, before)], x="recall", y="precision") for task in TITLES}
 
     @property
     def keypoints(self) -> list[Row]:
+        """OKS of each keypoint."""
         rows: list[Row] = _json(self.folder / "data/plots/evaluate/oks_per_keypoint.json")
         return rows
 
     @property
     def worst(self) -> list[Path]:
-        """The pictures of the worst images, worst first."""
+        """Pictures of the worst images, worst first."""
         return self._pictures[:_PICTURES]
 
     @property
     def best(self) -> list[Path]:
-        """The pictures of the best images, best first, that are not among the worst."""
+        """Pictures of the best images, best first; none of the worst."""
         return self._pictures[_PICTURES:][: -_PICTURES - 1 : -1]
 
     @property
     def imputed(self) -> Path | None:
+        """The contact sheet of imputed keypoints; None if there is none."""
         sheet = self.folder / "data/impute/imputed.png"
         return sheet if sheet.is_file() else None
 
@@ -97,8 +99,8 @@ def write(results: Results, path: Path) -> None:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        "score": lambda value: NOTHING if value is None else f"{value:.4f}",
         "plain": lambda value: NOTHING if value is None else value,
+        "score": lambda value: NOTHING if value is None else f"{value:.4f}",
         "picture": lambda file: data_uri.jpeg(file, _PICTURE_BYTES),
         "sheet": lambda file: data_uri.jpeg(file, _SHEET_BYTES),
     }
