@@ -17,8 +17,8 @@ from personlab.codec.fields import Fields, padded_side
 from personlab.data.example import project_people
 from personlab.data.transform import Transform, fit
 from personlab.errors import UserError
-from personlab.inference import inputs
 from personlab.inference.job import make_plan
+from personlab.inference.listing import list_images
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab, build
 from personlab.people import Annotation
@@ -128,7 +128,7 @@ def test_there_is_one_set_of_defaults(tmp_path: Path) -> None:
     }
     predictor = Predictor.from_checkpoint(served)
     assert (predictor.sides, predictor.network.stride) == (params.Infer().sides, params.Infer().stride)
-    listing = inputs.find(str(save_pictures(tmp_path / "in", 1)))
+    listing = list_images(str(save_pictures(tmp_path / "in", 1)))
     plan = make_plan(listing, served, params.Infer(), part_size=1)
     assert plan.decode == judged
     assert make_plan(listing, small, params.Infer(), max_people=3, part_size=1).decode == scaled.model_copy(
