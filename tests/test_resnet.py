@@ -150,7 +150,7 @@ def test_output_shapes(backbone: BackboneKind, stride: int) -> None:
     st.integers(1, 3),
     st.integers(0, 2**31),
 )
-def test_denser_outputs_pass_through_the_sparser_ones(
+def test_every_second_cell_of_a_dense_output_is_the_sparse_output(
     backbone: BackboneKind, strides: tuple[int, int], rows: int, columns: int, seed: int
 ) -> None:
     dense_stride, sparse_stride = strides
@@ -165,7 +165,7 @@ def test_denser_outputs_pass_through_the_sparser_ones(
             assert fewer.std() > 1e-3
 
 
-def test_freeze_bn_never_move_but_scale_and_bias_learn() -> None:
+def test_frozen_statistics_do_not_change_but_scale_and_bias_learn() -> None:
     torch.manual_seed(0)
     network = ResNet("resnet18", width=4, output_stride=16, freeze_bn=True).train()
     before = {name: tensor.clone() for name, tensor in network.named_buffers()}
