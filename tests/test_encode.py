@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -216,7 +216,20 @@ def test_reference_on_random_scenes(seed: int, people: int, stride: int, radius:
 @given(st.integers(0, 2**31), st.permutations(range(4)), STRIDES)
 def test_order_of_people_does_not_matter(seed: int, order: list[int], stride: int) -> None:
     case = random_scene(seed, people=4, stride=stride)
+    assume(not ties(case))  # the first of the people is as good as another there
     assert_same(encoded(case.select(order)), encoded(case))
+
+
+def ties(case: Scene) -> bool:
+    """Whether two people's keypoints of a type are equally far from a cell."""
+    rows, columns = case.people.masks.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    cells = torch.stack([x, y], -1).double() * case.stride  # H x W x 2
+    offsets = case.people.keypoints.double()[:, :, None, None] - cells  # P x K x H x W x 2
+    squared = offsets.square().sum(-1)
+    squared[~case.people.labelled] = torch.inf
+    first, second = squared.sort(0).values[:2]
+    return bool(((first == second) & first.isfinite()).any())
 
 
 @settings(max_examples=25, deadline=None)
