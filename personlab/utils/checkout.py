@@ -91,8 +91,10 @@ def restore_outputs(folder: Path) -> None:
     """Check out the outputs of dvc.lock that are in the cache, so that `dvc repro` finds them unchanged.
 
     `dvc repro` alone restores a stage only if its metrics and plots, which are in Git, are in the cache too.
-    Errors are left to `dvc repro`.
+    Errors are left to `dvc repro`. Without dvc.lock, outputs of earlier runs stay for it to compare.
     """
+    if not (folder / "dvc.lock").is_file():
+        return
     with Repo(str(folder)) as repo, suppress(DvcException):
         repo.checkout(force=True, allow_missing=True)
 
