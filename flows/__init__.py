@@ -1,6 +1,6 @@
-"""When things run, and what people see of it: Prefect flows around DVC.
+"""Prefect flows around DVC: schedules, retries, artifacts, promotion.
 
-Each flow brings a DVC stage up to date in a process of its own and shows it: its log, its outcome, its
-tables and pictures. DVC decides what is out of date and is the only cache; `dvc repro` never needs any of
-this. No science and no torch in here.
+Each flow runs commands of DVC or personlab in processes of their own and shows their log, progress, outcome
+and results. DVC decides what is out of date and is the only cache; `dvc repro` never needs a Prefect server.
+Flows hold no science and do not import torch.
 """

@@ -1,19 +1,18 @@
-"""Score anybody's results, or the champion or any weights, beside the champion's own scores.
+"""Score COCO results, or predictions to be made, beside the champion's scores, as a flow.
 
-Run it from the UI (`make ui`), or with `prefect deployment run evaluation/local --param scoring=...`.
+Run it from the UI (`make ui`), or with `prefect deployment run evaluation/evaluation --param scoring=...`.
 """
 
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from prefect import State, flow
 from prefect.artifacts import create_table_artifact
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from flows.artifacts import for_show, metrics_rows
+from flows.artifacts import Row, for_show, metrics_rows
 from flows.batch_inference import Batch, batch_inference
 from flows.stages import HERE
 from flows.tools import end_sub_flows, personlab
@@ -24,64 +23,59 @@ from personlab.utils.process import CommandError
 
 
 class Scoring(BaseModel):
-    """What to score, and against what."""
+    """Results and the annotations to score them against."""
 
     model_config = ConfigDict(extra="forbid")
 
     annotations: str = Field(description="COCO person keypoints JSON")
     results: str | Batch = Field(
         description="COCO results JSON: keypoints, masks or both; or the folder of a batch inference; or a "
-        "batch inference to make first, of the folder that the annotations' file names are relative to"
+        "batch inference to run first, of the folder that the annotations' file names are relative to"
     )
     max_people: PositiveInt = Field(default=20, description="Masks per image that count; of poses always 20")
 
     @property
     def place(self) -> str:
-        """Where the results are."""
+        """Path or URI of the results."""
         return self.results.out if isinstance(self.results, Batch) else self.results
 
 
 @flow(persist_result=False, on_crashed=[end_sub_flows])
-def evaluation(scoring: Scoring, project: Path = HERE) -> State[dict[str, Any]]:
-    """Score results by pycocotools: somebody's, or what the champion or other weights find.
-
-    The champion's scores stand beside them; they were measured on its own validation images.
+def evaluation(scoring: Scoring, project: Path = HERE) -> State[Row]:
+    """Score results with pycocotools, beside the champion's scores on its own validation images.
 
     Args:
-        scoring: what to score, and against what.
+        scoring: results and the annotations to score them against.
         project: the folder that relative paths are relative to.
     """
     project = project.absolute()
     if isinstance(scoring.results, Batch):
-        found = batch_inference(scoring.results, project, return_state=True)
-        if not found.is_completed():
-            return Failed(message=f"{batch_inference.name}: {found.message}")
+        inference = batch_inference(scoring.results, project, return_state=True)
+        if not inference.is_completed():
+            return Failed(message=f"{batch_inference.name}: {inference.message}")
     try:
-        scores = scored(scoring, project)
+        scores = score(scoring, project)
         champion = Registry(project).champion()
     except (CommandError, UserError) as failure:
         return Failed(message=str(failure), data=failure)
-    before = {
-        task: values
-        for task, values in (champion.lineage.metrics if champion else {}).items()
-        if task in scores
-    }
-    differences = compare(flatten(before), flatten(scores))
+    before = champion.lineage.metrics if champion else {}
+    differences = compare(flatten({task: before[task] for task in scores if task in before}), flatten(scores))
     with for_show("the scores"):
         create_table_artifact(
             metrics_rows(differences, before="champion, on its own images"),
             key="evaluation-scores",
             description=f"{scoring.place} against {scoring.annotations}",
         )
-    said = ", ".join(f"{task} AP {values['AP']}" for task, values in scores.items())
-    return Completed(message=said, data=scores)
+    message = ", ".join(f"{task} AP {values['AP']}" for task, values in scores.items())
+    return Completed(message=message, data=scores)
 
 
-def scored(scoring: Scoring, project: Path) -> dict[str, Any]:
+def score(scoring: Scoring, project: Path) -> Row:
+    """Run `personlab score`; its scores by task."""
     with TemporaryDirectory() as name:
         file = Path(name) / "scores.json"
         options = ("--max-people", str(scoring.max_people), "--json", str(file))
         inputs = ("--annotations", scoring.annotations, "--results", scoring.place)
         personlab("score", *inputs, *options, project=project)
-        scores: dict[str, Any] = json.loads(file.read_text())
+        scores: Row = json.loads(file.read_bytes())
         return scores

@@ -1,82 +1,65 @@
-"""How far a stage is, as a bar in the UI that moves while the stage works."""
+"""The progress of a command as a bar in the Prefect UI."""
 
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from uuid import UUID
 
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
 
-from personlab.utils.process import OutputLine, Progress
-from personlab.utils.progress import duration
+from personlab.utils.process import OutputLine
 
-EVERY = 5.0  # seconds at least between two updates
+UPDATE_SECONDS = 5.0  # at least, between two updates
 
 
 @dataclass
 class ProgressBar:
-    """One artifact for the running flow; it appears with the first line that says how far the stage is."""
+    """A progress artifact of the running flow. It appears with the first line that reports progress.
+
+    Its text is what `personlab.utils.progress` logged last, with the count of the last line, and the last
+    other line of the loop: "train: 150/2500, 2.1/s, 19 min left; heatmap 0.0123, seg 0.1034".
+    """
 
     key: str
     clock: Callable[[], float] = time.monotonic
     artifact: UUID | None = None
     updated: float = float("-inf")
-    pace: "Pace | None" = field(default=None)
-    news: str = ""  # the last line that said more than how far the loop is
+    label: str = ""
+    rate: str = ""  # ", 2.1/s, 19 min left"
+    news: str = ""  # "heatmap 0.0123, seg 0.1034"
 
-    def hear(self, said: OutputLine) -> None:
-        """Update the bar, if the line says how far the stage is."""
-        progress, now = said.progress, self.clock()
+    def on_line(self, line: OutputLine) -> None:
+        """Update the bar if the line reports progress."""
+        progress, now = line.progress, self.clock()
         if progress is None or not progress.total:
             return
-        if self.pace is None or self.pace.label != progress.label:
-            self.pace, self.news = Pace(progress.label, progress.done, now), ""
-        self.news = news_in(said.text, progress) or self.news
+        if progress.label != self.label:
+            self.label, self.rate, self.news = progress.label, "", ""
+        text = line.text.removeprefix(f"{progress.label}: ")
+        count = f"{progress.done}/{progress.total}"
+        if text.startswith(count):
+            self.rate = text.removeprefix(count)
+        else:
+            self.news = text
         finished = progress.done >= progress.total
-        if now - self.updated < EVERY and not finished:
+        if now - self.updated < UPDATE_SECONDS and not finished:
             return
         self.updated = now
-        # A server that is gone must not end a training that is not.
+        shown = count if finished else count + self.rate
+        # A server that does not answer must not end a training.
         with suppress(httpx.HTTPError, PrefectException):
-            self._show(100 * progress.done / progress.total, described(progress, self.pace, now, self.news))
+            self._show(
+                100 * progress.done / progress.total,
+                f"{self.label}: {'; '.join(filter(None, (shown, self.news)))}",
+            )
 
     def _show(self, percent: float, description: str) -> None:
         if self.artifact is None:
-            made = create_progress_artifact(percent, key=self.key, description=description)
-            assert isinstance(made, UUID)  # and no coroutine: stage flows are not async
-            self.artifact = made
+            created = create_progress_artifact(percent, key=self.key, description=description)
+            assert isinstance(created, UUID)  # a coroutine in async flows only
+            self.artifact = created
         else:
             update_progress_artifact(self.artifact, percent, description=description)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Where a loop was when we first heard of it: one that goes on from a checkpoint does not start at 0."""
-
-    label: str
-    done: int
-    since: float
-
-    def seconds_left(self, progress: Progress, now: float) -> float | None:
-        steps, seconds = progress.done - self.done, now - self.since
-        if steps <= 0 or progress.total is None:
-            return None
-        return (progress.total - progress.done) * seconds / steps
-
-
-def news_in(text: str, progress: Progress) -> str:
-    """What a line says beside how far the loop is."""
-    rest = text.removeprefix(f"{progress.label}: ")
-    return "" if rest.startswith(f"{progress.done}/") else rest
-
-
-def described(progress: Progress, pace: Pace, now: float, news: str) -> str:
-    """E.g. "train: 150 of 2500, 12.3 min left; heatmap 0.0123, seg 0.1034"."""
-    text = f"{progress.label}: {progress.done} of {progress.total}"
-    left = pace.seconds_left(progress, now)
-    if left is not None:
-        text += f", {duration(left)} left"
-    return f"{text}; {news}" if news else text

@@ -1,8 +1,8 @@
-"""The whole pipeline as one flow, in a checkout of its own, and at its end the promotion gate.
+"""The whole pipeline as one flow, in a checkout of its own, and the promotion of its model.
 
-Every stage is a sub-flow; those that are up to date are shown as cached. The results are saved as a DVC
-experiment, held against the champion's, and promoted if the rule says so. The person's working tree is left
-alone; only models/, runs/ and tags of the project change.
+Every stage is a sub-flow; stages that are up to date end as `Cached`. The results are saved as a DVC
+experiment and compared with the champion's, and the model is promoted if the rule allows it. Of the project
+only models/, runs/ and Git tags change; the user's working tree does not.
 
 Run it with `python -m flows.retrain`, or from the UI (`make ui`).
 """
@@ -11,26 +11,26 @@ import argparse
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed, Failed
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows import results
 from flows.artifacts import for_show
-from flows.checkout import Checkout, checkout
 from flows.results import Verdict
-from flows.stages import HERE, STAGES, run_stage
-from flows.tools import end_sub_flows, listener, personlab
+from flows.stages import HERE, run_stage, stages
+from flows.tools import end_sub_flows, personlab, require_server, run_module
 from personlab.errors import UserError
+from personlab.registry import provenance
 from personlab.registry.models import Registry
 from personlab.registry.promotion import RULES, Rule
 from personlab.report import page
+from personlab.utils.checkout import checkout
 from personlab.utils.process import CommandError
 
-Outcomes = list[tuple[str, State[Any]]]
 Override = Annotated[str, Field(pattern=r"^[+~]{0,2}[\w.]+(=.*)?$")]
 
 
@@ -42,17 +42,17 @@ class Retraining(BaseModel):
     overrides: list[Override] = Field(
         default=[],
         title="Parameters to change",
-        description="Each as dvc exp run -S takes it: train.steps=3000",
+        description="Each as for dvc exp run -S: train.steps=3000",
     )
     revision: str = Field(
         default="HEAD",
         title="Git revision",
-        description="Commit, branch or tag to train from. What is not committed takes no part.",
+        description="Commit, branch or tag to train from. Uncommitted changes are not used.",
     )
     refresh_data: bool = Field(
         default=False,
         title="Look at the data again",
-        description="DVC does not watch a folder outside the project, nor the web.",
+        description="DVC watches neither folders outside the project nor downloads.",
     )
     rule: Rule = Field(
         default="better",
@@ -63,7 +63,7 @@ class Retraining(BaseModel):
 
 @flow(persist_result=False, on_crashed=[end_sub_flows])
 def retrain(settings: Retraining = Retraining(), project: Path = HERE) -> State[Verdict]:  # noqa: B008
-    """Bring every stage up to date, in order, each as a sub-flow of its own, and promote what is better.
+    """Bring every stage up to date in a checkout, each as a sub-flow, and promote the model if it is better.
 
     Args:
         settings: what to train, from what, and when to promote it.
@@ -71,76 +71,92 @@ def retrain(settings: Retraining = Retraining(), project: Path = HERE) -> State[
     """
     project = project.absolute()
     try:
-        with checkout(project, settings.revision, settings.overrides) as made:
-            outcomes = run_stages(made, refresh=settings.refresh_data)
-            name, last = outcomes[-1]
-            if not last.is_completed():
-                return Failed(message=f"{name}: {last.message}")
-            return conclude(made, project, settings.rule)
+        with checkout(project, settings.revision, settings.overrides) as folder:
+            failure = run_stages(folder, refresh=settings.refresh_data)
+            return Failed(message=failure) if failure else conclude(folder, project, settings.rule)
     except (UserError, CommandError) as error:
         return Failed(message=str(error), data=error)
 
 
-def run_stages(made: Checkout, *, refresh: bool) -> Outcomes:
-    """The stages up to the first that fails."""
-    outcomes: Outcomes = []
-    for stage in STAGES:
-        state = run_stage(stage, made.folder, refresh and stage == "acquire", return_state=True)
-        outcomes.append((stage, state))
-        if not state.is_completed():
+def run_stages(folder: Path, *, refresh: bool) -> str | None:
+    """Run the stages up to the first that fails; its error."""
+    outcomes = {}
+    for stage in stages(folder):
+        outcomes[stage] = run_stage(stage, folder, refresh and stage == "acquire", return_state=True)
+        if not outcomes[stage].is_completed():
             break
-    rows = [{"stage": name, "outcome": state.name, "reason": state.message} for name, state in outcomes]
-    with for_show("what each stage did"):
-        create_table_artifact(rows, key="retrain-stages", description="what each stage did")
-    return outcomes
+    with for_show("the outcomes of the stages"):
+        create_table_artifact(
+            [
+                {"stage": name, "outcome": state.name, "reason": state.message}
+                for name, state in outcomes.items()
+            ],
+            key="retrain-stages",
+            description="outcome of each stage",
+        )
+    last, state = outcomes.popitem()
+    return None if state.is_completed() else f"{last}: {state.message}"
 
 
-def conclude(made: Checkout, project: Path, rule: Rule) -> State[Verdict]:
-    """Save, judge and perhaps promote what the stages made; show it beside the champion of before."""
+def conclude(folder: Path, project: Path, rule: Rule) -> State[Verdict]:
+    """Save, judge and perhaps promote what the stages made, and show it beside the previous champion."""
     name = f"retrain-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    saved = made.save(name, listener("dvc-exp-save"))
-    found = page.Results(made.folder, Registry(project).champion())
-    verdict = judge(made, project, rule, why=name)
+    saved = save(folder, name)
+    shown = page.Results(folder, Registry(project).champion())
+    verdict = judge(folder, project, rule, why=name)
     with for_show("the report"):
-        publish_report(found, project / "runs" / "reports" / f"{name}.html", saved.experiment or saved.commit)
+        publish_report(shown, project / "runs" / "reports" / f"{name}.html", saved.experiment or saved.commit)
     with for_show("scores and pictures"):
-        results.publish(found)
+        results.publish(shown)
     with for_show("the verdict"):
         results.publish_verdict(verdict, rule)
     return Completed(name=verdict["outcome"].capitalize(), message=results.headline(verdict), data=verdict)
 
 
-def publish_report(found: page.Results, report: Path, saved: str) -> None:
-    page.write(found, report)
+def save(folder: Path, name: str) -> provenance.State:
+    """The commit that holds the results in a checkout; if there is none, they are saved as an experiment."""
+    try:
+        return provenance.state_of(folder)
+    except UserError:
+        run_module("dvc", "exp", "save", "--name", name, name="dvc-exp-save", project=folder)
+        return provenance.state_of(folder)
+
+
+def publish_report(shown: page.Results, report: Path, saved: str) -> None:
+    page.write(shown, report)
     create_markdown_artifact(
-        f"[{report.name}]({report.as_uri()}): everything on one page. Where the browser does not follow the "
-        f"link, open `{report}`.\n\nSaved as `{saved}`.",
+        f"[{report.name}]({report.as_uri()}): everything on one page. If the browser does not "
+        f"follow the link, open `{report}`.\n\nSaved as `{saved}`.",
         key="retrain-report",
         description="everything on one page",
     )
 
 
-def judge(made: Checkout, project: Path, rule: Rule, why: str) -> Verdict:
-    """`personlab models promote`: in a process of its own, as it may need the network to predict again."""
+def judge(folder: Path, project: Path, rule: Rule, why: str) -> Verdict:
+    """Run `personlab models promote`, in its own process because the champion may have to predict again."""
     file = project / "runs" / "verdict.json"
     file.unlink(missing_ok=True)
-    options = ("--from", str(made.folder), "--rule", rule, "--why", why, "--json", str(file))
+    options = ("--from", str(folder), "--rule", rule, "--why", why, "--json", str(file))
     try:
         personlab("models", "promote", *options, project=project)
     except CommandError:
-        if not file.exists():  # it failed, and did not merely say no
+        if not file.exists():  # it failed; exit status 1 alone means that it did not promote
             raise
     return results.read_verdict(file)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.retrain", description="retrain as a flow")
+    parser = argparse.ArgumentParser(prog="python -m flows.retrain", description="Retrain as a flow.")
     parser.add_argument("-S", dest="overrides", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--revision", default="HEAD")
     parser.add_argument("--refresh-data", action="store_true")
     parser.add_argument("--rule", choices=RULES, default="better")
-    state = retrain(Retraining(**vars(parser.parse_args())), return_state=True)
-    sys.exit(not state.is_completed())
+    try:
+        settings = Retraining(**vars(parser.parse_args()))
+    except ValidationError as error:
+        parser.error(str(error))
+    require_server()
+    sys.exit(not retrain(settings, return_state=True).is_completed())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The stages of dvc.yaml as Prefect flows: one flow, one deployment per stage.
 
-A run brings a stage up to date with `dvc repro <stage>`, shows its log and progress, and publishes what it
-made. Stages that it needs and that are out of date run first. A stage that is up to date does not run; the
-flow then ends as `Cached`, with DVC's reason.
+A run brings a stage up to date with `dvc repro <stage>`, shows its log and progress, and publishes its
+results. Stages that it depends on and that are out of date run first. If the stage is up to date, the run
+ends as `Cached`, with DVC's reason.
 
     python -m flows.stages ingest
 
@@ -13,28 +13,29 @@ Ray restarts the workers of a training from their last checkpoint.
 import argparse
 import sys
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final
 
+import yaml
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
 from flows.artifacts import for_show, publish
-from flows.repro import repro
-from flows.tools import listener, run_name
+from flows.tools import require_server, run_module
 from personlab.errors import UserError
 from personlab.params import load
 from personlab.utils.process import CommandError
 
 HERE: Final = Path()  # flows run in the project's folder unless told otherwise
 
-# In the order of the pipeline.
-Stage = Literal["acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate"]
-STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
+
+def stages(project: Path) -> list[str]:
+    """The stages of dvc.yaml, in its order."""
+    return list(yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
 
 
 @flow(name="stage", flow_run_name="{stage}", persist_result=False)
-def run_stage(stage: Stage, project: Path = HERE, refresh: bool = False) -> State[bool]:
+def run_stage(stage: str, project: Path = HERE, refresh: bool = False) -> State[bool]:
     """Bring a stage of dvc.yaml up to date.
 
     Args:
@@ -48,9 +49,9 @@ def run_stage(stage: Stage, project: Path = HERE, refresh: bool = False) -> Stat
         begins with the stage's own error. Its result is whether the stage ran.
     """
     project = project.absolute()
-    reproduce = reproduce_with_retries if stage == "acquire" and downloads(project) else reproduce_once
+    run = repro_with_retries if stage == "acquire" and downloads(project) else repro
     try:
-        reason = reproduce(stage, project, force=refresh)
+        reason = run(stage, project, force=refresh)
     except CommandError as failure:
         return Failed(message=str(failure), data=failure)
     with for_show(f"data/{stage}"):
@@ -60,15 +61,28 @@ def run_stage(stage: Stage, project: Path = HERE, refresh: bool = False) -> Stat
     return Completed(message="ran", data=True)
 
 
-def reproduce_once(stage: str, project: Path, *, force: bool = False) -> str | None:
-    """Run `dvc repro`, its lines in the log of the flow run and its progress as a bar."""
-    return repro(stage, project, listener(stage), force=force, environment=run_name())
+def repro(stage: str, project: Path, *, force: bool = False) -> str | None:
+    """Run `dvc repro <stage>`, after other DVC commands that hold the project's lock.
+
+    Args:
+        force: run the stage, and none before it, even if it is up to date.
+
+    Returns:
+        DVC's reason why the stage did not run; None if it ran.
+
+    Raises:
+        CommandError: DVC or a stage failed; the stage's own error comes before DVC's.
+    """
+    options = ("--force", "--single-item") if force else ()
+    lines = run_module("dvc", "--wait-for-lock", "repro", *options, stage, name=stage, project=project)
+    skipped = (f"Stage '{stage}' didn't change", f"Stage '{stage}' is cached")
+    return next((line for line in reversed(lines) if line.startswith(skipped)), None)
 
 
 @task(name="dvc repro", retries=2, retry_delay_seconds=[30, 300], cache_policy=NO_CACHE, persist_result=False)
-def reproduce_with_retries(stage: str, project: Path, *, force: bool = False) -> str | None:
-    """`reproduce_once`, twice more if it fails: downloads resume where they stopped."""
-    return reproduce_once(stage, project, force=force)
+def repro_with_retries(stage: str, project: Path, *, force: bool = False) -> str | None:
+    """`repro`, up to three times: downloads resume where they stopped."""
+    return repro(stage, project, force=force)
 
 
 def downloads(project: Path) -> bool:
@@ -80,10 +94,11 @@ def downloads(project: Path) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.stages", description="Run one stage as a flow.")
-    parser.add_argument("stage", choices=STAGES)
-    state = run_stage(parser.parse_args().stage, return_state=True)
-    sys.exit(not state.is_completed())
+    parser = argparse.ArgumentParser(prog="python -m flows.stages", description="Run a stage as a flow.")
+    parser.add_argument("stage", help="one of dvc.yaml")
+    stage = parser.parse_args().stage
+    require_server()
+    sys.exit(not run_stage(stage, return_state=True).is_completed())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What flows share: commands, whose lines become the log and whose progress a bar, and a decent end."""
+"""Commands, sub-flows and the Prefect server, for all flows."""
 
 import sys
 from collections.abc import Mapping
@@ -6,53 +6,76 @@ from pathlib import Path
 from typing import Any
 
 from prefect import Flow, State, get_run_logger, runtime
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from flows.progress import ProgressBar
 from personlab.utils import process
-from personlab.utils.process import OnLine, OutputLine
+from personlab.utils.process import OutputLine
 
 
-def personlab(*arguments: str, project: Path, environment: Mapping[str, str] | None = None) -> None:
-    """Run a command of `personlab` in the project's folder.
+def run_module(
+    module: str, *arguments: str, name: str, project: Path, environment: Mapping[str, str] | None = None
+) -> list[str]:
+    """Run `python -m <module>` in the project's folder and return the lines that it printed.
+
+    They are logged by the running flow; progress is shown as a bar called `<name>-progress`.
+
+    Args:
+        environment: variables added to those of this process.
 
     Raises:
         CommandError: it failed.
     """
-    command = (sys.executable, "-m", "personlab", *arguments)
-    process.run(command, project, listener(arguments[0]), {**run_name(), **(environment or {})})
+    logger, bar, lines = get_run_logger(), ProgressBar(f"{name}-progress"), list[str]()
+
+    def on_line(line: OutputLine) -> None:
+        logger.log(line.level, "%s", line.text)
+        bar.on_line(line)
+        lines.append(line.text)
+
+    # all log lines of a flow run, its sub-flows included, name the same run
+    run = {"PERSONLAB_RUN": str(runtime.flow_run.root_flow_run_id)}
+    process.run((sys.executable, "-m", module, *arguments), project, on_line, {**run, **(environment or {})})
+    return lines
 
 
-def listener(name: str) -> OnLine:
-    """Hears a command called `name` for the running flow."""
-    logger, bar = get_run_logger(), ProgressBar(f"{name}-progress")
-
-    def say(said: OutputLine) -> None:
-        logger.log(said.level, "%s", said.text)
-        bar.hear(said)
-
-    return say
+def personlab(*arguments: str, project: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Run a `personlab` command as `run_module` does."""
+    run_module("personlab", *arguments, name=arguments[0], project=project, environment=environment)
 
 
-def run_name() -> dict[str, str]:
-    """Lets the log lines of every command of a run say to which run they belong."""
-    return {"PERSONLAB_RUN": str(runtime.flow_run.root_flow_run_id)}
+def active_runs(client: SyncPrefectClient, **which: Any) -> list[FlowRun]:
+    """Runs that are running, pending or being cancelled. which: further fields of a `FlowRunFilter`."""
+    states = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+    return client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate({"state": states, **which}))
+
+
+def crash_runs(client: SyncPrefectClient, message: str | None, **which: Any) -> None:
+    """Mark active runs whose process is gone as crashed; they would count as running for ever."""
+    while runs := active_runs(client, **which):
+        for run in runs:
+            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
 
 
 def end_sub_flows(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Say of the sub-flows of a run whose process was killed that they are no more; nobody else would."""
-    at_work = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING]))
-    of_run = FlowRunFilterParentFlowRunId(any_=[flow_run.id])
+    """Mark the active sub-flows of a run that crashed as crashed; a hook for `on_crashed`."""
     with get_client(sync_client=True) as client:
-        for each in client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_flow_run_id=of_run, state=at_work)
-        ):
-            client.set_flow_run_state(each.id, Crashed(message=state.message), force=True)
+        crash_runs(client, state.message, parent_flow_run_id={"any_": [flow_run.id]})
+
+
+def require_server() -> None:
+    """Exit with an error if Prefect is set to use a server that does not answer.
+
+    Without PREFECT_API_URL, Prefect starts a server for the time of the run.
+    """
+    if not PREFECT_API_URL.value():
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.raise_for_api_version_mismatch()
+    except RuntimeError as error:
+        sys.exit(f"error: {error}; 'make ui' starts a Prefect server, or set PREFECT_API_URL")

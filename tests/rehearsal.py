@@ -1,10 +1,11 @@
-"""A rehearsal of the pipeline: its eight stages and their tables, but nothing is learnt, so it takes seconds.
+"""A rehearsal of the pipeline: its eight stages and their files, but nothing is trained, so it takes seconds.
 
-`python rehearsal.py STAGE` in a project that `project` made. The "training" knows the best learning rate; the
-further away `train.learning_rate` is, the further off the "network" sees people. `evaluate` is the real one.
+`python rehearsal.py STAGE` in a project that `project` made. The further `train.learning_rate` is from the
+best one, the further off are the predictions. `evaluate` is the real stage.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,31 +37,44 @@ INPUTS = {  # of each stage: parameters and earlier outputs
         ["model", "train"],
         ["data/ingest/train", "data/ingest/val", "data/targets/train", "data/targets/val"],
     ),
-    "infer": (["infer", "decode"], ["data/ingest/val", "data/train/model.safetensors"]),
+    "infer": (
+        ["infer", "decode"],
+        ["data/ingest/val", "data/train/model.safetensors", "data/train/model.json"],
+    ),
     "evaluate": (["evaluate", "decode.max_people"], ["data/ingest/val", "data/targets/val", "data/infer"]),
 }
 
 
-def project(folder: Path, commands: dict[str, str] | None = None) -> None:
-    """A Git and DVC repository with the rehearsal, committed; `commands` replaces those of some stages.
+def project(folder: Path, weights: Path | None = None) -> None:
+    """Make a Git and DVC repository with the rehearsal, committed.
 
-    A stage whose input/STAGE.txt says anything but "ok" fails with just that.
+    A stage fails with the text of input/STAGE.txt unless that is "ok".
+
+    Args:
+        weights: a real model that `train` copies, instead of text that only `infer` can read.
     """
     from personlab.params import Params
+    from personlab.registry.provenance import ARTIFACT
 
     (folder / "input").mkdir(parents=True)
+    if weights:
+        for suffix in (".safetensors", ".json"):
+            shutil.copy(weights.with_suffix(suffix), (folder / "input/model").with_suffix(suffix))
     stages = {}
     for stage, (params, deps) in INPUTS.items():
         (folder / "input" / f"{stage}.txt").write_text("ok\n")
         stages[stage] = {
-            "cmd": (commands or {}).get(stage, f"python rehearsal.py {stage}"),
+            "cmd": f"python rehearsal.py {stage}",
             "params": params,
             "deps": [f"input/{stage}.txt", *deps],
             "outs": [f"data/{stage}"],
             "metrics": [] if stage == "acquire" else [{f"data/metrics/{stage}.json": {"cache": False}}],
         }
-    stages["evaluate"]["outs"].append({"data/plots/evaluate": {"cache": False}})
-    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    stages["evaluate"]["plots"] = [{"data/plots/evaluate": {"cache": False}}]
+    artifacts = {ARTIFACT: {"path": "data/infer/model.safetensors", "type": "model"}}
+    (folder / "dvc.yaml").write_text(
+        yaml.safe_dump({"stages": stages, "artifacts": artifacts}, sort_keys=False)
+    )
     complete = Params.model_validate(PARAMS).model_dump(mode="json")
     (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
     (folder / ".gitignore").write_text("/runs/\n/models/\n/.prefect/\n/ui.log\n__pycache__/\n")
@@ -115,15 +129,17 @@ def targets(out: Path, params: Any) -> None:
 
 def train(out: Path, params: Any) -> None:
     blur = 4.0 * abs(np.log10(params.train.learning_rate / BEST))
-    (out / "model.safetensors").write_text(f"{blur}\n")
-    (out / "model.json").write_text(json.dumps({"blur": blur}))
+    weights, card = Path("input/model.safetensors"), Path("input/model.json")
+    (out / weights.name).write_bytes(weights.read_bytes() if weights.exists() else f"{blur}\n".encode())
+    real = json.loads(card.read_bytes()) if card.exists() else {}
+    (out / card.name).write_text(json.dumps(real | {"blur": blur}))
     metrics("train", heatmap=blur / 10)
 
 
 def infer(out: Path, params: Any) -> None:
     for name in ("model.safetensors", "model.json"):
         (out / name).write_bytes(Path("data/train", name).read_bytes())
-    write_predictions(out, blur=float(Path("data/train/model.safetensors").read_text()), first=1001)
+    write_predictions(out, blur=json.loads(Path("data/train/model.json").read_bytes())["blur"], first=1001)
     metrics("infer", people=48)
 
 
@@ -152,13 +168,13 @@ def write_shards(out: Path, kind: str, first: int) -> None:
 
 
 def write_predictions(out: Path, blur: float, first: int) -> None:
-    """Everybody is found, up to three times `blur` pixels off."""
+    """Predictions of all people, up to three times `blur` pixels off."""
     from personlab import tables
 
     rows = []
     for image_id in range(first, first + IMAGES):
         chance = np.random.default_rng(image_id)
-        people = [detection(box, blur * chance.uniform(-3, 3, 2), score) for box, score in seen(image_id)]
+        people = [detection(box, blur * chance.uniform(-3, 3, 2), score) for box, score in scored(image_id)]
         rows.append({"image_id": image_id, "height": HEIGHT, "width": WIDTH, "people": people})
     table = pa.Table.from_pylist(rows, schema=tables.PREDICTIONS)
     tables.write_table(table, out / "part-00000.parquet", params_hash="0")
@@ -169,7 +185,7 @@ def boxes(image_id: int) -> list[tuple[int, int, int, int]]:
     return [(10 + shift, 20, 50, 80), (90 + shift, 15, 50, 80)]
 
 
-def seen(image_id: int) -> Iterator[tuple[tuple[int, int, int, int], float]]:
+def scored(image_id: int) -> Iterator[tuple[tuple[int, int, int, int], float]]:
     scores = np.random.default_rng(image_id + 1).uniform(0.3, 1.0, 2)
     return zip(boxes(image_id), sorted(scores, reverse=True), strict=True)
 
@@ -232,8 +248,8 @@ def picture(path: Path, colour: str) -> None:
 def main(stage: str) -> None:
     from personlab.params import load
 
-    if (word := Path("input", f"{stage}.txt").read_text().strip()) != "ok":
-        sys.exit(word)
+    if (text := Path("input", f"{stage}.txt").read_text().strip()) != "ok":
+        sys.exit(text)
     print(f"{stage}: hello from the stage")
     params = load(Path("params.yaml"))
     if stage == "evaluate":

@@ -1,14 +1,15 @@
-"""A checkout for runs, when the project moves, and whose files it uses."""
+"""The checkout of a retraining: its files, its cache, and a project that was moved."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.config_schema import RelPath
+from dvc.repo import Repo
 
-from flows.checkout import PLACE, bring_to, share_cache
-from personlab.utils.checkout import link_inputs
+from personlab.utils.checkout import PLACE, link_inputs, share_cache, update_worktree
 from tests import rehearsal
+from tests.conftest import ROOT
 
 
 def repository(folder: Path, **files: str) -> Path:
@@ -23,62 +24,62 @@ def repository(folder: Path, **files: str) -> Path:
 def test_a_project_that_was_moved_keeps_its_checkout(tmp_path: Path) -> None:
     project = repository(tmp_path / "here", tracked="text")
     commit = rehearsal.run(project, "git", "rev-parse", "HEAD")
-    bring_to(project / PLACE, project, commit)
+    update_worktree(project / PLACE, project, commit)
     (project / PLACE / "tracked").write_text("changed")
     moved = project.rename(tmp_path / "there")
-    bring_to(moved / PLACE, moved, commit)
+    update_worktree(moved / PLACE, moved, commit)
     assert (moved / PLACE / "tracked").read_text() == "text"
     top = rehearsal.run(moved / PLACE, "git", "rev-parse", "--path-format=absolute", "--git-common-dir")
     assert top == str(moved / ".git")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "Läufe 2"])
-def test_what_a_checkout_computes_is_in_the_projects_cache(tmp_path: Path, name: str) -> None:
-    """DVC 3 keeps files under files/md5 of the cache's folder: not twice, and in no other cache."""
-    project = repository(tmp_path / name, tracked="text")
-    dvc(project, "init", "-q")
+@pytest.mark.parametrize("runs", ["runs", "Läufe 2"])
+def test_a_checkout_has_the_projects_cache_and_local_settings(tmp_path: Path, runs: str) -> None:
+    project = repository(tmp_path / "Projekt ü", tracked="text")
+    Repo.init(str(project)).close()
+    with Repo(str(project)) as repo, repo.config.edit("local") as settings:
+        settings["remote"] = {"storage": {"url": RelPath(tmp_path / "storage")}}
     rehearsal.commit(project)
-    commit = rehearsal.run(project, "git", "rev-parse", "HEAD")
-    place = project / PLACE
-    bring_to(place, project, commit)
-    share_cache(project, place)
-    for folder, content in ((place, "from the checkout"), (project, "from the project")):
-        (folder / "data.txt").write_text(content)
-        dvc(folder, "add", "-q", "data.txt")
-    assert len(list((project / ".dvc/cache/files/md5").rglob("??/*"))) == 2
-    assert not (place / ".dvc/cache").exists()
-    pointer = (place / "data.txt.dvc").read_text()
-    (project / "data.txt.dvc").write_text(pointer)
-    dvc(project, "checkout", "-q", "--force", "data.txt.dvc")
-    assert (project / "data.txt").read_text() == "from the checkout"
+    (tmp_path / runs).mkdir()
+    (project / "runs").symlink_to(tmp_path / runs)  # on a larger disk
+    worktree = project / PLACE
+    update_worktree(worktree, project, rehearsal.run(project, "git", "rev-parse", "HEAD"))
+    for _ in range(2):
+        share_cache(project, worktree)
+        with Repo(str(worktree)) as repo:
+            cache = Path(repo.cache.local_cache_dir)
+            assert cache.is_dir()
+            assert cache.resolve() == project / ".dvc/cache"
+            assert Path(repo.config["remote"]["storage"]["url"]).resolve() == tmp_path / "storage"
 
 
-def dvc(folder: Path, *arguments: str) -> None:
-    rehearsal.run(folder, sys.executable, "-m", "dvc", *arguments)
+def test_dvc_can_restore_every_stage_from_its_run_cache() -> None:
+    """DVC keeps no run of a stage with an uncached output, unless that is a metric or a plot."""
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        assert all(isinstance(out, str) for out in stage["outs"]), name
 
 
 def test_relative_paths_mean_the_projects_files_but_for_those_of_the_revision(tmp_path: Path) -> None:
-    project = repository(tmp_path / "project", tracked="the person is at it")
-    theirs = repository(tmp_path / "theirs", tracked="as committed")
+    project = repository(tmp_path / "project", tracked="changed")
+    checkout = repository(tmp_path / "checkout", tracked="as committed")
 
-    def lent(name: str) -> Path:
-        (theirs / "params.yaml").write_text(
+    def linked(name: str) -> Path:
+        (checkout / "params.yaml").write_text(
             yaml.safe_dump({"acquire": {"source": "sample"}, "model": {"init": name}})
         )
-        link_inputs(project, theirs)
-        return theirs / name
+        link_inputs(project, checkout)
+        return checkout / name
 
-    for folder, text in ((project, "ours"), (theirs, "left by an earlier run")):
+    for folder, text in ((project, "of the project"), (checkout, "left by an earlier run")):
         (folder / "runs").mkdir()
         (folder / "runs/weights").write_text(text)
-    (project / "runs/weights.json").write_text("their card")
-    assert lent("runs/weights").read_text() == "ours"
-    assert lent("runs/weights").read_text() == "ours"
-    assert lent("tracked").read_text() == "as committed"
-    (theirs / "runs/weights").unlink()
-    (theirs / "runs/weights").symlink_to(tmp_path / "where the project was")
-    assert lent("runs/weights").read_text() == "ours"
-    assert (theirs / "runs/weights.json").read_text() == "their card"
-    assert (project / "runs/weights").read_text() == "ours"
-    assert not lent("none").exists()
+    (project / "runs/weights.json").write_text("card")
+    assert linked("runs/weights").read_text() == "of the project"
+    assert linked("runs/weights").read_text() == "of the project"
+    assert linked("tracked").read_text() == "as committed"
+    (checkout / "runs/weights").unlink()
+    (checkout / "runs/weights").symlink_to(tmp_path / "where the project was")
+    assert linked("runs/weights").read_text() == "of the project"
+    assert (checkout / "runs/weights.json").read_text() == "card"
+    assert (project / "runs/weights").read_text() == "of the project"
+    assert not linked("none").exists()

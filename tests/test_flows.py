@@ -1,4 +1,4 @@
-"""The flows around a real DVC project of eight small stages, on a real Prefect server."""
+"""Flows of a DVC project of eight small stages, on a real Prefect server."""
 
 import base64
 import io
@@ -25,24 +25,25 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import Crashed, Running
 
 import personlab.utils.supervisor
 from flows.artifacts import PICTURE_BYTES, publish, with_pictures
 from flows.deployments import deployments
 from flows.progress import ProgressBar
-from flows.repro import repro
 from flows.results import verdict_text
 from flows.retrain import Retraining, retrain
-from flows.stages import STAGES, downloads, reproduce_with_retries, run_stage
+from flows.stages import downloads, repro_with_retries, run_stage, stages
 from flows.tools import end_sub_flows
-from flows.ui import end_orphans
+from flows.ui import crash_orphans
 from personlab.report import data_uri
 from personlab.utils.process import CommandError, OutputLine, Progress, error_text, parse_line, supervised
 from personlab.utils.supervisor import end_group
 from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
 
+STAGES = stages(ROOT)
 SERVED = [
     "retrain/retrain",
     "batch-inference/batch-inference",
@@ -50,7 +51,7 @@ SERVED = [
     *(f"stage/{name}" for name in STAGES),
 ]
 
-# what a stage of the small project does: fail if its input says so, else write its outputs
+# A stage of the small project fails if its input is "bad".
 MAKE = """
 import json, sys
 from pathlib import Path
@@ -163,7 +164,7 @@ def test_a_stage_alone_makes_what_it_needs_whether_it_can_be_shown_or_not(
 def test_acquire_tries_again_only_where_it_downloads(
     prefect_server: None, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.stages.reproduce_with_retries.retry_delay_seconds", [0, 0])
+    monkeypatch.setattr("flows.stages.repro_with_retries.retry_delay_seconds", [0, 0])
     project.give("acquire", "bad")
 
     def tries() -> int:
@@ -181,14 +182,14 @@ def test_a_bad_params_file_is_left_for_the_stage_to_report(tmp_path: Path) -> No
     assert not downloads(tmp_path)
 
 
-def test_dvc_itself_failing_is_told(tmp_path: Path) -> None:
-    said: list[OutputLine] = []
-    with pytest.raises(CommandError, match="you are not inside of a DVC repository"):
-        repro("ingest", tmp_path, said.append)
-    assert said
+@pytest.mark.slow
+def test_an_error_of_dvc_itself_is_the_message_of_the_run(prefect_server: None, tmp_path: Path) -> None:
+    state = run_stage("ingest", tmp_path, return_state=True)
+    assert state.is_failed()
+    assert "you are not inside of a DVC repository" in str(state.message)
 
 
-# a process with a child, both of which say who they are and stay
+# a process with a child, which print their ids and sleep
 FAMILY = """
 import os, subprocess, time
 child = subprocess.Popen(["sleep", "600"])
@@ -229,8 +230,8 @@ with supervised((sys.executable, "-c", {FAMILY!r}), Path()) as process:
     assert not any(map(is_alive, pids))
 
 
-def test_a_process_that_will_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(personlab.utils.supervisor, "PATIENCE", 0.2)
+def test_a_process_that_ignores_signals_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(personlab.utils.supervisor, "GRACE_SECONDS", 0.2)
     deaf = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGTERM)]"
     process = subprocess.Popen(
         (sys.executable, "-c", deaf + FAMILY), stdout=subprocess.PIPE, start_new_session=True
@@ -243,7 +244,7 @@ def test_a_process_that_will_not_listen_is_killed(monkeypatch: pytest.MonkeyPatc
     process.stdout.close()
 
 
-def test_a_leash_passes_on_what_the_command_says_and_how_it_ends(tmp_path: Path) -> None:
+def test_a_supervisor_passes_on_output_and_exit_status(tmp_path: Path) -> None:
     with supervised(("bash", "-c", "echo out; echo err >&2; exit 7"), tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.read().split() == ["out", "err"]
@@ -300,13 +301,13 @@ LOGGED = (
 )
 
 
-def test_personlabs_lines_are_understood_and_others_quoted() -> None:
+def test_lines_of_personlabs_log_are_parsed_and_others_kept() -> None:
     assert parse_line(LOGGED) == OutputLine("train: seg 0.5", logging.WARNING, Progress("train", 3, 9))
     assert parse_line('{"level": "info"}') == OutputLine('{"level": "info"}')
     assert parse_line("\x1b[31mERROR\x1b[0m: no\n") == OutputLine("ERROR: no", logging.ERROR)
 
 
-def test_a_progress_bar_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_shows_count_rate_and_news(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[float, str]] = []
 
     def show(*arguments: Any, description: str, **_: Any) -> UUID:
@@ -318,27 +319,30 @@ def test_a_progress_bar_says_how_long_it_will_take(monkeypatch: pytest.MonkeyPat
     now = 0.0
     bar = ProgressBar("train-progress", clock=lambda: now)
 
-    def hear(text: str, done: int) -> None:
-        bar.hear(OutputLine(text, progress=Progress("train", done, 1000)))
+    def report(text: str, done: int) -> None:
+        bar.on_line(OutputLine(text, progress=Progress("train", done, 1000)))
 
-    bar.hear(OutputLine("train: hello"))
+    bar.on_line(OutputLine("train: hello"))
     assert shown == []
-    hear("train: resuming from step 500", 500)  # what was done before says nothing of the pace
+    report("train: resuming from step 500", 500)
     now = 1.0
-    hear("train: seg 0.4", 510)  # too soon
+    report("train: seg 0.4", 510)  # too early for an update
     now = 10.0
-    hear("train: seg 0.3", 600)
+    report("train: 600/1000, 10.0/s, 40 s left", 600)
     now = 11.0
-    hear("train: seg 0.2", 700)  # too soon, but not to be forgotten
+    report("train: seg 0.2", 700)  # too early, but part of the next one
     now = 20.0
-    hear("train: 800/1000, 10.0/s", 800)
-    now = 21.0
-    hear("train: 1000/1000, 10.0/s", 1000)
+    report("train: 800/1000, 10.0/s, 20 s left", 800)
+    now = 25.0
+    report("train: seg 0.1", 850)
+    now = 26.0
+    report("train: 1000/1000, 10.0/s, 0 s left", 1000)
     assert shown == [
-        (50.0, "train: 500 of 1000; resuming from step 500"),
-        (60.0, "train: 600 of 1000, 40 s left; seg 0.3"),
-        (80.0, "train: 800 of 1000, 13 s left; seg 0.2"),
-        (100.0, "train: 1000 of 1000, 0 s left; seg 0.2"),
+        (50.0, "train: 500/1000; resuming from step 500"),
+        (60.0, "train: 600/1000, 10.0/s, 40 s left; seg 0.4"),
+        (80.0, "train: 800/1000, 10.0/s, 20 s left; seg 0.2"),
+        (85.0, "train: 850/1000, 10.0/s, 20 s left; seg 0.1"),
+        (100.0, "train: 1000/1000; seg 0.1"),
     ]
 
 
@@ -361,7 +365,7 @@ def test_curves_are_a_row_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         "flows.artifacts.create_table_artifact", lambda rows, key, description: made.update({key: rows})
     )
-    publish("train", tmp_path)  # there may be none
+    publish("train", tmp_path)  # there may be no files
     assert made == {}
     folder = tmp_path / "data/plots/train/ap"
     folder.mkdir(parents=True)
@@ -389,12 +393,14 @@ def test_every_flow_and_stage_is_deployed_one_run_at_a_time() -> None:
     assert not any(each.schedules for each in made[1:])
 
 
-def test_stages_are_those_of_the_pipeline_in_its_order() -> None:
-    assert list(yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]) == list(STAGES)
+def test_deployments_of_stages_have_the_descriptions_of_dvc_yaml() -> None:
+    described = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    deployed = {each.name: each.description for each in deployments() if each.flow_name == "stage"}
+    assert deployed == {name: stage["desc"] for name, stage in described.items()}
 
 
 @pytest.mark.slow
-def test_prefect_itself_deploys_the_file_to_a_work_pool(prefect_server: None) -> None:
+def test_prefect_deploys_the_file_to_a_work_pool(prefect_server: None) -> None:
     prefect("work-pool", "create", "--type", "process", "personlab")
     prefect("--no-prompt", "deploy", "--all")
     with get_client(sync_client=True) as client:
@@ -411,19 +417,28 @@ def prefect(*arguments: str) -> None:
     subprocess.run((sys.executable, "-m", "prefect", *arguments), cwd=ROOT, env=environment, check=True)
 
 
-def test_the_automation_for_runs_whose_worker_is_gone_is_one() -> None:
-    made = AutomationCore.model_validate(yaml.safe_load((ROOT / "flows/automations.yaml").read_text()))
-    assert isinstance(made.trigger, EventTrigger)
-    assert made.trigger.expect >= {"prefect.flow-run.heartbeat", "prefect.flow-run.Completed"}
+def test_the_automation_for_lost_runs_knows_every_final_state_of_the_flows() -> None:
+    automation = AutomationCore.model_validate(yaml.safe_load((ROOT / "flows/automations.yaml").read_text()))
+    assert isinstance(automation.trigger, EventTrigger)
+    outcomes = ("Cached", "Promoted", "Not promoted", "Unchanged")
+    final = {"heartbeat", "Completed", "Failed", "TimedOut", "Cancelled", "Crashed", *outcomes}
+    assert automation.trigger.expect == {f"prefect.flow-run.{name}" for name in final}
+    # runs that users start in a terminal have Prefect's own rhythm
+    assert automation.trigger.within.total_seconds() > 3 * float(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value())
 
 
-def test_without_a_server_the_error_says_how_to_start_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["flows.deployments", "flows.retrain", "flows.stages ingest"])
+def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path, command: str) -> None:
     environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": str(ROOT)}
-    command = (sys.executable, "-m", "flows.deployments")
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        (sys.executable, "-m", *command.split()),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
-    assert "error: no Prefect server answers" in done.stderr
-    assert "make ui" in done.stderr
+    assert done.stderr.startswith("error: Failed to reach API at http://127.0.0.1:9/api/; 'make ui' starts")
     assert "Traceback" not in done.stderr
 
 
@@ -437,7 +452,7 @@ def test_flows_load_neither_torch_nor_ray() -> None:
     assert not {"torch", "ray"} & set(loaded_by("flows.deployments"))
 
 
-def test_a_verdict_keeps_its_letters() -> None:
+def test_a_verdict_begins_with_a_capital() -> None:
     verdict = {"outcome": "not promoted", "why": "no AP is higher", "comparisons": [], "version": None}
     assert verdict_text(verdict, "not-worse").startswith(
         "# Not promoted: no AP is higher\n\nRule *not-worse*"
@@ -445,28 +460,26 @@ def test_a_verdict_keeps_its_letters() -> None:
 
 
 @pytest.mark.slow
-def test_runs_whose_runner_is_gone_do_not_count_as_running(prefect_server: None) -> None:
-    from prefect.settings import PREFECT_API_URL
-
+def test_runs_whose_runner_is_gone_end_as_crashed(prefect_server: None) -> None:
     with get_client(sync_client=True) as client:
         flow_id = client.create_flow_from_name("interrupted")
         deployment = client.create_deployment(flow_id, "local")
         run = client.create_flow_run_from_deployment(deployment)
         client.set_flow_run_state(run.id, Running(), force=True)
-        call = client.create_task_run(reproduce_with_retries, run.id, dynamic_key="0")
+        call = client.create_task_run(repro_with_retries, run.id, dynamic_key="0")
         stage = client.create_flow_run(
             run_stage, parameters={"stage": "acquire"}, parent_task_run_id=call.id, state=Running()
         )
-        end_orphans(str(PREFECT_API_URL.value()))
+        crash_orphans(client)
         state = client.read_flow_run(run.id).state
         assert state is not None
         assert state.is_crashed()
         assert state.message == "its runner is gone"
-        end_orphans(str(PREFECT_API_URL.value()))
-        assert client.read_flow_run(run.id).state == state  # what has ended stays as it is
+        crash_orphans(client)
+        assert client.read_flow_run(run.id).state == state  # a final state stays as it is
 
-        client.set_flow_run_state(stage.id, Running(), force=True)  # its run alone had time to say so
-        end_orphans(str(PREFECT_API_URL.value()))
+        client.set_flow_run_state(stage.id, Running(), force=True)  # its run alone has ended
+        crash_orphans(client)
         ended = client.read_flow_run(stage.id).state
         assert ended is not None
         assert ended.is_crashed()
@@ -506,7 +519,7 @@ def test_the_stages_of_a_run_whose_process_was_killed_end_with_it(prefect_server
         assert before.is_completed()
 
 
-def test_the_automation_in_the_documentation_is_one() -> None:
+def test_the_automation_in_the_documentation_is_valid() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
     documented = yaml.safe_load(text)
     documented["actions"][0]["block_document_id"] = str(UUID(int=1))

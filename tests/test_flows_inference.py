@@ -1,4 +1,4 @@
-"""Batch inference and evaluation as flows: the real commands, tiny pictures, a real Prefect server."""
+"""Batch inference and evaluation as flows: the real commands, tiny images, a real Prefect server."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_batch_inference_shows_counts_errors_and_pictures_and_its_results_are_sc
     weights = save_weights(tmp_path / "model.safetensors")
     spoil(save_pictures(tmp_path / "pictures", 4) / "002.png", 1)
     cluster = ray.get_runtime_context().gcs_address
-    batch = Batch(pictures="pictures", out="found", weights=weights.name, sides=[65], ray_address=cluster)
+    batch = Batch(images="pictures", out="found", weights=weights.name, sides=[65], ray_address=cluster)
     images = [layouts.image(n, file_name=f"{n:03}.png", height=36, width=48) for n in range(4)]
     annotated = layouts.write_json(tmp_path, "val", layouts.document(images, [layouts.person(1, 0)]))
     scored = evaluation(Scoring(annotations=str(annotated), results=batch), tmp_path, return_state=True)
@@ -37,17 +37,17 @@ def test_batch_inference_shows_counts_errors_and_pictures_and_its_results_are_sc
     assert (counts["images"], counts["predictions"], counts["errors"]) == (4, 3, 1)
     assert counts["images per second"] > 0
     (error,) = table_of(run, "batch-errors")
-    assert error["picture"] == "002.png"
+    assert error["image"] == "002.png"
     samples = str(artifacts_of(run)["batch-samples"].data)
     assert samples.count("data:image/jpeg") == 3
     assert "![01-000](" in samples
 
     with monkeypatch.context() as quickly:
-        quickly.setattr("flows.batch_inference.personlab", lambda *_, **__: None)  # it has all been done
+        quickly.setattr("flows.batch_inference.personlab", lambda *_, **__: None)  # the run is complete
         again = run_of(batch_inference(batch, tmp_path, return_state=True))
     assert "images per second" not in {row["what"] for row in table_of(again, "batch-counts")}
 
-    other = batch.model_copy(update={"pictures": "nothing"})
+    other = batch.model_copy(update={"images": "nothing"})
     failed = batch_inference(other, tmp_path, return_state=True)
     assert failed.is_failed()
     assert str(failed.message).startswith("nothing: no such file or folder")
@@ -74,11 +74,11 @@ def test_evaluation_scores_results_beside_the_champions(prefect_server: None, tm
 
 
 def test_the_form_becomes_the_command() -> None:
-    batch = Batch(pictures="s3://a/b", out="found", sides=[801, 1201], device="cuda")
+    batch = Batch(images="s3://a/b", out="found", sides=[801, 1201], device="cuda")
     assert batch.arguments == (
         *("s3://a/b", "--weights", "models/champion/model.safetensors", "--out", "found"),
         *("--stride", "16", "--device", "cuda", "--pyramid", "801", "1201"),
     )
     assert batch.folder(Path("/project")).place == "/project/found"
     with pytest.raises(ValidationError):
-        Batch(pictures="a", out="b", sides=[])
+        Batch(images="a", out="b", sides=[])

@@ -13,32 +13,35 @@ from typing import Any
 
 import pytest
 from prefect import State
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.filters import EventFilter
 from pydantic import ValidationError
 
-from flows.checkout import checkout
 from flows.retrain import Retraining, retrain
 from flows.stages import run_stage
-from flows.ui import ask
 from personlab.errors import UserError
 from personlab.params import load
 from personlab.registry.models import Registry
+from personlab.registry.provenance import ARTIFACT
+from personlab.utils.checkout import checkout
 from tests import rehearsal
+from tests.batches import save_pictures, save_weights
 from tests.conftest import ROOT
 from tests.rehearsal import BAD, BEST, STAGES, USUAL
 from tests.served import artifacts_of, is_alive, log_of, run_of, sub_runs, table_of
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 600  # seconds until something is taken to hang
+PATIENCE = 600  # seconds until a test fails
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which a person is in the middle of something."""
-    folder = tmp_path_factory.mktemp("rehearsal") / "project"
+    """A project with an uncommitted change, in a folder whose name is not ASCII."""
+    folder = tmp_path_factory.mktemp("rehearsal") / "Läufe 2"
     rehearsal.project(folder)
-    (folder / "input/ingest.txt").write_text("a thought not yet finished\n")
+    (folder / "input/ingest.txt").write_text("uncommitted\n")
     return folder
 
 
@@ -59,23 +62,24 @@ def of_champion(project: Path) -> dict[str, bytes]:
 
 @contextmanager
 def branch(project: Path, name: str) -> Iterator[Path]:
-    """A checkout of a new branch; what is changed in it is committed."""
+    """A worktree of a new branch, committed at the end of the block."""
     aside = project.with_name(name)
     rehearsal.run(project, "git", "worktree", "add", "-q", "-b", name, str(aside), "main")
     yield aside
     rehearsal.commit(aside)
 
 
-def told(event: str, run: FlowRun) -> bool:
-    """Whether the server tells its automations of an event of a run; it writes them down now and then."""
-    from prefect.settings import PREFECT_API_URL
-
-    of_run = {"event": {"name": [event]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+def has_event(event: str, run: FlowRun) -> bool:
+    """Whether the server has an event of a run for its automations; it stores them with a delay."""
+    of_run = EventFilter.model_validate(
+        {"event": {"name": [event]}, "resource": {"id": [f"prefect.flow-run.{run.id}"]}}
+    )
     end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if ask(str(PREFECT_API_URL.value()), "/events/filter", {"filter": of_run})["events"]:
-            return True
-        time.sleep(0.5)
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < end:
+            if client.read_events(of_run, limit=1).events:
+                return True
+            time.sleep(0.5)
     return False
 
 
@@ -83,7 +87,7 @@ def learning_rate(value: float) -> list[str]:
     return [f"train.learning_rate={value}"]
 
 
-def test_the_first_model_becomes_champion_and_the_person_is_not_disturbed(
+def test_the_first_model_becomes_champion_and_the_working_tree_stays_as_it_is(
     project: Path, first: State[Any]
 ) -> None:
     assert (first.name, first.message) == ("Promoted", "promoted to version 1: there is no champion yet")
@@ -136,24 +140,23 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
     def fail(*_: Any) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr("flows.retrain.page.write", fail)  # what cannot be shown is promoted all the same
+    monkeypatch.setattr("flows.retrain.page.write", fail)  # a model is promoted even if it cannot be shown
     better = retrain(Retraining(overrides=learning_rate(BEST)), project, return_state=True)
     assert (30, "the report cannot be shown: OSError: no room") in log_of(run_of(better))
     assert better.name == "Promoted"
     assert str(better.message).startswith("promoted to version 2: person keypoints")
     assert of_champion(project) != before
-    (parameter,) = table_of(run_of(better), "retrain-parameters")  # beside the champion of before
+    (parameter,) = table_of(run_of(better), "retrain-parameters")  # beside the previous champion
     assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BEST}
-    # what the documented automation waits for
-    assert told("prefect.flow-run.Not promoted", run_of(sabotaged))
-    listed = rehearsal.run(project, sys.executable, "-m", "dvc", "exp", "list", "--all-commits")
-    assert listed.count("retrain-") == 3
+    # the event that the documented automation expects
+    assert has_event("prefect.flow-run.Not promoted", run_of(sabotaged))
+    assert dvc(project, "exp", "list", "--all-commits").count("retrain-") == 3
 
     Registry(project).rollback()
     assert of_champion(project) == before
 
 
-def test_a_broken_stage_of_another_revision_fails_with_its_own_words_first(
+def test_the_message_of_a_failed_run_begins_with_the_error_of_its_stage(
     project: Path, first: State[Any]
 ) -> None:
     reason = "personlab: input/impute.txt: row 3 is bad\n  write another row"
@@ -171,7 +174,7 @@ def test_a_broken_stage_of_another_revision_fails_with_its_own_words_first(
     assert (40, "personlab: input/impute.txt: row 3 is bad") in log_of(runs[-1])
 
 
-def test_what_cannot_be_trained_is_said_at_once(project: Path, first: State[Any]) -> None:
+def test_bad_revisions_and_overrides_are_errors(project: Path, first: State[Any]) -> None:
     state = retrain(Retraining(revision="nowhere"), project, return_state=True)
     assert state.is_failed()
     assert "nowhere" in str(state.message)
@@ -182,10 +185,47 @@ def test_what_cannot_be_trained_is_said_at_once(project: Path, first: State[Any]
     assert "train.steps: input should be a valid integer" in str(state.message)
 
 
-def test_the_form_refuses_what_makes_no_sense() -> None:
+def test_the_form_refuses_bad_values() -> None:
     for bad in ({"rule": "maybe"}, {"overrides": ["; rm"]}, {"branch": "main"}):
         with pytest.raises(ValidationError):
             Retraining.model_validate(bad)
+
+
+def test_a_retraining_shares_the_projects_cache_and_its_champion_can_be_pulled(
+    prefect_server: None, tmp_path: Path
+) -> None:
+    project, storage, clone = tmp_path / "Läufe", tmp_path / "storage", tmp_path / "clone"
+    rehearsal.project(project, weights=save_weights(tmp_path / "model.safetensors"))
+    dvc(project, "remote", "add", "--default", "storage", str(storage))
+    dvc(project, "repro")
+    rehearsal.commit(project)
+    cached = retrain(Retraining(), project, return_state=True)
+    assert cached.name == "Promoted"
+    assert outcomes(cached) == dict.fromkeys(STAGES, "Cached")
+
+    worse = Retraining(overrides=learning_rate(BAD), rule="never")
+    assert retrain(worse, project, return_state=True).name == "Not promoted"
+    (experiment,) = dvc(project, "exp", "list", "--name-only").split()
+    dvc(project, "exp", "apply", experiment)
+    for name in ("data/infer/part-00000.parquet", "data/metrics/evaluate.json", "data/evaluate/gallery.jpg"):
+        assert (project / name).read_bytes() == (project / "runs/retrain" / name).read_bytes()
+    assert load(project / "params.yaml").train.learning_rate == BAD
+
+    dvc(project, "push", "--all-tags")
+    rehearsal.run(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    rehearsal.run(clone, "git", "checkout", "-q", "champion/1")
+    dvc(clone, "pull")
+    photos = save_pictures(tmp_path / "photos", 1)
+    weights = clone / "data/infer/model.safetensors"
+    assert weights.read_bytes() == (project / "models/champion/model.safetensors").read_bytes()
+    predict = ("personlab", "predict", str(photos), "--weights", str(weights), "--out", "found")
+    rehearsal.run(clone, sys.executable, "-m", *predict)
+    dvc(tmp_path, "artifacts", "get", str(clone), ARTIFACT, "--stage", "prod", "--out", "pulled")
+    assert (tmp_path / "pulled").read_bytes() == weights.read_bytes()
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    return rehearsal.run(folder, sys.executable, "-m", "dvc", *arguments)
 
 
 def test_two_retrainings_do_not_share_a_checkout(project: Path, first: State[Any]) -> None:
@@ -197,24 +237,26 @@ def test_two_retrainings_do_not_share_a_checkout(project: Path, first: State[Any
         pass
 
 
-def test_a_checkout_is_clean_whatever_was_left_in_it(project: Path, first: State[Any]) -> None:
+def test_a_checkout_has_no_changes_of_earlier_runs(project: Path, first: State[Any]) -> None:
     place = project / "runs/retrain"
     (place / "rehearsal.py").write_text("nonsense")
     (place / "stray.txt").write_text("left behind")
     Path(rehearsal.run(place, "git", "rev-parse", "--git-path", "index.lock")).touch()
-    with checkout(project, "HEAD", ["train.steps=7"]) as made:
-        assert (made.folder / "rehearsal.py").read_bytes() == Path(rehearsal.__file__).read_bytes()
-        assert not (made.folder / "stray.txt").exists()
-        assert load(made.folder / "params.yaml").train.steps == 7
-        assert (made.folder / "data/targets").is_dir()
+    with checkout(project, "HEAD", ["train.steps=7"]) as folder:
+        assert (folder / "rehearsal.py").read_bytes() == Path(rehearsal.__file__).read_bytes()
+        assert not (folder / "stray.txt").exists()
+        assert load(folder / "params.yaml").train.steps == 7
+        assert (folder / "data/targets").is_dir()
 
 
-def test_relative_paths_in_the_parameters_lead_where_they_did(project: Path, first: State[Any]) -> None:
+def test_relative_paths_in_the_parameters_are_of_the_project(
+    project: Path, first: State[Any]
+) -> None:
     for section in ("model", "estimator"):
         weights = Path("data", section).with_suffix(".bin")
         (project / weights).write_text(section)
-        with checkout(project, "HEAD", [f"{section}.init={weights}"]) as made:
-            assert (made.folder / weights).read_text() == section
+        with checkout(project, "HEAD", [f"{section}.init={weights}"]) as folder:
+            assert (folder / weights).read_text() == section
         (project / weights).unlink()
 
 
@@ -222,7 +264,7 @@ def test_relative_paths_in_the_parameters_lead_where_they_did(project: Path, fir
 
 
 def marked(mark: str) -> Iterator[int]:
-    """The processes that have `mark` in their environment, as everything has that such a process starts."""
+    """The processes with `mark` in their environment, which processes that they start inherit."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if mark.encode() in (folder / "environ").read_bytes() and is_alive(int(folder.name)):
@@ -232,9 +274,7 @@ def marked(mark: str) -> Iterator[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
-def test_a_cancelled_training_leaves_no_process_and_goes_on_next_time(
-    project: Path, first: State[Any]
-) -> None:
+def test_a_cancelled_training_leaves_no_process_and_is_resumed(project: Path, first: State[Any]) -> None:
     from prefect.settings import PREFECT_API_URL
 
     with branch(project, "real") as aside:
@@ -248,7 +288,7 @@ def test_a_cancelled_training_leaves_no_process_and_goes_on_next_time(
     flow = subprocess.Popen(command, cwd=project, env=os.environ | ours, start_new_session=True)
     try:
         wait_until(lambda: checkpoint_is_recorded(place), flow)
-        assert len(list(marked(mark))) > 5  # the flow, the leash, DVC, the stage, and Ray's
+        assert len(list(marked(mark))) > 5  # the flow, the supervisor, DVC, the stage, and Ray's
         flow.send_signal(signal.SIGTERM)  # as a runner does when a run is cancelled
         assert flow.wait(PATIENCE) != 0
     finally:
@@ -264,9 +304,8 @@ def test_a_cancelled_training_leaves_no_process_and_goes_on_next_time(
 
     state = run_stage("train", place, return_state=True)
     assert state.is_completed()
-    said = [message for _, message in log_of(run_of(state))]
-    assert any(line.startswith("train: resuming from step") for line in said)
-    assert artifacts_of(run_of(state)).keys() == {"train-metrics", "train-progress"}
+    assert any(message.startswith("train: resuming from step") for _, message in log_of(run_of(state)))
+    assert artifacts_of(run_of(state)).keys() == {"train-metrics", "train-loss", "train-progress"}
     assert (place / "data/train/model.safetensors").is_file()
 
 

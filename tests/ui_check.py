@@ -1,8 +1,8 @@
-"""`make ui-check`: use the UI as a person would, in headless Chromium, and keep pictures of it in docs/ui.
+"""`make ui-check`: use the UI in headless Chromium and write pictures of it to docs/ui.
 
-On the rehearsal pipeline, with a server of its own: a retraining is started from its form with one override
-and becomes champion, another one with a bad parameter is not promoted. What the pages then have to say is
-checked; whether they look right is for whoever looks at the pictures.
+It runs the rehearsal pipeline with its own server: a retraining is started from its form with one override
+and is promoted, another with a bad parameter is not. The texts of the pages are checked; the pictures are
+for people to look at.
 """
 
 import os
@@ -15,45 +15,46 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from flows.ui import ask
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+from prefect.client.schemas.objects import FlowRun
+
+from flows.ui import connected
 from tests import rehearsal
 from tests.chromium import Page, browser
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "ui"
 PATIENCE = 900  # seconds
-GRAPH = 10  # seconds that the graph of a run, a drawing without text, is given
-
-Json = Any
+GRAPH = 10  # seconds to draw the graph of a run
 
 
 class Api:
-    def __init__(self, url: str) -> None:
-        self.url = url
+    """What the server knows, to compare with what the pages show."""
 
-    def ask(self, route: str, **question: Json) -> Json:
-        return ask(f"{self.url}/api", route, question)
+    def __init__(self, client: SyncPrefectClient) -> None:
+        self.client = client
 
-    def deployment(self, flow: str) -> str:
-        (found,) = self.ask("/deployments/filter", flows={"name": {"any_": [flow]}})
-        return str(found["id"])
+    def deployment(self, name: str) -> str:
+        (found,) = (each for each in self.client.read_deployments() if each.name == name)
+        return str(found.id)
 
-    def finished_run(self, name: str) -> Json:
-        """A run, when it has ended."""
+    def finished_run(self, name: str) -> FlowRun:
+        """The run of a name, once it has ended."""
+        which = FlowRunFilter.model_validate({"name": {"any_": [name]}})
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            runs = self.ask("/flow_runs/filter", flow_runs={"name": {"any_": [name]}})
-            if runs and runs[0]["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
-                return runs[0]
+            for run in self.client.read_flow_runs(flow_run_filter=which):
+                if run.state and run.state.is_final():
+                    return run
             time.sleep(1)
         raise SystemExit(f"run {name} did not end")
 
-    def artifacts(self, run: Json) -> dict[str, str]:
+    def artifacts(self, run: FlowRun) -> dict[str, str]:
         """Ids by key."""
-        found = self.ask("/artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
-        return {each["key"]: each["id"] for each in found}
+        which = ArtifactFilter.model_validate({"flow_run_id": {"any_": [str(run.id)]}})
+        return {str(each.key): str(each.id) for each in self.client.read_artifacts(artifact_filter=which)}
 
 
 @contextmanager
@@ -90,23 +91,26 @@ def start(page: Page, url: str, deployment: str, override: str, picture: Path | 
     return name
 
 
+def message(run: FlowRun) -> str:
+    return str(run.state.message if run.state else None)
+
+
 def expect(what: str, true: bool) -> None:
     print(f"{'ok' if true else 'NOT SO'}: {what}", flush=True)
     if not true:
         raise SystemExit(1)
 
 
-def check(project: Path, url: str) -> None:
-    api = Api(url)
+def check(project: Path, url: str, api: Api) -> None:
     deployment = api.deployment("retrain")
     with browser(height=1100) as page:
         first = start(page, url, deployment, f"train.learning_rate={rehearsal.BEST}", PICTURES / "form.jpg")
         run = api.finished_run(first)
-        expect(f"{first}: {run['state']['message']}", run["state_name"] == "Promoted")
+        expect(f"{first}: {message(run)}", run.state_name == "Promoted")
         second = api.finished_run(start(page, url, deployment, f"train.learning_rate={rehearsal.BAD}"))
-        expect(f"{second['name']}: {second['state']['message']}", second["state_name"] == "Not promoted")
+        expect(f"{second.name}: {message(second)}", second.state_name == "Not promoted")
 
-        page.open(f"{url}/runs/flow-run/{second['id']}", "Not promoted")
+        page.open(f"{url}/runs/flow-run/{second.id}", "Not promoted")
         time.sleep(GRAPH)
         page.picture(PICTURES / "run.jpg")
         page.click("Subflow Runs")
@@ -128,13 +132,13 @@ def check(project: Path, url: str) -> None:
         page.wait_for("auto-scheduled")
         page.picture(PICTURES / "schedule.jpg")
         elsewhere = {a for a in page.asked if not a.startswith((url, "data:", "blob:", "chrome:"))}
-        expect(f"nobody else was asked for anything ({len(elsewhere)} addresses)", not elsewhere)
+        expect(f"no other server was used ({len(elsewhere)} addresses)", not elsewhere)
     with browser(width=390, height=1600) as phone:
         report = max((project / "runs/reports").glob("*.html"))
         phone.open(report.as_uri(), "Beside the champion")
         phone.picture(PICTURES / "report-phone.jpg")
         expect("the report fits a phone", phone.run("document.documentElement.scrollWidth") <= 390)
-        expect("the report asks nobody", {a for a in phone.asked if a.startswith("http")} == set())
+        expect("the report uses no server", {a for a in phone.asked if a.startswith("http")} == set())
 
 
 def main() -> None:
@@ -144,7 +148,8 @@ def main() -> None:
         rehearsal.project(project)
         with served(project) as url:
             print(f"the UI is at {url}", flush=True)
-            check(project, url)
+            with connected(f"{url}/api") as client:
+                check(project, url, Api(client))
     print(f"pictures: {PICTURES.relative_to(ROOT)}")
 
 

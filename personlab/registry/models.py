@@ -9,7 +9,6 @@ version again. Promotions and rollbacks are recorded in Git (see provenance). Th
 in DVC's cache, under the commit that the lineage names.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -30,7 +29,7 @@ from personlab.params import Decode, Params
 from personlab.registry import promotion, provenance
 from personlab.registry.promotion import Predictions, Rule, Verdict
 from personlab.tables import shards
-from personlab.utils.files import atomic_folder, replace_link, write_json
+from personlab.utils.files import atomic_folder, file_lock, replace_link, write_json
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -211,7 +210,7 @@ class Registry:
         Raises:
             UserError: as `judge`; or the candidate's dvc.lock is in no commit and no DVC experiment.
         """
-        with self._alone():
+        with self._lock():
             verdict = self.judge(candidate, rule, predict_again)
             if not verdict.promoted:
                 return verdict, None
@@ -225,7 +224,7 @@ class Registry:
         Raises:
             UserError: there is no such version, or it is the champion.
         """
-        with self._alone():
+        with self._lock():
             champion = self.champion()
             before = champion.lineage.replaces if champion else None
             wanted = before if number is None else number
@@ -252,13 +251,9 @@ class Registry:
         same = (each for each in reversed(self.versions()) if each.lineage.weights == candidate.weights)
         return next((each for each in same if each.served == candidate.served), None)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Two promotions at once would both be judged against a champion that one of them replaces."""
-        self._folder.mkdir(exist_ok=True)
-        with (self._folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _lock(self) -> AbstractContextManager[None]:
+        """Wait for other promotions: each is judged against the champion that the one before left."""
+        return file_lock(self._folder / ".lock")
 
     def _add(self, candidate: Candidate, why: str) -> Version:
         state = provenance.state_of(candidate.folder)

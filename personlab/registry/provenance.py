@@ -7,6 +7,7 @@ shares them, and branches and the working tree are not touched.
 """
 
 import hashlib
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from personlab.errors import UserError
 from personlab.utils.git import git
 
 LOCK = "dvc.lock"
+ARTIFACT = "person-poses"  # in dvc.yaml
 _EXPERIMENTS = "refs/exps/"
 _FALLBACK = ("-c", "user.name=personlab", "-c", "user.email=personlab@localhost")
 
@@ -104,11 +106,27 @@ def _shards(deps: dict[str, str], split: str) -> str:
 
 
 def record(folder: Path, commit: str, message: str) -> str:
-    """Tag a commit as the champion from now on; the name of the tag."""
-    taken = [int(name.rpartition("/")[2]) for name in git(folder, "tag", "-l", "champion/*").split()]
-    tag = f"champion/{max(taken, default=0) + 1}"
-    git(folder, *_identity(folder), "tag", "--annotate", "--file=-", tag, commit, stdin=message)
-    return tag
+    """Tag a commit as the champion from now on: champion/N, whose name is returned, and GTO's tags.
+
+    For GTO the commit is a version of the artifact, `person-poses@v1.0.0`, and in production,
+    `person-poses#prod#1`: `gto show` lists it, `dvc artifacts get ... person-poses --stage prod` gets it.
+    """
+    prefix = git(folder, "rev-parse", "--show-prefix").rstrip("/")
+    artifact = f"{prefix}={ARTIFACT}" if prefix else ARTIFACT
+    tags = [_next_tag(folder, "champion/")]
+    if re.fullmatch(r"[\w./=-]+", artifact, re.ASCII):  # GTO allows no other names of folders
+        tags.insert(0, _next_tag(folder, f"{artifact}#prod#"))
+        if not git(folder, "tag", "--list", "--points-at", commit, f"{artifact}@v*"):
+            tags.insert(0, f"{_next_tag(folder, f'{artifact}@v')}.0.0")
+    for tag in tags:
+        git(folder, *_identity(folder), "tag", "--annotate", "--file=-", tag, commit, stdin=message)
+    return tags[-1]
+
+
+def _next_tag(folder: Path, prefix: str) -> str:
+    """The prefix followed by the number after the last one of a tag."""
+    numbers = re.findall(rf"^{re.escape(prefix)}(\d+)", git(folder, "tag", "--list"), re.MULTILINE)
+    return f"{prefix}{max(map(int, numbers), default=0) + 1}"
 
 
 def _identity(folder: Path) -> tuple[str, ...]:

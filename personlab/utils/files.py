@@ -1,8 +1,8 @@
-"""Write files and folders atomically.
+"""Write files and folders atomically, and lock them.
 
-They are written under a temporary name beside the final one and renamed when they are complete, so that a
-killed process leaves nothing half-written under a final name. The temporary name is fixed: what a killed
-process left is replaced by the next one.
+Files and folders are written under a temporary name beside the final one and renamed when they are complete,
+so that a killed process leaves nothing half-written under a final name. The temporary name is fixed: what a
+killed process left is replaced by the next one.
 """
 
 import json
@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+from personlab.errors import UserError
 
 
 @contextmanager
@@ -70,6 +74,30 @@ def replace_link(path: Path, target: Path) -> None:
     partial.symlink_to(target)
     partial.replace(path)
     _sync(path.parent)
+
+
+@contextmanager
+def file_lock(
+    path: Path, what: str | None = None, *, advice: str = "is at work here; wait for it or cancel it"
+) -> Iterator[None]:
+    """Hold an exclusive lock for the time of the block. The system releases it if the process dies.
+
+    Args:
+        path: the lock file; it is created and never deleted.
+        what: what holds the lock, for the error: "another <what> <advice>". None waits for the lock instead.
+
+    Raises:
+        UserError: another process, or this one, holds the lock.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A soft lock, the default where the file system has no locks, would outlive a killed process.
+    lock = FileLock(path, blocking=what is None, fallback_to_soft=False)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        raise UserError(f"{path}: another {what} {advice}") from None
+    with held:
+        yield
 
 
 def _beside(path: Path, what: str) -> Path:

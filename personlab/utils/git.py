@@ -1,4 +1,4 @@
-"""Git, as the command that it is."""
+"""Git commands."""
 
 import shlex
 import subprocess
@@ -8,12 +8,19 @@ from personlab.errors import UserError
 
 
 def git(folder: Path, *arguments: str, stdin: str | None = None) -> str:
-    """What `git <arguments>` prints when run in a folder.
+    """Run `git <arguments>` in a folder and return what it prints, without blanks at the ends.
 
     Raises:
-        UserError: it failed; with Git's own words.
+        UserError: it failed; the message is Git's.
     """
-    done = subprocess.run(("git", *arguments), cwd=folder, input=stdin, capture_output=True, text=True)
+    done = subprocess.run(
+        ("git", *arguments),
+        cwd=folder,
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",  # names of files may be any bytes
+    )
     if done.returncode != 0:
         reason = done.stderr.strip() or "there is no such thing"
         raise UserError(f"{folder}: 'git {shlex.join(arguments)}': {reason}")

@@ -1,7 +1,6 @@
-"""Run a command in a process group of its own and hear every line that it says.
+"""Run a command in its own process group and stream its output line by line.
 
-Whoever runs one and is cancelled, interrupted or killed leaves nothing running behind
-(`personlab.utils.supervisor`).
+No process of the command outlives the caller, even if the caller is killed (`personlab.utils.supervisor`).
 """
 
 import json
@@ -15,25 +14,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-SUPERVISOR = Path(__file__).with_name("supervisor.py")
-# what a command said last; enough to hold any error message in full
-TAIL_LINES = 60
-COLOUR = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-# how an error begins: `personlab: file: reason`, DVC's, the last line of a traceback
-ERROR = re.compile(r"personlab: |error\b|(\w+\.)*\w*(Error|Exception|Interrupt)\b", re.IGNORECASE)
-DVC_FAILED = "ERROR: failed to reproduce "
-LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+# -P: the folder of a script is not searched for modules, so that files.py beside it shadows none
+SUPERVISOR: Final = (sys.executable, "-P", str(Path(__file__).with_name("supervisor.py")))
+TAIL_LINES: Final = 60  # enough for any error message
+COLOUR: Final = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+# the beginning of an error: `personlab: file: reason`, DVC's, the last line of a traceback
+ERROR: Final = re.compile(r"personlab: |error\b|(\w+\.)*\w*(Error|Exception|Interrupt)\b", re.IGNORECASE)
+DVC_FAILED: Final = "ERROR: failed to reproduce "
+LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class CommandError(Exception):
-    """A command failed; the message begins with the text of its own error."""
+    """A command failed. The message begins with the command's own error."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a loop of the command is."""
+    """Progress of a loop of the command."""
 
     label: str
     done: int
@@ -45,7 +44,7 @@ class OutputLine:
     """A line that a command printed."""
 
     text: str
-    level: int = logging.INFO
+    level: int = logging.INFO  # of the module logging
     progress: Progress | None = None
 
 
@@ -53,90 +52,100 @@ OnLine = Callable[[OutputLine], None]
 
 
 def run(
-    command: Sequence[str], folder: Path, say: OnLine, environment: Mapping[str, str] | None = None
+    command: Sequence[str], folder: Path, on_line: OnLine, environment: Mapping[str, str] | None = None
 ) -> None:
     """Run a command in a folder.
 
     Args:
-        say: is handed each line as it is printed.
-        environment: what it needs beside ours.
+        on_line: called with each line as it is printed.
+        environment: variables added to those of this process.
 
     Raises:
-        CommandError: its status is not 0.
+        CommandError: its exit status is not 0.
     """
     tail: deque[OutputLine] = deque(maxlen=TAIL_LINES)
     with supervised(command, folder, environment) as process:
         assert process.stdout is not None
         for raw in process.stdout:
-            said = parse_line(raw)
-            if said.text:
-                say(said)
-                tail.append(said)
+            line = parse_line(raw)
+            if line.text:
+                on_line(line)
+                tail.append(line)
         status = process.wait()
     if status != 0:
-        raise CommandError(error_text(tail) or f"{' '.join(command)} ended with status {status} and no word")
+        silent = f"{' '.join(command)} exited with status {status} and printed nothing"
+        raise CommandError(error_text(tail) or silent)
 
 
 def parse_line(raw: str) -> OutputLine:
-    """A line of personlab's log for programs, or of anything else."""
-    line = COLOUR.sub("", raw).rstrip()
-    if line.startswith("{"):
+    """Parse a line of personlab's JSON log, or of any other output."""
+    text = COLOUR.sub("", raw).rstrip()
+    if text.startswith("{"):
         try:
-            return _logged(json.loads(line))
+            return _log_record(json.loads(text))
         except (ValueError, KeyError, TypeError):
-            pass  # somebody else's JSON
-    if ERROR.match(line):
-        return OutputLine(line, logging.ERROR)
-    return OutputLine(line, logging.WARNING if line.startswith("WARNING") else logging.INFO)
+            pass  # JSON of another program
+    if ERROR.match(text):
+        return OutputLine(text, logging.ERROR)
+    return OutputLine(text, logging.WARNING if text.startswith("WARNING") else logging.INFO)
 
 
-def _logged(fields: Mapping[str, Any]) -> OutputLine:
+def _log_record(fields: Mapping[str, Any]) -> OutputLine:
     progress = fields.get("progress")
-    return OutputLine(
-        text=fields["message"],
-        level=LEVELS[fields["level"]],
-        progress=Progress(**progress) if progress else None,
-    )
+    return OutputLine(fields["message"], LEVELS[fields["level"]], Progress(**progress) if progress else None)
 
 
 def error_text(tail: Sequence[OutputLine]) -> str:
-    """The error's own words: from the last line that is an error to the end, DVC's verdict after it.
+    """The error message in the last lines of a failed command.
 
-    A command that names no error (killed, say) is quoted by its last line.
+    From the last line that is an error to the end, or the last line if none is; DVC's summary comes last.
     """
-    own = [said for said in tail if not said.text.startswith(DVC_FAILED)]
-    verdict = [said for said in tail if said.text.startswith(DVC_FAILED)]
-    first = max((row for row, said in enumerate(own) if said.level >= logging.ERROR), default=len(own) - 1)
-    return "\n".join(said.text for said in (*own[max(first, 0) :], *verdict))
+    lines = [line for line in tail if not line.text.startswith(DVC_FAILED)]
+    summary = [line for line in tail if line.text.startswith(DVC_FAILED)]
+    errors = [row for row, line in enumerate(lines) if line.level >= logging.ERROR]
+    return "\n".join(line.text for line in (*lines[errors[-1] if errors else -1 :], *summary))
 
 
 @contextmanager
 def supervised(
-    command: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    stdout: int | None = subprocess.PIPE,
 ) -> Iterator[subprocess.Popen[str]]:
-    """A running command whose whole process group is gone when the block is left, however it is left."""
+    """Start a command; its process group is ended when the block, or this process, ends.
+
+    Args:
+        environment: variables added to those of this process.
+        stdout: of standard output and standard error, as for `subprocess.Popen`.
+    """
     process = subprocess.Popen(
-        (sys.executable, str(SUPERVISOR), *command),
+        (*SUPERVISOR, *command),
         cwd=folder,
         env=_environment() | dict(environment or {}),
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        stdout=stdout,
+        stderr=subprocess.STDOUT if stdout else None,
+        encoding="utf-8",
         errors="replace",
-        start_new_session=True,
+        start_new_session=True,  # Ctrl-C reaches this process alone
     )
     assert process.stdin is not None
-    assert process.stdout is not None
     try:
         yield process
     finally:
         process.stdin.close()
         process.wait()
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with lines sent at once and for programs, and `python` meaning the one that runs us."""
+    """The variables of this process, and those that make programs print unbuffered UTF-8 and JSON logs.
+
+    `python` is the interpreter of this process.
+    """
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", "PERSONLAB_LOG": "json"}
+    output = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "PERSONLAB_LOG": "json"}
+    return os.environ | {"PATH": path} | output

@@ -3,7 +3,6 @@
 Files are written atomically, also when two processes write the same file at once: the last one wins.
 """
 
-import fcntl
 import glob
 import os
 import posixpath
@@ -22,7 +21,7 @@ import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from personlab.errors import UserError
-from personlab.utils.files import write_atomic
+from personlab.utils.files import file_lock, write_atomic
 
 # File systems on which a file appears when it is closed, not before.
 _ATOMIC: Final = {"s3", "gcs", "abfs"}
@@ -199,13 +198,7 @@ class Folder:
         if not isinstance(system, LocalFileSystem):
             yield
             return
-        with Path(path).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.place}: another run is writing here; let it end, or choose another folder"
-                ) from None
+        with file_lock(Path(path), "run", advice="is writing here; let it end, or choose another folder"):
             yield
 
     def _at(self, name: str) -> tuple[FileSystem, str]:

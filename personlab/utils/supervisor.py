@@ -1,11 +1,11 @@
-"""Run a command that does not outlive whoever started it: `python leash.py COMMAND...`.
+"""Run a command that does not outlive the process that started it: `python -P supervisor.py COMMAND...`.
 
-The starter holds a pipe to our standard input. When the command ends, or the pipe does (closed, or its holder
-interrupted, killed, gone), the command's whole process group is ended, and we with its status. A Prefect
-runner kills its flows outright when it stops, so a flow cannot be relied on to end its stage itself; a runner
-that is killed ends no flow at all.
+The starter holds a pipe to standard input. When the command exits, or the pipe closes because the starter
+closed it, was interrupted or was killed, the process group of the command is ended, and this process exits
+with the status of the command. A Prefect runner kills its flows when it stops, so a flow cannot be relied on
+to end its stage; a killed runner ends no flow at all.
 
-Needs nothing but the standard library: it is run as a file, before each stage, the server and the runner.
+Uses the standard library only, as it starts with every command.
 """
 
 import os
@@ -15,30 +15,29 @@ import sys
 import threading
 import time
 
-# seconds a group gets to end by itself after SIGINT, and again after SIGTERM
-PATIENCE = 10.0
+GRACE_SECONDS = 10.0  # between SIGINT, SIGTERM and SIGKILL
 
 
 def main() -> None:
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
-    held = threading.Thread(target=sys.stdin.buffer.read, daemon=True)
-    held.start()
-    while held.is_alive() and command.poll() is None:
+    pipe = threading.Thread(target=sys.stdin.buffer.read, daemon=True)
+    pipe.start()
+    while pipe.is_alive() and command.poll() is None:
         time.sleep(0.05)
     end_group(command)
     status = command.returncode
-    # what is still waiting for input must not hold up the exit
-    os._exit(status if status >= 0 else 128 - status)  # as shells say that a signal ended it
+    # Not sys.exit: it would wait for the thread that reads the pipe.
+    os._exit(status if status >= 0 else 128 - status)  # the status that shells give to a signal
 
 
 def end_group(leader: subprocess.Popen[bytes]) -> None:
-    """Interrupt the group as Ctrl-C would, which lets a stage clean up; insist if it does not end."""
+    """Interrupt a process group as Ctrl-C would, so that a stage cleans up; then terminate, then kill it."""
     try:
-        for request in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            os.killpg(leader.pid, request)
-            deadline = time.monotonic() + PATIENCE
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            os.killpg(leader.pid, number)
+            deadline = time.monotonic() + GRACE_SECONDS
             while time.monotonic() < deadline:
-                leader.poll()  # a leader nobody has waited for counts as alive
+                leader.poll()  # a process that has not been waited for counts as alive
                 os.killpg(leader.pid, 0)
                 time.sleep(0.05)
     except ProcessLookupError:
@@ -46,6 +45,6 @@ def end_group(leader: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    # a shell's background job starts with SIGINT ignored, and would hand that down to the command
+    # A background job of a shell starts with SIGINT ignored; the command would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     main()
