@@ -284,7 +284,7 @@ def test_batch_is_its_images(seeds: list[int]) -> None:
 
 
 def test_others_far_away_do_not_matter() -> None:
-    """Within 100 px of a person, the targets are the same whoever stands 200 px or more away."""
+    """Within 100 px of a person, the targets are the same whatever people stand 200 px or more away."""
     near, far = figure(50.0, 40.0, 60.0), figure(330.0, 40.0, 60.0)
     alone = encoded(scene([near], height=129, width=401, stride=8))
     together = encoded(scene([near, far], height=129, width=401, stride=8))

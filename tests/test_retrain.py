@@ -249,9 +249,7 @@ def test_a_checkout_has_no_changes_of_earlier_runs(project: Path, first: State[A
         assert (folder / "data/targets").is_dir()
 
 
-def test_relative_paths_in_the_parameters_are_of_the_project(
-    project: Path, first: State[Any]
-) -> None:
+def test_relative_paths_in_the_parameters_are_of_the_project(project: Path, first: State[Any]) -> None:
     for section in ("model", "estimator"):
         weights = Path("data", section).with_suffix(".bin")
         (project / weights).write_text(section)

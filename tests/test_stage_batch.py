@@ -119,7 +119,7 @@ def test_another_run_does_not_get_in(pictures: Path, weights: Path, tmp_path: Pa
     assert not digests(out)
     other.kill()
     other.communicate()
-    with given[0].out.locked():  # a dead run locks nobody out
+    with given[0].out.locked():  # a dead run leaves no lock
         pass
 
 

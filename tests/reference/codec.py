@@ -3,7 +3,7 @@
 Written from the paper (Papandreou et al., PersonLab, ECCV 2018, section 3) to be read beside it, and slow.
 All arrays describe one image: heatmap K x H x W, short K x 2 x H x W, mid E x 2 x H x W, seg H x W,
 long K x 2 x H x W. Places and offsets are (x, y) in input pixels; cell (i, j) sits on pixel
-(stride * j, stride * i). Where the paper is silent, on pyramids, docs/codec.md is followed.
+(stride * j, stride * i). Where the paper is silent, on pyramids, docs/notes/codec.md is followed.
 """
 
 import heapq
