@@ -300,13 +300,15 @@ rehearsal.main(stage)
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in a folder whose name is not ASCII, with weights that Git ignores; its pipeline has run."""
     folder = tmp_path_factory.mktemp("ablation") / "my projekt ü"
-    rehearsal.project(folder, {stage: f"python stages.py {stage}" for stage in ("train", "infer")})
+    rehearsal.project(folder)
     (folder / "stages.py").write_text(STAGES)
     (folder / "models").mkdir()
     (folder / "models/start.safetensors").write_text("the weights")
     (folder / "models/start.json").write_text("the card")
     pipeline = yaml.safe_load((folder / "dvc.yaml").read_text())
     pipeline["stages"]["train"]["deps"].append("models/start.safetensors")
+    for stage in ("train", "infer"):
+        pipeline["stages"][stage]["cmd"] = f"python stages.py {stage}"
     (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     rehearsal.run(folder, "git", "config", "user.name", "Jörg")
     rehearsal.run(folder, "git", "config", "user.email", "t@localhost")

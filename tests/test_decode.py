@@ -59,8 +59,11 @@ def double(fields: Fields) -> Fields:
 
 @pytest.mark.parametrize(("stride", "radius"), [(8, 32.0), (16, 32.0), (32, 48.0)])
 def test_people_are_found_where_they_were(stride: int, radius: float) -> None:
-    """To 1e-2 px, with certainty, and no other person. All four cells around a keypoint must lie on its disk for
-    its targets to be interpolated, which needs a radius of at least sqrt(2) strides."""
+    """To 1e-2 px, with certainty, and no other person.
+
+    All four cells around a keypoint must lie on its disk for its targets to be interpolated, which needs a
+    radius of at least sqrt(2) strides.
+    """
     people = [TWO[0], TWO[1] + torch.tensor([112.0, 0.0])]
     case = scene(people, height=257, width=353, stride=stride)
     fields = encode(case.people, stride=stride, radius=radius).fields

@@ -231,7 +231,7 @@ def dvc(folder: Path, *arguments: str) -> str:
 def test_two_retrainings_do_not_share_a_checkout(project: Path, first: State[Any]) -> None:
     with (
         checkout(project, "HEAD", []),
-        pytest.raises(UserError, match="another retraining is at work"),
+        pytest.raises(UserError, match="another retraining is running"),
         checkout(project, "HEAD", []),
     ):
         pass

@@ -9,8 +9,7 @@ from cyclopts import Parameter
 from personlab.ablation.tables import TABLES, Choice
 from personlab.errors import UserError
 from personlab.utils import logs
-from personlab.utils.checkout import file_lock
-from personlab.utils.files import write_atomic
+from personlab.utils.files import file_lock, write_atomic
 from personlab.utils.process import CommandError
 
 log = logging.getLogger("personlab")

@@ -18,8 +18,7 @@ from dvc.utils.hydra import apply_overrides
 
 from personlab import params
 from personlab.errors import UserError
-from personlab.utils.files import file_lock as file_lock
-from personlab.utils.files import replace_link
+from personlab.utils.files import file_lock, replace_link
 from personlab.utils.git import git
 
 PLACE: Final = Path("runs/retrain")

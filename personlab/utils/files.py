@@ -78,7 +78,7 @@ def replace_link(path: Path, target: Path) -> None:
 
 @contextmanager
 def file_lock(
-    path: Path, what: str | None = None, *, advice: str = "is at work here; wait for it or cancel it"
+    path: Path, what: str | None = None, *, advice: str = "is running here; wait for it or cancel it"
 ) -> Iterator[None]:
     """Hold an exclusive lock for the time of the block. The system releases it if the process dies.
 
