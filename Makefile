@@ -21,7 +21,7 @@ demo: .venv/ready ## train and evaluate on the rendered sample data set
 
 # tests/conftest.py says which tests share a process.
 test: .venv/ready ## run all tests
-	pytest --numprocesses=2 --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	pytest --numprocesses=2 --no-loadscope-reorder
 
 test-fast: .venv/ready ## run the tests that take seconds
 	pytest -m "not slow"
