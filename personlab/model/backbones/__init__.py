@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from personlab import params
 from personlab.model import checkpoint
+from personlab.model.backbones.atrous import Backbone
 from personlab.model.backbones.mobilenet import MobileNet
 from personlab.model.backbones.resnet import ResNet
 from personlab.model.backbones.slim_resnet import SlimResNet
-
-Backbone = ResNet | MobileNet | SlimResNet
 
 PREFIX: Final = "backbone."  # of a backbone's parameters in the checkpoint of a whole network
 
@@ -34,14 +33,7 @@ class Normalise(nn.Module):
 
 
 def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, freeze_bn: bool) -> Backbone:
-    """A backbone with random weights.
-
-    Args:
-        kind: architecture.
-        width: channels of the first stage.
-        stride: output stride.
-        freeze_bn: freeze the batch normalisation statistics, for pretrained weights (see `ResNet`).
-    """
+    """A backbone with random weights. width: channels of the first layer; freeze_bn: see `ResNet`."""
     match kind:
         case "mobilenet" | "mobilenet16":
             return MobileNet(kind, width=width, output_stride=stride)
@@ -52,10 +44,8 @@ def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, freeze
 
 
 def load(backbone: Backbone, path: Path) -> None:
-    """Load weights into a backbone.
-
-    path: a checkpoint of a personlab network, whose heads are ignored, or the state dict of a torchvision
-        ResNet in safetensors, whose classifier is ignored.
+    """Load the backbone of a personlab checkpoint, or the state dict of a torchvision ResNet in safetensors,
+    whose classifier is ignored.
 
     Raises:
         UserError: the file cannot be read, or its weights do not fit.
