@@ -234,4 +234,4 @@ def test_float32_whatever_comes_in() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = objective(rounded, targets)
     assert values(found) == expected
-    assert all(loss.dtype == torch.float32 for loss in found.scalars())
+    assert all(loss.dtype == torch.float32 for loss in vars(found).values())
