@@ -56,15 +56,24 @@ def run(params: Params, root: Path) -> None:
         log.info("evaluate: %d images, %s\n%s", len(images), matches.task, report.text(matches))
 
     confident = _confident(keypoints)
-    chosen = _spread(_quality(keypoints, segm), params.evaluate.gallery)
-    exhibits = _exhibits(chosen, _with_images(val, images, chosen), detections, confident, (keypoints, segm))
+    qualities = keypoints.per_image(), segm.per_image()
+    chosen = _spread(_mean_quality(*qualities), params.evaluate.gallery)
+    files = shards.read_images(val, chosen)  # of these only: 5000 files have a gigabyte
+    digits = max(2, len(str(len(chosen))))
+    exhibits = [
+        Exhibit(
+            row=images[image_id] | files[image_id],
+            detections=[person for person in detections[image_id] if person.score >= confident],
+            name=f"{rank:0{digits}}-{image_id}",
+            caption="poses {}, masks {}".format(*(_percent(each[image_id]) for each in qualities)),
+        )
+        for rank, image_id in enumerate(chosen, start=1)
+    ]
     with atomic_folder(root / "data/evaluate") as output:
         _write_gallery(output, exhibits)
         facts = _facts(images, detections, confident)
-        write_atomic(
-            output / "report.md",
-            report.markdown((keypoints, segm), facts=facts, picture="gallery.jpg" if exhibits else None),
-        )
+        picture = "gallery.jpg" if exhibits else None
+        write_atomic(output / "report.md", report.markdown((keypoints, segm), facts=facts, picture=picture))
     write_json(root / "data/metrics/evaluate.json", {m.task: report.metrics(m) for m in (keypoints, segm)})
     curves = report.precision_recall(keypoints) + report.precision_recall(segm)
     write_json(root / "data/plots/evaluate/precision_recall.json", curves)
@@ -81,9 +90,8 @@ def _confident(keypoints: Matches) -> float:
     return threshold if math.isfinite(threshold) else 0.0
 
 
-def _quality(keypoints: Matches, segm: Matches) -> dict[int, float]:
+def _mean_quality(poses: Mapping[int, float], masks: Mapping[int, float]) -> dict[int, float]:
     """Mean quality of poses and masks by image id; without images for which neither is defined."""
-    poses, masks = keypoints.per_image(), segm.per_image()
     defined = {i: [q for q in (poses[i], masks[i]) if not math.isnan(q)] for i in poses}
     return {image_id: sum(values) / len(values) for image_id, values in defined.items() if values}
 
@@ -93,32 +101,6 @@ def _spread(quality: Mapping[int, float], count: int) -> list[int]:
     ranked = sorted(quality, key=lambda image_id: (quality[image_id], image_id))
     ranks = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
     return [ranked[rank] for rank in ranks]
-
-
-def _with_images(val: Path, images: Mapping[int, Row], image_ids: Sequence[int]) -> dict[int, Row]:
-    """Rows of some images with their files, which are read for these only: 5000 files have a gigabyte."""
-    rows = shards.read_images(val, image_ids)
-    return {image_id: images[image_id] | row for image_id, row in rows.items()}
-
-
-def _exhibits(
-    image_ids: Sequence[int],
-    rows: Mapping[int, Row],
-    detections: Detections,
-    confident: float,
-    evaluations: Sequence[Matches],
-) -> list[Exhibit]:
-    qualities = [matches.per_image() for matches in evaluations]
-    digits = max(2, len(str(len(image_ids))))
-    return [
-        Exhibit(
-            row=rows[image_id],
-            detections=[person for person in detections[image_id] if person.score >= confident],
-            name=f"{rank:0{digits}}-{image_id}",
-            caption="poses {}, masks {}".format(*(_percent(quality[image_id]) for quality in qualities)),
-        )
-        for rank, image_id in enumerate(image_ids, start=1)
-    ]
 
 
 def _percent(quality: float) -> str:
