@@ -50,9 +50,6 @@ TREE: Final = tuple((_INDEX[source], _INDEX[end]) for chain in _CHAINS for sourc
 EDGES: Final = TREE + tuple((target, source) for source, target in TREE)
 E: Final = len(EDGES)
 
-# Directed edge e of a mirrored image is edge EDGE_FLIP[e] of the original.
-EDGE_FLIP: Final = tuple(EDGES.index((FLIP[source], FLIP[target])) for source, target in EDGES)
-
 
 def walk(root: int) -> tuple[int, ...]:
     """The 16 directed edges that reach every keypoint from `root`, in breadth-first order."""

@@ -18,7 +18,16 @@ from personlab.codec.pyramid import Frame
 from personlab.codec.score import extent
 from personlab.skeleton import FLIP, K
 from tests.reference import codec as reference
-from tests.reference.scenes import Scene, adversarial, figure, predicted, random_fields, scene
+from tests.reference.scenes import (
+    Scene,
+    adversarial,
+    figure,
+    image,
+    mirrored,
+    predicted,
+    random_fields,
+    scene,
+)
 
 DECODER = Decoder()
 TWO = [figure(60.3, 25.2, 160.0), figure(170.7, 41.4, 130.0)]
@@ -375,7 +384,7 @@ def test_moving_people_by_whole_cells_moves_them(down: int, right: int, stride: 
 def test_mirrored_fields_hold_mirrored_people(seed: int) -> None:
     """Left is right; rounding and the order in which equal bins are read are all that may differ."""
     fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0, seed=seed)
-    one, other = poses(fields), poses(fields.mirrored())
+    one, other = poses(fields), poses(mirrored(fields))
     back = other.keypoints[:, list(FLIP)] * torch.tensor([-1.0, 1.0]) + torch.tensor([256.0, 0.0])
     assert torch.allclose(back[:2], one.keypoints[:2], atol=5e-2)
     assert torch.allclose(other.scores[:2], one.scores[:2], atol=1e-3)
@@ -401,7 +410,7 @@ def test_an_image_of_a_batch_is_that_image() -> None:
     singles = [encode(c.people, stride=8, radius=32.0) for c in cases]
     batch = stack(singles).fields
     for index, single in enumerate(singles):
-        one, other = poses(single.fields), poses(batch.image(index))
+        one, other = poses(single.fields), poses(image(batch, index))
         assert torch.equal(one.keypoints, other.keypoints)
         assert torch.equal(one.scores, other.scores)
 

@@ -53,15 +53,15 @@ def voted(fields: Fields, bin: float = 2.0) -> Seeds:
 
 def traced(fields: Fields, seeds: Seeds, *, steps: int) -> Tensor:
     """The poses of all seeds, which are different ones, in fields of one level, in its own pixels."""
-    people = find_people(*level_of(fields), seeds, trace_refinements=steps, nms_radius=0.0, most=1000)
-    assert len(people.keypoints) == len(seeds.xy)
-    return people.keypoints
+    keypoints = find_people(*level_of(fields), seeds, trace_refinements=steps, nms_radius=0.0, most=1000)
+    assert len(keypoints) == len(seeds.xy)
+    return keypoints
 
 
 def found(fields: Fields, *, bin: float = 2.0, steps: int = 2) -> Tensor:
     """Keypoints of the people found, best first: N x K x 2."""
     seeds, options = voted(fields, bin), {"trace_refinements": steps, "nms_radius": NMS_RADIUS, "most": 200}
-    return find_people(*level_of(fields), seeds, **options).keypoints
+    return find_people(*level_of(fields), seeds, **options)
 
 
 # seeds by hand
@@ -163,8 +163,8 @@ def accepted(*seeds: tuple[float, float, int], most: int = 200, eye: float = 0.0
     fields = random_fields(0, rows=4, columns=5, stride=8, spread=0.0)
     fields.mid[0, EDGES.index((0, 1)), 0] = eye
     options = {"trace_refinements": 0, "nms_radius": 10.0, "most": most}
-    people = find_people(*level_of(fields), seeds_at(*seeds), **options)
-    return [round(x, 3) for x in people.keypoints[:, 0, 0].tolist()]
+    keypoints = find_people(*level_of(fields), seeds_at(*seeds), **options)
+    return [round(x, 3) for x in keypoints[:, 0, 0].tolist()]
 
 
 def test_a_seed_within_the_radius_is_rejected_the_rim_included() -> None:

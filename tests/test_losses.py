@@ -13,8 +13,9 @@ from personlab import params
 from personlab.codec.fields import Fields, Targets
 from personlab.codec.refine import refine
 from personlab.model.losses import Losses, Objective, losses, positions
-from personlab.skeleton import EDGE_FLIP, FLIP, E, K
+from personlab.skeleton import FLIP, E, K
 from tests.reference import losses as reference
+from tests.reference.scenes import EDGE_FLIP, mirrored
 
 SHAPES = {"heatmap": (K,), "short": (K, 2), "mid": (E, 2), "seg": (), "long": (K, 2)}
 NAMES = ("heatmap", "seg", "short", "mid", "long")
@@ -149,14 +150,14 @@ def test_nothing_defined_is_exactly_0_with_gradient_0() -> None:
 @given(st.integers(0, 2**31))
 def test_mirrored_fields_and_targets_cost_the_same(seed: int) -> None:
     fields, targets = random_case(seed)
-    mirrored = Targets(
-        fields=targets.fields.mirrored(),
+    flipped = Targets(
+        fields=mirrored(targets.fields),
         heatmap_valid=targets.heatmap_valid.flip(-1),
-        mid_valid=targets.mid_valid.flip(-1)[:, list(EDGE_FLIP)],
+        mid_valid=targets.mid_valid.flip(-1)[:, EDGE_FLIP],
         seg_valid=targets.seg_valid.flip(-1),
         long_valid=targets.long_valid.flip(-1)[:, list(FLIP)],
     )
-    found = losses(fields.mirrored(), mirrored, radius=32.0)
+    found = losses(mirrored(fields), flipped, radius=32.0)
     assert values(found) == pytest.approx(values(losses(fields, targets, radius=32.0)), rel=1e-5)
 
 

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from personlab.skeleton import EDGE_FLIP, FLIP, E, K
+from personlab.skeleton import E, K
 
 # Channels of the network's heads, in the order of `Fields`.
 CHANNELS = {"heatmap": K, "short": 2 * K, "mid": 2 * E, "seg": 1, "long": 2 * K}
@@ -64,29 +64,10 @@ class Fields:
         return self.seg.numel() > 0
 
     def to(self, device: torch.device | str) -> Self:
-        return self._each(lambda tensor: tensor.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
     def float(self) -> Self:
-        return self._each(Tensor.float)
-
-    def image(self, index: int) -> Self:
-        """The fields of one image, still as a batch (of one)."""
-        return self._each(lambda tensor: tensor[index : index + 1])
-
-    def mirrored(self) -> Self:
-        """The fields of the left-right mirrored image: columns reversed, sides swapped, x negated."""
-        negate_x = torch.tensor([-1.0, 1.0], device=self.short.device).view(2, 1, 1)
-
-        def offsets(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
-            return tensor.flip(-1)[:, list(order)] * negate_x
-
-        return self.replace(
-            heatmap=self.heatmap.flip(-1)[:, list(FLIP)],
-            short=offsets(self.short, FLIP),
-            mid=offsets(self.mid, EDGE_FLIP),
-            seg=self.seg.flip(-1),
-            long=offsets(self.long, FLIP),
-        )
+        return self.map(Tensor.float)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in CHANNELS}
@@ -95,7 +76,8 @@ class Fields:
         """The same fields with some of the five tensors replaced."""
         return replace(self, **tensors)  # type: ignore[arg-type]
 
-    def _each(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The fields with a function applied to each of the five tensors."""
         return self.replace(**{name: function(tensor) for name, tensor in self.tensors().items()})
 
 

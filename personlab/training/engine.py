@@ -8,7 +8,6 @@ which each worker takes over its own share.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -29,9 +28,6 @@ class Batch:
     images: Tensor  # B x 3 x H x W uint8 RGB
     targets: Targets
     image_ids: list[int]  # B, for messages
-
-    def to(self, device: torch.device | str) -> Self:
-        return type(self)(self.images.to(device), self.targets.to(device), self.image_ids)
 
 
 class Supervised(nn.Module):
