@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools.cocoeval import Params as CocoParams
 
-from personlab.skeleton import EDGES, FLIP, KAPPAS, KEYPOINTS, TREE, E, K, walk
+from personlab.skeleton import EDGES, FLIP, KAPPAS, KEYPOINTS, TREE, K, walk
 
 
 def test_kappas_are_twice_the_sigmas_of_pycocotools() -> None:
