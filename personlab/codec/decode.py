@@ -93,9 +93,9 @@ class Decoder:
             distances.append(embedding_distance(fields, seen.keypoints, seen.presence, seen.extent()))
         means = torch.stack([mean_distance(distance, self.mask_distance) for distance in distances])
         for person, best in enumerate(means.argmin(0).tolist()):
-            yield from full_resolution(
+            yield full_resolution(
                 refined[best].seg[0],
-                distances[best][person : person + 1],
+                distances[best][person],
                 step=levels[best].scale / refined[best].stride,
                 height=height,
                 width=width,

@@ -1,7 +1,6 @@
 """Instance masks: which person pixels belong to which detected person (paper, section 3.2, equation 6)."""
 
 import math
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -99,17 +98,16 @@ def mean_distance(distance: Tensor, threshold: float) -> Tensor:
 
 def full_resolution(
     seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float
-) -> Iterator[Tensor]:
-    """The mask of each person over the whole image, height x width bool, one at a time.
+) -> Tensor:
+    """The mask of one person over the whole image, height x width bool.
 
-    seg H x W and distance N x H x W are on the output cells; image pixel (x, y) is cell (step * x, step * y).
+    seg and distance (H x W) are on the output cells; image pixel (x, y) is cell (step * x, step * y).
     Both are interpolated bilinearly before they are cut at 0.5 and `threshold`. The distance is interpolated
     among person cells alone, since it means nothing elsewhere, and counts as at most twice the threshold: the
     border between two people then lies half-way between their cells, however far apart they are. Pixels
     belong to every person close enough: the assignment is not exclusive.
     """
-    for each in distance:
-        yield torch.from_numpy(_mask(array(seg), array(each), step, height, width, threshold))
+    return torch.from_numpy(_mask(array(seg), array(distance), step, height, width, threshold))
 
 
 @compiled

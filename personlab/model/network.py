@@ -25,6 +25,8 @@ _HEATMAP_PRIOR: Final = 0.02
 _HEAD_STD: Final = 0.001
 
 _FORMAT: Final = "personlab-1"
+# In the card, so that weights of other keypoints or edges are refused.
+SKELETON: Final = {"keypoints": list(KEYPOINTS), "edges": [list(edge) for edge in EDGES]}
 _POSES: Final = ("heatmap", "short", "mid")  # the fields that poses are decoded from
 _INTERMEDIATE: Final = "intermediate."
 
@@ -121,7 +123,7 @@ class PersonLab(nn.Module):
         return {
             "format": _FORMAT,
             "model": self.model.model_dump(),
-            "skeleton": _skeleton(),
+            "skeleton": SKELETON,
             "fields": list(self.heads),
             "training": dict(training),
         }
@@ -206,7 +208,7 @@ def _read(path: Path) -> _Saved:
     sidecar = path.with_suffix(".json")
     if card.get("format") != _FORMAT:
         raise UserError(f"{sidecar}: format {card.get('format')!r}, not {_FORMAT!r}: not a PersonLab network")
-    if card.get("skeleton") != _skeleton():
+    if card.get("skeleton") != SKELETON:
         raise UserError(f"{sidecar}: has other keypoints or edges than this version; train again")
     settings = checkpoint.parameters(card, "model", sidecar)
     fields = card.get("fields", list(CHANNELS))  # the first cards lack the key
@@ -214,7 +216,3 @@ def _read(path: Path) -> _Saved:
         raise UserError(f"{sidecar}: fields {fields!r}, neither {list(CHANNELS)} nor {list(_POSES)}")
     decode = settings.decode if {"decode", "codec"} & card.keys() else None
     return _Saved(state, settings.model, decode, masks="seg" in fields)
-
-
-def _skeleton() -> dict[str, Any]:
-    return {"keypoints": list(KEYPOINTS), "edges": [list(edge) for edge in EDGES]}
