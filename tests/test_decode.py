@@ -30,6 +30,7 @@ from tests.reference.scenes import (
 )
 
 DECODER = Decoder()
+SMALL_MASKS = ("gaps in the annotation", "duplicates", "fifty people")
 TWO = [figure(60.3, 25.2, 160.0), figure(170.7, 41.4, 130.0)]
 
 
@@ -213,7 +214,8 @@ def assert_matches_reference(fields: Fields, decoder: Decoder) -> None:
 def assert_pyramid_matches_reference(
     levels: Sequence[Level], decoder: Decoder, *, height: int, width: int
 ) -> None:
-    """The same people in the same order, to 1e-6 in double precision (test_group.py says why double)."""
+    """The same people in the same order, to 1e-6 in double precision: where people overlap, offsets change by
+    a person's height from cell to cell, and 16 edges multiply what single precision rounds away."""
     levels = [Level(double(level.fields), level.scale) for level in levels]
     scale = float(np.prod([level.scale for level in levels])) ** (1 / len(levels))
     expected = reference.decode(
@@ -271,9 +273,7 @@ def test_reference_on_constant_heatmaps(value: float) -> None:
     assert_matches_reference(fields, Decoder(bin=4.0))
 
 
-@pytest.mark.parametrize(
-    "name", adversarial().keys() - {"gaps in the annotation", "duplicates", "fifty people"}
-)
+@pytest.mark.parametrize("name", [name for name in adversarial() if name not in SMALL_MASKS])
 def test_masks_match_the_reference(name: str) -> None:
     """Of the two best: all pixels but the few (one in a thousand) where rounding decides. The largest inputs
     show smaller images, since the slow side looks at every pixel."""
