@@ -65,8 +65,7 @@ class Estimator(nn.Module):
 
     def forward(self, crops: Tensor) -> PersonFields:
         """The fields of B x 3 x crop_height x crop_width RGB crops, uint8 or floats in 0..255."""
-        images = self.normalise(crops)
-        features = self.backbone(images.contiguous(memory_format=torch.channels_last))[1]
+        features = self.backbone(self.normalise(crops))[1]
         # the convolution predicts in units of R, so that its outputs are of about 1
         short = self.short(features).unflatten(1, (K, 2)).float() * self.settings.radius
         return PersonFields(heatmap=self.heatmap(features).float(), short=short)

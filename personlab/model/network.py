@@ -114,8 +114,7 @@ class PersonLab(nn.Module):
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         for side in images.shape[-2:]:
             cells(side, self.stride)
-        normalised = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        features: tuple[Tensor, Tensor] = self.backbone(normalised)
+        features: tuple[Tensor, Tensor] = self.backbone(self.normalise(images))
         return features
 
     def card(self, training: Mapping[str, Any]) -> dict[str, Any]:

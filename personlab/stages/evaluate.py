@@ -55,7 +55,8 @@ def run(params: Params, root: Path) -> None:
     for matches in (keypoints, segm):
         log.info("evaluate: %d images, %s\n%s", len(images), matches.task, report.text(matches))
 
-    confident = _confident(keypoints)
+    threshold = keypoints.best_threshold()  # of the best F1
+    confident = threshold if math.isfinite(threshold) else 0.0  # not finite if no person is correct
     qualities = keypoints.per_image(), segm.per_image()
     chosen = _spread(_mean_quality(*qualities), params.evaluate.gallery)
     files = shards.read_images(val, chosen)  # of these only: 5000 files have a gigabyte
@@ -82,12 +83,6 @@ def run(params: Params, root: Path) -> None:
 
 
 # --- the gallery --------------------------------------------------------------------------------------------
-
-
-def _confident(keypoints: Matches) -> float:
-    """Least score of the people that are drawn: the threshold of the best F1, or 0 if none is correct."""
-    threshold = keypoints.best_threshold()
-    return threshold if math.isfinite(threshold) else 0.0
 
 
 def _mean_quality(poses: Mapping[int, float], masks: Mapping[int, float]) -> dict[int, float]:

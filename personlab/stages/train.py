@@ -240,12 +240,10 @@ class _Throughput:
         """Exclude the time of the block, a validation."""
         start = time.monotonic()
         yield
-        seconds = time.monotonic() - start
-        self.validated += seconds
-        self.start += seconds
+        self.validated += time.monotonic() - start
 
     def summary(self) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
+        seconds = max(time.monotonic() - self.start - self.validated, 1e-9)
         validation = f"; {self.validated:.0f} s of validation not included" if self.validated else ""
         return (
             f"{self.images / seconds:.1f} images/s on each worker, "

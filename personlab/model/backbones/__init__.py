@@ -17,7 +17,7 @@ PREFIX: Final = "backbone."  # of a backbone's parameters in the checkpoint of a
 
 
 class Normalise(nn.Module):
-    """RGB images to the inputs of a backbone: (x - mean) / std."""
+    """RGB images to the inputs of a backbone: (x - mean) / std, in the faster layout for convolutions."""
 
     mean: Tensor
     std: Tensor
@@ -29,7 +29,8 @@ class Normalise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """B x 3 x H x W, uint8 or floats in 0..255."""
-        return (images.float() - self.mean) / self.std
+        normalised = (images.float() - self.mean) / self.std
+        return normalised.contiguous(memory_format=torch.channels_last)
 
 
 def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, freeze_bn: bool) -> Backbone:
