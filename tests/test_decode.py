@@ -61,7 +61,7 @@ def nearest(found: Poses, expected: Tensor) -> Tensor:
 
 
 def double(fields: Fields) -> Fields:
-    return fields.replace(**{name: tensor.double() for name, tensor in fields.tensors().items()})
+    return fields.map(Tensor.double)
 
 
 # round trips: what was encoded is found again

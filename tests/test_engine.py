@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -241,7 +242,7 @@ def shares(seed: int) -> tuple[Batch, Batch]:
             whole.images[half],
             replace(
                 whole.targets,
-                fields=fields.replace(**{name: tensor[half] for name, tensor in fields.tensors().items()}),
+                fields=fields.map(itemgetter(half)),
                 **{name: mask[half] for name, mask in masks.items()},
             ),
             whole.image_ids[half],

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from operator import itemgetter
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def values(found: Losses) -> dict[str, float]:
 
 
 def with_gradients(fields: Fields) -> Fields:
-    return fields.replace(**{n: t.clone().requires_grad_() for n, t in fields.tensors().items()})
+    return fields.map(lambda tensor: tensor.clone().requires_grad_())
 
 
 @settings(max_examples=15, deadline=None)
@@ -176,11 +177,8 @@ def test_total_weighs_heatmap_seg_short_mid_long() -> None:
 
 def half(targets: Targets, images: slice) -> Targets:
     """Some images of a batch."""
-    tensors = {name: tensor[images] for name, tensor in targets.fields.tensors().items()}
-    masks = ("heatmap_valid", "mid_valid", "seg_valid", "long_valid")
-    return Targets(
-        fields=targets.fields.replace(**tensors), **{name: getattr(targets, name)[images] for name in masks}
-    )
+    fields, *valid = vars(targets).values()
+    return Targets(fields.map(itemgetter(images)), *(mask[images] for mask in valid))
 
 
 def test_positions_are_those_that_are_averaged_over() -> None:
@@ -198,7 +196,7 @@ def test_parts_of_a_batch_make_up_its_loss_however_uneven_they_are() -> None:
     counts = positions(targets)
     parts = [
         losses(
-            fields.replace(**{n: t[images] for n, t in fields.tensors().items()}),
+            fields.map(itemgetter(images)),
             half(targets, images),
             radius=32.0,
             counts=counts,
@@ -229,7 +227,7 @@ def test_the_objective_without_refinement_judges_raw_offsets() -> None:
 
 def test_float32_whatever_comes_in() -> None:
     fields, targets = random_case(5)
-    rounded = fields.replace(**{name: t.bfloat16() for name, t in fields.tensors().items()})
+    rounded = fields.map(Tensor.bfloat16)
     objective = Objective.of(params.Model(), params.Train())
     expected = values(objective(rounded.float(), targets))
     with torch.autocast("cpu", torch.bfloat16):

@@ -236,7 +236,7 @@ def test_scaling_everything_scales_the_offsets(seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_refined_in_single(dtype: torch.dtype) -> None:
     fields = random_fields(3, rows=4, columns=5, stride=8, spread=20.0)
-    half = fields.replace(**{name: tensor.to(dtype) for name, tensor in fields.tensors().items()})
+    half = fields.map(lambda tensor: tensor.to(dtype))
     refined = refine(half)
     assert refined.mid.dtype == refined.long.dtype == torch.float32
     assert torch.equal(refined.mid, refine(half.float()).mid)

@@ -13,7 +13,7 @@ from personlab import viz
 from personlab.data.example import pixels
 from personlab.data.transform import ImageArray
 from personlab.metrics import report
-from personlab.metrics.coco import Matches, ground_truth, match
+from personlab.metrics.coco import ground_truth, match
 from personlab.params import Params
 from personlab.people import Annotation, Detection
 from personlab.tables import shards
