@@ -60,16 +60,8 @@ def run(params: Params, root: Path) -> None:
     qualities = keypoints.per_image(), segm.per_image()
     chosen = _spread(_mean_quality(*qualities), params.evaluate.gallery)
     files = shards.read_images(val, chosen)  # of these only: 5000 files have a gigabyte
-    digits = max(2, len(str(len(chosen))))
-    exhibits = [
-        Exhibit(
-            row=images[image_id] | files[image_id],
-            detections=[person for person in detections[image_id] if person.score >= confident],
-            name=f"{rank:0{digits}}-{image_id}",
-            caption="poses {}, masks {}".format(*(_percent(each[image_id]) for each in qualities)),
-        )
-        for rank, image_id in enumerate(chosen, start=1)
-    ]
+    rows = [images[image_id] | files[image_id] for image_id in chosen]
+    exhibits = _exhibits(rows, detections, confident, qualities)
     with atomic_folder(root / "data/evaluate") as output:
         _write_gallery(output, exhibits)
         facts = _facts(images, detections, confident)
@@ -96,6 +88,21 @@ def _spread(quality: Mapping[int, float], count: int) -> list[int]:
     ranked = sorted(quality, key=lambda image_id: (quality[image_id], image_id))
     ranks = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
     return [ranked[rank] for rank in ranks]
+
+
+def _exhibits(
+    rows: Sequence[Row], detections: Detections, confident: float, qualities: Sequence[Mapping[int, float]]
+) -> list[Exhibit]:
+    digits = max(2, len(str(len(rows))))
+    return [
+        Exhibit(
+            row=row,
+            detections=[person for person in detections[row["image_id"]] if person.score >= confident],
+            name=f"{rank:0{digits}}-{row['image_id']}",
+            caption="poses {}, masks {}".format(*(_percent(each[row["image_id"]]) for each in qualities)),
+        )
+        for rank, row in enumerate(rows, start=1)
+    ]
 
 
 def _percent(quality: float) -> str:
