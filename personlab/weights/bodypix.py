@@ -134,14 +134,15 @@ def _check_names(graph: GraphModel, network: PersonLab) -> None:
 def _state(graph: GraphModel, network: PersonLab) -> dict[str, Tensor]:
     """The network's state dict, without intermediate heads."""
     arrays = {}
-    for weights, name, module in _convolutions(network):
-        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = _convolution(graph, weights, module.groups > 1)
+    for graph_name, name, module in _convolutions(network):
+        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = _convolution(graph, graph_name, module.groups > 1)
     for field in network.heads:
         heads = [_convolution(graph, name) for name in _HEADS[field]]
         if field in _OFFSETS:  # our heads predict in units of R
             heads = [tuple(_interleave(array) / network.model.radius for array in head) for head in heads]
-        for part, pieces in zip(("weight", "bias"), zip(*heads, strict=True), strict=True):
-            arrays[f"heads.{field}.{part}"] = np.concatenate(pieces)
+        weights, biases = zip(*heads, strict=True)
+        arrays[f"heads.{field}.weight"] = np.concatenate(weights)
+        arrays[f"heads.{field}.bias"] = np.concatenate(biases)
     state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     if wrong := checkpoint.misshapen(network.state_dict(), state):
         raise UserError(f"{graph.source}: misshapen: {first(wrong)}")
