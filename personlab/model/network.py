@@ -54,7 +54,7 @@ class Heads(nn.ModuleDict):
         In bfloat16 an offset of 200 pixels would be rounded to a whole pixel, and the heads are cheap.
         """
         features = features.float()
-        out = {name: features.new_empty((len(features), size, 0, 0)) for name, size in CHANNELS.items()}
+        out = {name: features.new_empty((features.shape[0], size, 0, 0)) for name, size in CHANNELS.items()}
         with torch.autocast(features.device.type, enabled=False):
             out |= {name: head(features).contiguous() for name, head in self.items()}
         return Fields(
