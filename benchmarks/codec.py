@@ -28,7 +28,7 @@ from benchmarks.tfjs import Scene, Tfjs, TfjsError, install
 from personlab.codec import hough as voting
 from personlab.codec.decode import Decoder, Level
 from personlab.codec.encode import encode
-from personlab.codec.group import find_people
+from personlab.codec.group import find_people, presence
 from personlab.codec.pyramid import Frame
 from personlab.codec.refine import refine
 from personlab.codec.score import Poses, expected_oks, soft_nms
@@ -119,8 +119,9 @@ def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
         )
 
     def score() -> object:
-        scores = expected_oks(hough, found.keypoints, found.presence, radius=RADIUS)
-        poses = Poses(found.keypoints, found.presence, scores, scores.mean(1))
+        present = presence(levels, frame, found)
+        scores = expected_oks(hough, found, present, radius=RADIUS)
+        poses = Poses(found, present, scores, scores.mean(1))
         return soft_nms(poses, nms_radius=decoder.nms_radius)
 
     hough, seeds = vote()

@@ -67,7 +67,7 @@ class Case:
         fields = self.level.fields
         size = {"height": self.height, "width": self.width}
         step, threshold = self.level.scale / fields.stride, self.decoder.mask_distance
-        return list(full_resolution(fields.seg[0], distance, step=step, threshold=threshold, **size))
+        return [full_resolution(fields.seg[0], d, step=step, threshold=threshold, **size) for d in distance]
 
     def detections(self, masks: Sequence[Tensor], kept: Tensor | slice = slice(None)) -> list[Detection]:
         return list(detections(self.poses.select(kept), masks))

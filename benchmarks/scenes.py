@@ -66,7 +66,7 @@ def predicted(instances: Instances, *, stride: int, seed: int = 0) -> Fields:
         long=targets.long + noise(targets.long, 3.0),
     )
     # contiguous, as a network's output
-    return fields.replace(**{name: tensor.contiguous() for name, tensor in fields.tensors().items()})
+    return fields.map(Tensor.contiguous)
 
 
 def _bodies(keypoints: Tensor, height: Tensor, stride: int) -> Tensor:

@@ -3,26 +3,13 @@
 The tree is PoseNet's, so that published weights fit: 16 edges, followed both ways (32 directed edges).
 """
 
+from itertools import pairwise
 from typing import Final
 
 KEYPOINTS: Final = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
+    *("nose", "left_eye", "right_eye", "left_ear", "right_ear"),
+    *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
+    *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
 )
 K: Final = len(KEYPOINTS)
 
@@ -30,11 +17,8 @@ _INDEX: Final = {name: index for index, name in enumerate(KEYPOINTS)}
 
 
 def _mirrored(name: str) -> str:
-    if name.startswith("left_"):
-        return "right_" + name.removeprefix("left_")
-    if name.startswith("right_"):
-        return "left_" + name.removeprefix("right_")
-    return name
+    side, _, part = name.partition("_")
+    return {"left": f"right_{part}", "right": f"left_{part}"}.get(side, name)
 
 
 # Keypoint k of a mirrored image is keypoint FLIP[k] of the original.
@@ -50,51 +34,29 @@ _SIGMAS: Final = (
 KAPPAS: Final = tuple(2 * sigma for sigma in _SIGMAS)
 
 
-def _edge(source: str, target: str) -> tuple[int, int]:
-    return _INDEX[source], _INDEX[target]
-
-
-# The tree, each edge pointing away from the nose.
-TREE: Final = (
-    _edge("nose", "left_eye"),
-    _edge("left_eye", "left_ear"),
-    _edge("nose", "right_eye"),
-    _edge("right_eye", "right_ear"),
-    _edge("nose", "left_shoulder"),
-    _edge("left_shoulder", "left_elbow"),
-    _edge("left_elbow", "left_wrist"),
-    _edge("left_shoulder", "left_hip"),
-    _edge("left_hip", "left_knee"),
-    _edge("left_knee", "left_ankle"),
-    _edge("nose", "right_shoulder"),
-    _edge("right_shoulder", "right_elbow"),
-    _edge("right_elbow", "right_wrist"),
-    _edge("right_shoulder", "right_hip"),
-    _edge("right_hip", "right_knee"),
-    _edge("right_knee", "right_ankle"),
+_CHAINS: Final = (
+    ("nose", "left_eye", "left_ear"),
+    ("nose", "right_eye", "right_ear"),
+    ("nose", "left_shoulder", "left_elbow", "left_wrist"),
+    ("left_shoulder", "left_hip", "left_knee", "left_ankle"),
+    ("nose", "right_shoulder", "right_elbow", "right_wrist"),
+    ("right_shoulder", "right_hip", "right_knee", "right_ankle"),
 )
+# The tree, each edge pointing away from the nose.
+TREE: Final = tuple((_INDEX[source], _INDEX[end]) for chain in _CHAINS for source, end in pairwise(chain))
 
 # Directed edges (source, target): all away from the nose, then all towards it. This is the channel order of
 # the mid-range offsets.
 EDGES: Final = TREE + tuple((target, source) for source, target in TREE)
 E: Final = len(EDGES)
 
-# Directed edge e of a mirrored image is edge EDGE_FLIP[e] of the original.
-EDGE_FLIP: Final = tuple(EDGES.index((FLIP[source], FLIP[target])) for source, target in EDGES)
-
 
 def walk(root: int) -> tuple[int, ...]:
     """The 16 directed edges that reach every keypoint from `root`, in breadth-first order."""
-    reached, order = {root}, list[int]()
-    frontier = [root]
-    while frontier:
-        found = [
-            edge
-            for source in frontier
-            for edge, (start, end) in enumerate(EDGES)
-            if start == source and end not in reached
-        ]
-        order += found
-        frontier = [EDGES[edge][1] for edge in found]
-        reached.update(frontier)
+    reached, order = [root], list[int]()
+    for keypoint in reached:  # grows on the way
+        for edge, (source, target) in enumerate(EDGES):
+            if source == keypoint and target not in reached:
+                reached.append(target)
+                order.append(edge)
     return tuple(order)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from operator import itemgetter
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from personlab import params
 from personlab.codec.fields import Fields, Targets
 from personlab.codec.refine import refine
 from personlab.model.losses import Losses, Objective, losses, positions
-from personlab.skeleton import EDGE_FLIP, FLIP, E, K
+from personlab.skeleton import FLIP, E, K
 from tests.reference import losses as reference
+from tests.reference.scenes import EDGE_FLIP, mirrored
 
 SHAPES = {"heatmap": (K,), "short": (K, 2), "mid": (E, 2), "seg": (), "long": (K, 2)}
 NAMES = ("heatmap", "seg", "short", "mid", "long")
@@ -65,7 +67,7 @@ def values(found: Losses) -> dict[str, float]:
 
 
 def with_gradients(fields: Fields) -> Fields:
-    return fields.replace(**{n: t.clone().requires_grad_() for n, t in fields.tensors().items()})
+    return fields.map(lambda tensor: tensor.clone().requires_grad_())
 
 
 @settings(max_examples=15, deadline=None)
@@ -149,14 +151,14 @@ def test_nothing_defined_is_exactly_0_with_gradient_0() -> None:
 @given(st.integers(0, 2**31))
 def test_mirrored_fields_and_targets_cost_the_same(seed: int) -> None:
     fields, targets = random_case(seed)
-    mirrored = Targets(
-        fields=targets.fields.mirrored(),
+    flipped = Targets(
+        fields=mirrored(targets.fields),
         heatmap_valid=targets.heatmap_valid.flip(-1),
-        mid_valid=targets.mid_valid.flip(-1)[:, list(EDGE_FLIP)],
+        mid_valid=targets.mid_valid.flip(-1)[:, EDGE_FLIP],
         seg_valid=targets.seg_valid.flip(-1),
         long_valid=targets.long_valid.flip(-1)[:, list(FLIP)],
     )
-    found = losses(fields.mirrored(), mirrored, radius=32.0)
+    found = losses(mirrored(fields), flipped, radius=32.0)
     assert values(found) == pytest.approx(values(losses(fields, targets, radius=32.0)), rel=1e-5)
 
 
@@ -175,11 +177,8 @@ def test_total_weighs_heatmap_seg_short_mid_long() -> None:
 
 def half(targets: Targets, images: slice) -> Targets:
     """Some images of a batch."""
-    tensors = {name: tensor[images] for name, tensor in targets.fields.tensors().items()}
-    masks = ("heatmap_valid", "mid_valid", "seg_valid", "long_valid")
-    return Targets(
-        fields=targets.fields.replace(**tensors), **{name: getattr(targets, name)[images] for name in masks}
-    )
+    fields, *valid = vars(targets).values()
+    return Targets(fields.map(itemgetter(images)), *(mask[images] for mask in valid))
 
 
 def test_positions_are_those_that_are_averaged_over() -> None:
@@ -197,7 +196,7 @@ def test_parts_of_a_batch_make_up_its_loss_however_uneven_they_are() -> None:
     counts = positions(targets)
     parts = [
         losses(
-            fields.replace(**{n: t[images] for n, t in fields.tensors().items()}),
+            fields.map(itemgetter(images)),
             half(targets, images),
             radius=32.0,
             counts=counts,
@@ -228,10 +227,10 @@ def test_the_objective_without_refinement_judges_raw_offsets() -> None:
 
 def test_float32_whatever_comes_in() -> None:
     fields, targets = random_case(5)
-    rounded = fields.replace(**{name: t.bfloat16() for name, t in fields.tensors().items()})
+    rounded = fields.map(Tensor.bfloat16)
     objective = Objective.of(params.Model(), params.Train())
     expected = values(objective(rounded.float(), targets))
     with torch.autocast("cpu", torch.bfloat16):
         found = objective(rounded, targets)
     assert values(found) == expected
-    assert all(loss.dtype == torch.float32 for loss in found.scalars())
+    assert all(loss.dtype == torch.float32 for loss in vars(found).values())

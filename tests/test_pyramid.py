@@ -54,7 +54,7 @@ def test_a_finer_level_has_more_to_say() -> None:
     seeds = Seeds((pose[:1] * frame.scale), torch.tensor([0]), torch.ones(1))
     options = {"trace_refinements": 0, "nms_radius": 10.0, "most": 1}
     found = find_people([Level(off, 1.0), levels[1]], frame, seeds, **options)
-    eye = found.keypoints[0, 1] / frame.scale
+    eye = found[0, 1] / frame.scale
     assert torch.allclose(eye, pose[1] + torch.tensor([1.0, 0.0]), atol=1e-2)
 
 

@@ -12,7 +12,7 @@ from personlab.codec.fields import Fields, cell_positions
 from personlab.codec.refine import refine, sample
 from personlab.skeleton import EDGES, E, K
 from tests.reference import codec as reference
-from tests.reference.scenes import figure, random_fields, scene
+from tests.reference.scenes import figure, image, mirrored, random_fields, scene
 
 STRIDES = st.sampled_from([8, 16, 32])
 
@@ -210,15 +210,15 @@ def test_batch_is_its_images(seed: int, batch: int, stride: int) -> None:
     fields = random_fields(seed, rows=4, columns=5, stride=stride, spread=20.0, batch=batch)
     together = refine(fields)
     for index in range(batch):
-        for name, tensor in refine(fields.image(index)).tensors().items():
-            assert torch.equal(together.image(index).tensors()[name], tensor), name
+        for name, tensor in refine(image(fields, index)).tensors().items():
+            assert torch.equal(image(together, index).tensors()[name], tensor), name
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**31), STRIDES)
 def test_mirroring_commutes_with_refinement(seed: int, stride: int) -> None:
     fields = random_fields(seed, rows=4, columns=5, stride=stride, spread=20.0)
-    expected, found = refine(fields).mirrored().tensors(), refine(fields.mirrored()).tensors()
+    expected, found = mirrored(refine(fields)).tensors(), refine(mirrored(fields)).tensors()
     for name in expected:
         assert torch.allclose(found[name], expected[name], atol=TOLERANCE), name
 
@@ -236,7 +236,7 @@ def test_scaling_everything_scales_the_offsets(seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_refined_in_single(dtype: torch.dtype) -> None:
     fields = random_fields(3, rows=4, columns=5, stride=8, spread=20.0)
-    half = fields.replace(**{name: tensor.to(dtype) for name, tensor in fields.tensors().items()})
+    half = fields.map(lambda tensor: tensor.to(dtype))
     refined = refine(half)
     assert refined.mid.dtype == refined.long.dtype == torch.float32
     assert torch.equal(refined.mid, refine(half.float()).mid)

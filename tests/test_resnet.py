@@ -19,65 +19,24 @@ def norm(prefix: str, channels: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-# torchvision's resnet18 without fc, written out block by block.
-RESNET18 = {
-    "conv1.weight": (64, 3, 7, 7),
-    **norm("bn1", 64),
-    "layer1.0.conv1.weight": (64, 64, 3, 3),
-    **norm("layer1.0.bn1", 64),
-    "layer1.0.conv2.weight": (64, 64, 3, 3),
-    **norm("layer1.0.bn2", 64),
-    "layer1.1.conv1.weight": (64, 64, 3, 3),
-    **norm("layer1.1.bn1", 64),
-    "layer1.1.conv2.weight": (64, 64, 3, 3),
-    **norm("layer1.1.bn2", 64),
-    "layer2.0.conv1.weight": (128, 64, 3, 3),
-    **norm("layer2.0.bn1", 128),
-    "layer2.0.conv2.weight": (128, 128, 3, 3),
-    **norm("layer2.0.bn2", 128),
-    "layer2.0.downsample.0.weight": (128, 64, 1, 1),
-    **norm("layer2.0.downsample.1", 128),
-    "layer2.1.conv1.weight": (128, 128, 3, 3),
-    **norm("layer2.1.bn1", 128),
-    "layer2.1.conv2.weight": (128, 128, 3, 3),
-    **norm("layer2.1.bn2", 128),
-    "layer3.0.conv1.weight": (256, 128, 3, 3),
-    **norm("layer3.0.bn1", 256),
-    "layer3.0.conv2.weight": (256, 256, 3, 3),
-    **norm("layer3.0.bn2", 256),
-    "layer3.0.downsample.0.weight": (256, 128, 1, 1),
-    **norm("layer3.0.downsample.1", 256),
-    "layer3.1.conv1.weight": (256, 256, 3, 3),
-    **norm("layer3.1.bn1", 256),
-    "layer3.1.conv2.weight": (256, 256, 3, 3),
-    **norm("layer3.1.bn2", 256),
-    "layer4.0.conv1.weight": (512, 256, 3, 3),
-    **norm("layer4.0.bn1", 512),
-    "layer4.0.conv2.weight": (512, 512, 3, 3),
-    **norm("layer4.0.bn2", 512),
-    "layer4.0.downsample.0.weight": (512, 256, 1, 1),
-    **norm("layer4.0.downsample.1", 512),
-    "layer4.1.conv1.weight": (512, 512, 3, 3),
-    **norm("layer4.1.bn1", 512),
-    "layer4.1.conv2.weight": (512, 512, 3, 3),
-    **norm("layer4.1.bn2", 512),
-}
-
-
-def resnet50() -> dict[str, tuple[int, ...]]:
-    """torchvision's resnet50 without fc: the shapes follow one rule per block."""
+def torchvisions(blocks: tuple[int, ...], *, bottleneck: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of torchvision's ResNet without fc, by one rule per block."""
     shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7), **norm("bn1", 64)}
     inputs = 64
-    for layer, (planes, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
-        for block in range(blocks):
+    for layer, (planes, count) in enumerate(zip((64, 128, 256, 512), blocks, strict=True), start=1):
+        outputs = 4 * planes if bottleneck else planes
+        for block in range(count):
             at = f"layer{layer}.{block}"
-            shapes |= {f"{at}.conv1.weight": (planes, inputs, 1, 1), **norm(f"{at}.bn1", planes)}
-            shapes |= {f"{at}.conv2.weight": (planes, planes, 3, 3), **norm(f"{at}.bn2", planes)}
-            shapes |= {f"{at}.conv3.weight": (4 * planes, planes, 1, 1), **norm(f"{at}.bn3", 4 * planes)}
-            if block == 0:
-                shapes[f"{at}.downsample.0.weight"] = (4 * planes, inputs, 1, 1)
-                shapes |= norm(f"{at}.downsample.1", 4 * planes)
-            inputs = 4 * planes
+            sizes = [(planes, inputs, 3), (planes, planes, 3)]
+            if bottleneck:
+                sizes = [(planes, inputs, 1), (planes, planes, 3), (outputs, planes, 1)]
+            for number, (after, before, side) in enumerate(sizes, start=1):
+                shapes[f"{at}.conv{number}.weight"] = (after, before, side, side)
+                shapes |= norm(f"{at}.bn{number}", after)
+            if block == 0 and inputs != outputs:
+                shapes[f"{at}.downsample.0.weight"] = (outputs, inputs, 1, 1)
+                shapes |= norm(f"{at}.downsample.1", outputs)
+            inputs = outputs
     return shapes
 
 
@@ -101,8 +60,9 @@ def small(backbone: BackboneKind, stride: int, *, like: ResNet | None = None) ->
 
 
 def test_names_and_shapes_are_torchvisions() -> None:
-    assert shapes(ResNet("resnet18")) == RESNET18
-    assert shapes(ResNet("resnet50")) == resnet50()
+    with torch.device("meta"):
+        assert shapes(ResNet("resnet18")) == torchvisions((2, 2, 2, 2), bottleneck=False)
+        assert shapes(ResNet("resnet50")) == torchvisions((3, 4, 6, 3), bottleneck=True)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 from pycocotools.cocoeval import Params as CocoParams
 
-from personlab.skeleton import EDGE_FLIP, EDGES, FLIP, KAPPAS, KEYPOINTS, TREE, E, K, walk
+from personlab.skeleton import EDGES, FLIP, KAPPAS, KEYPOINTS, TREE, K, walk
 
 
 def test_kappas_are_twice_the_sigmas_of_pycocotools() -> None:
@@ -13,7 +13,6 @@ def test_kappas_are_twice_the_sigmas_of_pycocotools() -> None:
 def test_flip_swaps_sides_and_undoes_itself() -> None:
     assert [FLIP[FLIP[k]] for k in range(K)] == list(range(K))
     assert KEYPOINTS[FLIP[KEYPOINTS.index("left_knee")]] == "right_knee"
-    assert [EDGE_FLIP[EDGE_FLIP[e]] for e in range(E)] == list(range(E))
 
 
 def test_tree_spans_all_keypoints_with_sixteen_edges() -> None:

@@ -17,7 +17,7 @@ from pycocotools import mask as rle_tools
 from torch import Tensor
 
 from personlab.codec.fields import Fields
-from personlab.codec.group import Grouped, find_people
+from personlab.codec.group import find_people, presence
 from personlab.codec.hough import HoughMap, vote
 from personlab.codec.loops import array
 from personlab.codec.masks import embedding_distance, full_resolution, mean_distance, refine_long
@@ -64,7 +64,7 @@ class Decoder:
             _check_finite(level.fields)
         frame = Frame.common(levels, height, width)
         hough, seeds = vote(levels, frame, radius=self.radius, bin=self.bin, threshold=self.seed_threshold)
-        people = find_people(
+        keypoints = find_people(
             levels,
             frame,
             seeds,
@@ -72,7 +72,7 @@ class Decoder:
             nms_radius=self.nms_radius,
             most=min(max(_CANDIDATES_PER_PERSON * self.max_people, _CANDIDATES[0]), _CANDIDATES[1]),
         )
-        best = self._suppress(self._score(hough, people))
+        best = self._suppress(self._score(hough, keypoints, presence(levels, frame, keypoints)))
         return best.select(slice(self.max_people)).scaled(1 / frame.scale)
 
     def masks(self, levels: Sequence[Level], poses: Poses, *, height: int, width: int) -> Iterator[Tensor]:
@@ -93,21 +93,21 @@ class Decoder:
             distances.append(embedding_distance(fields, seen.keypoints, seen.presence, seen.extent()))
         means = torch.stack([mean_distance(distance, self.mask_distance) for distance in distances])
         for person, best in enumerate(means.argmin(0).tolist()):
-            yield from full_resolution(
+            yield full_resolution(
                 refined[best].seg[0],
-                distances[best][person : person + 1],
+                distances[best][person],
                 step=levels[best].scale / refined[best].stride,
                 height=height,
                 width=width,
                 threshold=self.mask_distance,
             )
 
-    def _score(self, hough: HoughMap, people: Grouped) -> Poses:
+    def _score(self, hough: HoughMap, keypoints: Tensor, present: Tensor) -> Poses:
         if self.scoring == "hough":
-            scores = hough_scores(hough, people.keypoints)
+            scores = hough_scores(hough, keypoints)
         else:
-            scores = expected_oks(hough, people.keypoints, people.presence, radius=self.radius)
-        return Poses(people.keypoints, people.presence, keypoint_scores=scores, scores=scores.mean(1))
+            scores = expected_oks(hough, keypoints, present, radius=self.radius)
+        return Poses(keypoints, present, keypoint_scores=scores, scores=scores.mean(1))
 
     def _suppress(self, poses: Poses) -> Poses:
         return hard_nms(poses) if self.nms == "hard" else soft_nms(poses, nms_radius=self.nms_radius)

@@ -30,9 +30,7 @@ class Instances:
     crowd: Tensor  # P bool
 
     def to(self, device: torch.device | str) -> Self:
-        return type(self)(
-            self.keypoints.to(device), self.labelled.to(device), self.masks.to(device), self.crowd.to(device)
-        )
+        return type(self)(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 def encode(people: Instances, *, stride: int, radius: float) -> Targets:
@@ -49,7 +47,7 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
     keypoints of their own; disks of people that reach into one keep their short- and mid-range offsets.
     People without keypoints leave the heatmap undefined over their mask.
     """
-    people = _with_nobody(people)
+    people = _with_empty_person(people)
     people = replace(people, keypoints=people.keypoints.where(people.labelled[..., None], 0.0))
     height, width = people.masks.shape[-2:]
     position = cell_positions(height, width, stride, people.masks.device)  # 2 x H x W
@@ -89,19 +87,10 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
     )
 
 
-def _with_nobody(people: Instances) -> Instances:
+def _with_empty_person(people: Instances) -> Instances:
     """Add a person without keypoints or mask, so that "the closest person" always exists."""
-    nobody = Instances(
-        keypoints=people.keypoints.new_zeros(1, K, 2),
-        labelled=people.labelled.new_zeros(1, K),
-        masks=people.masks.new_zeros(1, *people.masks.shape[-2:]),
-        crowd=people.crowd.new_zeros(1),
-    )
     return Instances(
-        *(
-            torch.cat([getattr(people, name), getattr(nobody, name)])
-            for name in ("keypoints", "labelled", "masks", "crowd")
-        )
+        *(torch.cat([each, each.new_zeros(1, *each.shape[1:])]) for each in vars(people).values())
     )
 
 

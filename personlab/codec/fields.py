@@ -7,13 +7,14 @@ coordinates; offsets are (x, y) in input pixels, never in cells.
 B batch, K = 17 keypoints, E = 32 directed edges (skeleton.EDGES), H x W output cells.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from personlab.skeleton import EDGE_FLIP, FLIP, E, K
+from personlab.skeleton import E, K
 
 # Channels of the network's heads, in the order of `Fields`.
 CHANNELS = {"heatmap": K, "short": 2 * K, "mid": 2 * E, "seg": 1, "long": 2 * K}
@@ -60,40 +61,24 @@ class Fields:
 
     @property
     def has_masks(self) -> bool:
-        """Whether there is anything to make masks of."""
         return self.seg.numel() > 0
 
     def to(self, device: torch.device | str) -> Self:
-        return self.replace(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+        return self.map(lambda tensor: tensor.to(device))
 
     def float(self) -> Self:
-        return self.replace(**{name: tensor.float() for name, tensor in self.tensors().items()})
-
-    def image(self, index: int) -> Self:
-        """The fields of one image, still as a batch (of one)."""
-        return self.replace(**{name: tensor[index : index + 1] for name, tensor in self.tensors().items()})
-
-    def mirrored(self) -> Self:
-        """The fields of the left-right mirrored image: columns reversed, sides swapped, x negated."""
-        negate_x = torch.tensor([-1.0, 1.0], device=self.short.device).view(2, 1, 1)
-
-        def offsets(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
-            return tensor.flip(-1)[:, list(order)] * negate_x
-
-        return self.replace(
-            heatmap=self.heatmap.flip(-1)[:, list(FLIP)],
-            short=offsets(self.short, FLIP),
-            mid=offsets(self.mid, EDGE_FLIP),
-            seg=self.seg.flip(-1),
-            long=offsets(self.long, FLIP),
-        )
+        return self.map(Tensor.float)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in CHANNELS}
 
     def replace(self, **tensors: Tensor) -> Self:
         """The same fields with some of the five tensors replaced."""
-        return type(self)(**{**self.tensors(), **tensors}, stride=self.stride)
+        return replace(self, **tensors)  # type: ignore[arg-type]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The fields with a function applied to each of the five tensors."""
+        return self.replace(**{name: function(tensor) for name, tensor in self.tensors().items()})
 
 
 @dataclass(frozen=True)
@@ -116,15 +101,12 @@ class Targets:
         return self.fields.heatmap > 0.5
 
     def to(self, device: torch.device | str) -> Self:
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
-        return type(self)(**moved)
+        return type(self)(*(each.to(device) for each in vars(self).values()))
 
 
 def stack(items: list[Targets]) -> Targets:
     """One batch from targets of single images of the same size and stride."""
-    first = items[0].fields
     tensors = {name: torch.cat([getattr(t.fields, name) for t in items]) for name in CHANNELS}
-    masks = {
-        f.name: torch.cat([getattr(t, f.name) for t in items]) for f in fields(Targets) if f.name != "fields"
-    }
-    return Targets(fields=Fields(**tensors, stride=first.stride), **masks)
+    _, *names = vars(items[0])
+    valid = {name: torch.cat([getattr(t, name) for t in items]) for name in names}
+    return Targets(Fields(**tensors, stride=items[0].fields.stride), **valid)

@@ -6,7 +6,6 @@ preferred, and positions are not snapped to other maxima.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -25,14 +24,6 @@ _WALKS: Final = np.array([walk(k) for k in range(K)])  # K x (K - 1): edges that
 _EPSILON: Final = 1e-6
 
 
-@dataclass(frozen=True)
-class Grouped:
-    """The poses of accepted seeds, in the order of their seeds."""
-
-    keypoints: Tensor  # N x K x 2, frame pixels
-    presence: Tensor  # N x K, p_k(y_jk)
-
-
 def find_people(
     levels: Sequence[Level],
     frame: Frame,
@@ -41,11 +32,13 @@ def find_people(
     trace_refinements: int,
     nms_radius: float,
     most: int,
-) -> Grouped:
-    """Trace the poses of seeds that no accepted person claims: at most `most`, of the best seeds."""
+) -> Tensor:
+    """Trace the poses of seeds that no accepted person claims: N x K x 2, frame pixels.
+
+    At most `most`, of the best seeds, in their order.
+    """
     xy, kinds = array(seeds.xy), array(seeds.kind)
-    keypoints = _accept(views(levels, frame), xy, kinds, trace_refinements, nms_radius**2, most)
-    return Grouped(torch.from_numpy(keypoints), presence(levels, frame, torch.from_numpy(keypoints)))
+    return torch.from_numpy(_accept(views(levels, frame), xy, kinds, trace_refinements, nms_radius**2, most))
 
 
 def presence(levels: Sequence[Level], frame: Frame, keypoints: Tensor) -> Tensor:

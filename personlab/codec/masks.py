@@ -1,7 +1,6 @@
 """Instance masks: which person pixels belong to which detected person (paper, section 3.2, equation 6)."""
 
 import math
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -19,20 +18,20 @@ PERSON: Final = 0.5
 def refine_long(fields: Fields, steps: int) -> Fields:
     """Equation 5 at person cells, as `refine.refine` computes it everywhere; other cells are undefined."""
     seg, long, short = (array(field[0]) for field in (fields.seg, fields.long, fields.short))
-    refined = _refine_long(seg, long, short, steps, fields.stride, PERSON)
+    refined = _refine_long(seg, long, short, steps, fields.stride)
     return fields.replace(long=torch.from_numpy(refined)[None])
 
 
 @compiled
-def _refine_long(seg: Array, long: Array, short: Array, steps: int, stride: int, person: float) -> Array:
+def _refine_long(seg: Array, long: Array, short: Array, steps: int, stride: int) -> Array:
     """`steps` times L_k(x) <- x' + L_k(x'), then `steps` times L_k(x) <- x' + S_k(x').
 
     The first kind samples its own field, so all cells are needed until its last step.
     """
     for step in range(steps):
-        long = _follow(seg, long, long, stride, person if step == steps - 1 else -np.inf)
+        long = _follow(seg, long, long, stride, PERSON if step == steps - 1 else -np.inf)
     for _ in range(steps):
-        long = _follow(seg, long, short, stride, person)
+        long = _follow(seg, long, short, stride, PERSON)
     return long
 
 
@@ -64,14 +63,12 @@ def embedding_distance(fields: Fields, keypoints: Tensor, presence: Tensor, lamb
     """
     weight = presence / presence.sum(1, keepdim=True).clamp(min=1e-6) / lambdas[:, None]
     seg, long = array(fields.seg[0]), array(fields.long[0])
-    distance = _embedding_distance(seg, long, array(keypoints), array(weight), fields.stride, PERSON)
+    distance = _embedding_distance(seg, long, array(keypoints), array(weight), fields.stride)
     return torch.from_numpy(distance)
 
 
 @compiled
-def _embedding_distance(
-    seg: Array, long: Array, keypoints: Array, weight: Array, stride: int, person: float
-) -> Array:
+def _embedding_distance(seg: Array, long: Array, keypoints: Array, weight: Array, stride: int) -> Array:
     """`weight` (N x K) is the presence over its sum and lambda."""
     people, kinds = weight.shape
     height, width = seg.shape
@@ -81,7 +78,7 @@ def _embedding_distance(
             continue
         for row in range(height):
             for column in range(width):
-                if seg[row, column] < person:
+                if seg[row, column] < PERSON:
                     continue
                 total = 0.0
                 for k in range(kinds):
@@ -101,22 +98,21 @@ def mean_distance(distance: Tensor, threshold: float) -> Tensor:
 
 def full_resolution(
     seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float
-) -> Iterator[Tensor]:
-    """The mask of each person over the whole image, height x width bool, one at a time.
+) -> Tensor:
+    """The mask of one person over the whole image, height x width bool.
 
-    seg H x W and distance N x H x W are on the output cells; image pixel (x, y) is cell (step * x, step * y).
+    seg and distance (H x W) are on the output cells; image pixel (x, y) is cell (step * x, step * y).
     Both are interpolated bilinearly before they are cut at 0.5 and `threshold`. The distance is interpolated
     among person cells alone, since it means nothing elsewhere, and counts as at most twice the threshold: the
     border between two people then lies half-way between their cells, however far apart they are. Pixels
     belong to every person close enough: the assignment is not exclusive.
     """
-    for each in distance:
-        yield torch.from_numpy(_mask(array(seg), array(each), step, height, width, threshold, PERSON))
+    return torch.from_numpy(_mask(array(seg), array(distance), step, height, width, threshold))
 
 
 @compiled
 def _mask(
-    seg: Array, distance: Array, step: float, height: int, width: int, threshold: float, person: float
+    seg: Array, distance: Array, step: float, height: int, width: int, threshold: float
 ) -> npt.NDArray[np.bool_]:
     """One person's mask. Where all four cells around a pixel agree, nothing is interpolated."""
     rows, columns = seg.shape
@@ -137,33 +133,26 @@ def _mask(
             if count == 4:
                 mask[y, firsts[left] : firsts[left + 1]] = True
             elif count > 0:
-                here = _between(seg, distance, top, bottom, below, left, threshold, person)
-                there = _between(seg, distance, top, bottom, below, right, threshold, person)
+                here = _between(seg, distance, top, bottom, below, left, threshold)
+                there = _between(seg, distance, top, bottom, below, right, threshold)
                 for x in range(firsts[left], firsts[left + 1]):
                     beside = min(x * step, columns - 1.0) - left
                     p = (1 - beside) * here[0] + beside * there[0]
                     share = (1 - beside) * here[1] + beside * there[1]
                     total = (1 - beside) * here[2] + beside * there[2]
-                    mask[y, x] = share > 0 and p >= person and total <= threshold * share
+                    mask[y, x] = share > 0 and p >= PERSON and total <= threshold * share
     return mask
 
 
 @compiled
 def _between(
-    seg: Array,
-    distance: Array,
-    top: int,
-    bottom: int,
-    below: float,
-    column: int,
-    threshold: float,
-    person: float,
+    seg: Array, distance: Array, top: int, bottom: int, below: float, column: int, threshold: float
 ) -> tuple[float, float, float]:
     """Between two cells of a column: p_S, the share of person cells, and their distance times that share."""
     p = share = total = 0.0
     for row, weight in ((top, 1 - below), (bottom, below)):
         p += weight * seg[row, column]
-        if seg[row, column] >= person:
+        if seg[row, column] >= PERSON:
             share += weight
             total += weight * min(distance[row, column], 2 * threshold)
     return p, share, total

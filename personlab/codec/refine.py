@@ -34,26 +34,15 @@ def refine(fields: Fields, *, mid_steps: int = STEPS, long_steps: int = STEPS) -
     keypoint's. long, eq. 5: first L_k(x) <- x' + L_k(x'), then L_k(x) <- x' + S_k(x'). The paper writes
     both as positions; offsets from x add up instead.
     """
-    short = fields.short.float()
-    return fields.replace(
-        mid=_follow(fields.mid.float(), short[:, _TARGETS], mid_steps, fields.stride),
-        long=_follow(
-            _follow_itself(fields.long.float(), long_steps, fields.stride), short, long_steps, fields.stride
-        ),
-    )
-
-
-def _follow(offsets: Tensor, short: Tensor, steps: int, stride: int) -> Tensor:
-    """Go where `offsets` (B x N x 2 x H x W) point, then on by the short-range offsets found there."""
-    for _ in range(steps):
-        offsets = offsets + _at_ends(short, offsets, stride)
-    return offsets
-
-
-def _follow_itself(offsets: Tensor, steps: int, stride: int) -> Tensor:
-    for _ in range(steps):
-        offsets = offsets + _at_ends(offsets, offsets, stride)
-    return offsets
+    short, mid, long = fields.short.float(), fields.mid.float(), fields.long.float()
+    target_short = short[:, _TARGETS]
+    for _ in range(mid_steps):
+        mid = mid + _at_ends(target_short, mid, fields.stride)
+    for _ in range(long_steps):
+        long = long + _at_ends(long, long, fields.stride)
+    for _ in range(long_steps):
+        long = long + _at_ends(short, long, fields.stride)
+    return fields.replace(mid=mid, long=long)
 
 
 def _at_ends(field: Tensor, offsets: Tensor, stride: int) -> Tensor:

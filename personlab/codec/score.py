@@ -33,13 +33,11 @@ class Poses:
     scores: Tensor  # N
 
     def select(self, index: Tensor | slice) -> Self:
-        return type(self)(
-            self.keypoints[index], self.presence[index], self.keypoint_scores[index], self.scores[index]
-        )
+        return type(self)(*(tensor[index] for tensor in vars(self).values()))
 
     def scaled(self, factor: float) -> Self:
         """The same poses in an image `factor` times the size."""
-        return type(self)(self.keypoints * factor, self.presence, self.keypoint_scores, self.scores)
+        return replace(self, keypoints=self.keypoints * factor)
 
     def extent(self) -> Tensor:
         """lambda_j of every pose, in pixels: N."""

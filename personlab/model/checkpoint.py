@@ -13,8 +13,10 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from personlab import params
 from personlab.errors import UserError, first
 from personlab.utils.files import write_atomic, write_json
 
@@ -68,6 +70,20 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return _tensors(_read(path), path)
 
 
+def parameters(card: Mapping[str, Any], section: str, path: Path) -> params.Params:
+    """The parameters in a card read from `path`, `section` among them; see `params.from_saved`.
+
+    Raises:
+        UserError: the card lacks the section, or a value is not of its key's type.
+    """
+    if not isinstance(card.get(section), dict):
+        raise UserError(f"{path}: does not describe a network (no '{section}')")
+    try:
+        return params.from_saved(card)
+    except ValidationError as error:
+        raise UserError(f"{path}: does not describe a network: {params.reasons(error)}") from None
+
+
 def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load `state`, read from `path`, into `module`; names and shapes have to match.
 
@@ -78,18 +94,25 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         UserError: names are missing or unexpected, or shapes differ; the message lists the first of each.
     """
     own = module.state_dict()
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in state if n not in own]
-    misshapen = [
-        f"{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
-        for n in own
-        if n in state and state[n].shape != own[n].shape
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    kinds = {
+        "missing": [n for n in own if n not in state and not n.endswith("num_batches_tracked")],
+        "unexpected": [n for n in state if n not in own],
+        "misshapen": misshapen(own, state),
+    }
     problems = [f"{kind}: {first(names)}" for kind, names in kinds.items() if names]
     if problems:
         raise UserError(f"{path}: the weights do not fit this network; " + "; ".join(problems))
     module.load_state_dict({**own, **state})
+
+
+def misshapen(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Names and shapes of the tensors in `state` that have another shape in `own`."""
+    pairs = [(name, state[name].shape, own[name].shape) for name in own if name in state]
+    return [
+        f"{name} {tuple(found)} instead of {tuple(wanted)}"
+        for name, found, wanted in pairs
+        if found != wanted
+    ]
 
 
 def _read(path: Path) -> bytes:

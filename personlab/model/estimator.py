@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from personlab import params
@@ -66,8 +65,7 @@ class Estimator(nn.Module):
 
     def forward(self, crops: Tensor) -> PersonFields:
         """The fields of B x 3 x crop_height x crop_width RGB crops, uint8 or floats in 0..255."""
-        images = self.normalise(crops)
-        features = self.backbone(images.contiguous(memory_format=torch.channels_last))[1]
+        features = self.backbone(self.normalise(crops))[1]
         # the convolution predicts in units of R, so that its outputs are of about 1
         short = self.short(features).unflatten(1, (K, 2)).float() * self.settings.radius
         return PersonFields(heatmap=self.heatmap(features).float(), short=short)
@@ -92,17 +90,13 @@ class Estimator(nn.Module):
         transforms: from the original image to each crop (see `data.crops`).
         """
         batch = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).to(self.heatmap.weight.device)
-        settings = self.settings
-        found: FloatArray = decode(self(batch), settings).numpy()
+        found: FloatArray = decode(self(batch), self.settings).numpy()
         for keypoints, transform in zip(found, transforms, strict=True):
             keypoints[:, :2] = transform.inverse_points(keypoints[:, :2])
         return found
 
     def card(self, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The card of a checkpoint of this estimator.
-
-        training: provenance of the weights, for information only.
-        """
+        """The card of a checkpoint; `training` is the provenance of the weights, for information only."""
         return {
             "format": _FORMAT,
             "estimator": self.settings.model_dump(),
@@ -112,8 +106,7 @@ class Estimator(nn.Module):
 
 
 def build(settings: params.Estimator, root: Path = Path()) -> Estimator:
-    """An estimator to train; the weights of its backbone are random or those of `settings.init`, below
-    `root`.
+    """An estimator to train; its backbone has random weights or those of `settings.init`, relative to `root`.
 
     Raises:
         UserError: `settings.init` cannot be read or does not fit the backbone.
@@ -133,15 +126,7 @@ def from_checkpoint(path: Path) -> Estimator:
     state, card = checkpoint.load(path)
     if card.get("format") != _FORMAT or card.get("skeleton") != list(KEYPOINTS):
         raise UserError(f"{path}: not an estimator of this version; run the estimator stage again")
-    if not isinstance(card.get("estimator"), dict):
-        raise UserError(f"{path}: its card describes no estimator (no 'estimator')")
-    try:
-        settings = params.from_saved(card).estimator
-    except ValidationError as error:
-        raise UserError(
-            f"{path}: its card describes no estimator of this version: {params.reasons(error)}"
-        ) from None
-    estimator = Estimator(settings)
+    estimator = Estimator(checkpoint.parameters(card, "estimator", path.with_suffix(".json")).estimator)
     checkpoint.fit(estimator, state, path)
     return estimator.eval()
 

@@ -5,7 +5,7 @@ R over the positions where they are defined. Values at other positions do not ma
 that is defined nowhere is 0 with gradient 0. All losses are computed in float32.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -32,9 +32,6 @@ class Losses:
         """The weighted sum."""
         return torch.stack([getattr(weights, name) * loss for name, loss in vars(self).items()]).sum()
 
-    def scalars(self) -> list[Tensor]:
-        return [getattr(self, field.name) for field in fields(self)]
-
 
 @dataclass(frozen=True)
 class Objective:
@@ -46,7 +43,6 @@ class Objective:
 
     @classmethod
     def of(cls, model: params.Model, train: params.Train) -> Self:
-        """The objective of a training run."""
         return cls(model.radius, train.loss_weights, steps=STEPS if model.refine else 0)
 
     def __call__(self, predicted: Fields, targets: Targets, counts: Tensor | None = None) -> Losses:
@@ -78,15 +74,8 @@ def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor
 
 def positions(targets: Targets) -> Tensor:
     """Number of positions that each loss is averaged over, in their order (5, int64); may be 0."""
-    return torch.stack(
-        [
-            targets.heatmap_valid.sum() * K,
-            targets.seg_valid.sum(),
-            targets.short_valid.sum(),
-            targets.mid_valid.sum(),
-            targets.long_valid.sum(),
-        ]
-    )
+    valid = (targets.seg_valid, targets.short_valid, targets.mid_valid, targets.long_valid)
+    return torch.stack([targets.heatmap_valid.sum() * K, *(each.sum() for each in valid)])
 
 
 def _logistic(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from personlab import params
@@ -26,6 +25,8 @@ _HEATMAP_PRIOR: Final = 0.02
 _HEAD_STD: Final = 0.001
 
 _FORMAT: Final = "personlab-1"
+# In the card, so that weights of other keypoints or edges are refused.
+SKELETON: Final = {"keypoints": list(KEYPOINTS), "edges": [list(edge) for edge in EDGES]}
 _POSES: Final = ("heatmap", "short", "mid")  # the fields that poses are decoded from
 _INTERMEDIATE: Final = "intermediate."
 
@@ -52,8 +53,10 @@ class Heads(nn.ModuleDict):
 
         In bfloat16 an offset of 200 pixels would be rounded to a whole pixel, and the heads are cheap.
         """
+        features = features.float()
+        out = {name: features.new_empty((features.shape[0], size, 0, 0)) for name, size in CHANNELS.items()}
         with torch.autocast(features.device.type, enabled=False):
-            out = {name: self._field(name, features.float()) for name in CHANNELS}
+            out |= {name: head(features).contiguous() for name, head in self.items()}
         return Fields(
             heatmap=out["heatmap"],
             short=self.radius * out["short"].unflatten(1, (K, 2)),
@@ -62,11 +65,6 @@ class Heads(nn.ModuleDict):
             long=self.radius * out["long"].unflatten(1, (K, 2)),
             stride=stride,
         )
-
-    def _field(self, name: str, features: Tensor) -> Tensor:
-        if name not in self:
-            return features.new_empty((features.shape[0], CHANNELS[name], 0, 0))
-        return cast(Tensor, self[name](features).contiguous())
 
 
 class PersonLab(nn.Module):
@@ -116,19 +114,15 @@ class PersonLab(nn.Module):
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         for side in images.shape[-2:]:
             cells(side, self.stride)
-        normalised = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        features: tuple[Tensor, Tensor] = self.backbone(normalised)
+        features: tuple[Tensor, Tensor] = self.backbone(self.normalise(images))
         return features
 
     def card(self, training: Mapping[str, Any]) -> dict[str, Any]:
-        """The card of a checkpoint of this network.
-
-        training: provenance of the weights (parameters, source), for information only.
-        """
+        """The card of a checkpoint; `training` is the provenance of the weights, for information only."""
         return {
             "format": _FORMAT,
             "model": self.model.model_dump(),
-            "skeleton": _skeleton(),
+            "skeleton": SKELETON,
             "fields": list(self.heads),
             "training": dict(training),
         }
@@ -213,20 +207,11 @@ def _read(path: Path) -> _Saved:
     sidecar = path.with_suffix(".json")
     if card.get("format") != _FORMAT:
         raise UserError(f"{sidecar}: format {card.get('format')!r}, not {_FORMAT!r}: not a PersonLab network")
-    if card.get("skeleton") != _skeleton():
+    if card.get("skeleton") != SKELETON:
         raise UserError(f"{sidecar}: has other keypoints or edges than this version; train again")
-    if not isinstance(card.get("model"), dict):
-        raise UserError(f"{sidecar}: does not describe a network (no 'model')")
-    try:
-        settings = params.from_saved(card)
-    except ValidationError as error:
-        raise UserError(f"{sidecar}: does not describe a network: {params.reasons(error)}") from None
+    settings = checkpoint.parameters(card, "model", sidecar)
     fields = card.get("fields", list(CHANNELS))  # the first cards lack the key
     if fields not in (list(CHANNELS), list(_POSES)):
         raise UserError(f"{sidecar}: fields {fields!r}, neither {list(CHANNELS)} nor {list(_POSES)}")
     decode = settings.decode if {"decode", "codec"} & card.keys() else None
     return _Saved(state, settings.model, decode, masks="seg" in fields)
-
-
-def _skeleton() -> dict[str, Any]:
-    return {"keypoints": list(KEYPOINTS), "edges": [list(edge) for edge in EDGES]}

@@ -118,16 +118,15 @@ def _train(
     needs = {"CPU": cluster.node_cpus(), "GPU": int(compute.gpu)}
     cluster.require(1, cpus=needs["CPU"], gpus=needs["GPU"], hint="set compute.gpu to false")
     with watch(settings.steps, "estimator") as board:
-        config = {
-            "params": settings.model_dump(),
-            "checkpoint_every": compute.checkpoint_every,
-            "root": str(root.resolve()),
-            "run": run,
-            "board": board,
-        }
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config=config,
+            train_loop_config={
+                "settings": settings,
+                "checkpoint_every": compute.checkpoint_every,
+                "root": root.resolve(),
+                "run": run,
+                "board": board,
+            },
             scaling_config=ScalingConfig(num_workers=1, use_gpu=compute.gpu, resources_per_worker=needs),
             run_config=run.config(compute.max_failures),
         )
@@ -138,8 +137,8 @@ def _train(
 
 @no_retry
 def _train_worker(config: dict[str, Any]) -> None:
-    settings = params.Estimator.model_validate(config["params"])
-    run, board, root = config["run"], config["board"], Path(config["root"])
+    settings: params.Estimator = config["settings"]
+    run, board, root = config["run"], config["board"], config["root"]
     malloc.disable_trim()
     torch.manual_seed(settings.seed)
     device = get_device()
@@ -231,11 +230,9 @@ def _groups_with_people(images: Path, people: People) -> Iterator[tuple[RowGroup
 def _curve(losses: list[float]) -> list[dict[str, float]]:
     """At most 100 points of the loss curve, each the mean since the previous one."""
     pieces = np.array_split(np.array(losses), min(len(losses), _CURVE_POINTS))
-    ends = np.cumsum([len(piece) for piece in pieces])
-    return [
-        {"step": int(end), "loss": round(float(piece.mean()), 5)}
-        for end, piece in zip(ends, pieces, strict=True)
-    ]
+    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
+    means = [round(float(piece.mean()), 5) for piece in pieces]
+    return [{"step": end, "loss": mean} for end, mean in zip(ends, means, strict=True)]
 
 
 # --- validation -------------------------------------------------------------------------------------------
@@ -254,10 +251,8 @@ class _Scores:
         if not len(self.labelled):
             return {"oks": None, "pck": None}
         oks = (self.similarity * self.labelled).sum(1) / self.labelled.sum(1)
-        return {
-            "oks": round(float(oks.mean()), 4),
-            "pck": round(float(self.correct[self.labelled].mean()), 4),
-        }
+        pck = self.correct[self.labelled].mean()
+        return {"oks": round(float(oks.mean()), 4), "pck": round(float(pck), 4)}
 
 
 def _validate(estimator: Estimator, val: People, root: Path, height: float, name: str) -> _Scores:

@@ -13,7 +13,7 @@ from personlab import viz
 from personlab.data.example import pixels
 from personlab.data.transform import ImageArray
 from personlab.metrics import report
-from personlab.metrics.coco import Matches, ground_truth, match
+from personlab.metrics.coco import ground_truth, match
 from personlab.params import Params
 from personlab.people import Annotation, Detection
 from personlab.tables import shards
@@ -55,16 +55,18 @@ def run(params: Params, root: Path) -> None:
     for matches in (keypoints, segm):
         log.info("evaluate: %d images, %s\n%s", len(images), matches.task, report.text(matches))
 
-    confident = _confident(keypoints)
-    chosen = _spread(_quality(keypoints, segm), params.evaluate.gallery)
-    exhibits = _exhibits(chosen, _with_images(val, images, chosen), detections, confident, (keypoints, segm))
+    threshold = keypoints.best_threshold()  # of the best F1
+    confident = threshold if math.isfinite(threshold) else 0.0  # not finite if no person is correct
+    qualities = keypoints.per_image(), segm.per_image()
+    chosen = _spread(_mean_quality(*qualities), params.evaluate.gallery)
+    files = shards.read_images(val, chosen)  # of these only: 5000 files have a gigabyte
+    rows = [images[image_id] | files[image_id] for image_id in chosen]
+    exhibits = _exhibits(rows, detections, confident, qualities)
     with atomic_folder(root / "data/evaluate") as output:
         _write_gallery(output, exhibits)
         facts = _facts(images, detections, confident)
-        write_atomic(
-            output / "report.md",
-            report.markdown((keypoints, segm), facts=facts, picture="gallery.jpg" if exhibits else None),
-        )
+        picture = "gallery.jpg" if exhibits else None
+        write_atomic(output / "report.md", report.markdown((keypoints, segm), facts=facts, picture=picture))
     write_json(root / "data/metrics/evaluate.json", {m.task: report.metrics(m) for m in (keypoints, segm)})
     curves = report.precision_recall(keypoints) + report.precision_recall(segm)
     write_json(root / "data/plots/evaluate/precision_recall.json", curves)
@@ -75,15 +77,8 @@ def run(params: Params, root: Path) -> None:
 # --- the gallery --------------------------------------------------------------------------------------------
 
 
-def _confident(keypoints: Matches) -> float:
-    """Least score of the people that are drawn: the threshold of the best F1, or 0 if none is correct."""
-    threshold = keypoints.best_threshold()
-    return threshold if math.isfinite(threshold) else 0.0
-
-
-def _quality(keypoints: Matches, segm: Matches) -> dict[int, float]:
+def _mean_quality(poses: Mapping[int, float], masks: Mapping[int, float]) -> dict[int, float]:
     """Mean quality of poses and masks by image id; without images for which neither is defined."""
-    poses, masks = keypoints.per_image(), segm.per_image()
     defined = {i: [q for q in (poses[i], masks[i]) if not math.isnan(q)] for i in poses}
     return {image_id: sum(values) / len(values) for image_id, values in defined.items() if values}
 
@@ -95,29 +90,18 @@ def _spread(quality: Mapping[int, float], count: int) -> list[int]:
     return [ranked[rank] for rank in ranks]
 
 
-def _with_images(val: Path, images: Mapping[int, Row], image_ids: Sequence[int]) -> dict[int, Row]:
-    """Rows of some images with their files, which are read for these only: 5000 files have a gigabyte."""
-    rows = shards.read_images(val, image_ids)
-    return {image_id: images[image_id] | row for image_id, row in rows.items()}
-
-
 def _exhibits(
-    image_ids: Sequence[int],
-    rows: Mapping[int, Row],
-    detections: Detections,
-    confident: float,
-    evaluations: Sequence[Matches],
+    rows: Sequence[Row], detections: Detections, confident: float, qualities: Sequence[Mapping[int, float]]
 ) -> list[Exhibit]:
-    qualities = [matches.per_image() for matches in evaluations]
-    digits = max(2, len(str(len(image_ids))))
+    digits = max(2, len(str(len(rows))))
     return [
         Exhibit(
-            row=rows[image_id],
-            detections=[person for person in detections[image_id] if person.score >= confident],
-            name=f"{rank:0{digits}}-{image_id}",
-            caption="poses {}, masks {}".format(*(_percent(quality[image_id]) for quality in qualities)),
+            row=row,
+            detections=[person for person in detections[row["image_id"]] if person.score >= confident],
+            name=f"{rank:0{digits}}-{row['image_id']}",
+            caption="poses {}, masks {}".format(*(_percent(each[row["image_id"]]) for each in qualities)),
         )
-        for rank, image_id in enumerate(image_ids, start=1)
+        for rank, row in enumerate(rows, start=1)
     ]
 
 

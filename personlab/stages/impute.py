@@ -62,13 +62,9 @@ def run(params: Params, root: Path) -> None:
     imputed = list[_Imputed]()
     for index, result in sorted(estimates.items()):
         estimate = np.array(result["estimate"], np.float32).reshape(K, 3)
-        person = with_keypoints(
-            Annotation.from_row(rows[index]),
-            estimate,
-            height=result["height"],
-            width=result["width"],
-            min_score=params.impute.min_score,
-        )
+        size = {"height": result["height"], "width": result["width"]}
+        person = Annotation.from_row(rows[index])
+        person = with_keypoints(person, estimate, **size, min_score=params.impute.min_score)
         if person.imputed:
             confidence = np.where(person.visibility > 0, estimate[:, 2], 0).astype(np.float32)
             rows[index] |= person.to_row(confidence)
@@ -86,13 +82,8 @@ def run(params: Params, root: Path) -> None:
 def _is_candidate(row: Row, max_area: float | None) -> bool:
     """Whether a person is in the train split and has a mask, no keypoints and an area below `max_area`."""
     is_small = max_area is None or row["area"] < max_area
-    return (
-        row["split"] == "train"
-        and not row["crowd"]
-        and bool(row["mask"])
-        and not any(row["visibility"])
-        and is_small
-    )
+    is_unlabelled = bool(row["mask"]) and not row["crowd"] and not any(row["visibility"])
+    return row["split"] == "train" and is_unlabelled and is_small
 
 
 def with_keypoints(

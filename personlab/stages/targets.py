@@ -38,12 +38,10 @@ def run(params: Params, root: Path) -> None:
             for part in shards.parts(root / "data/ingest" / split, "ingest"):
                 ids = tables.read_table(part, tables.IMAGES, ["image_id"])["image_id"].to_pylist()
                 rows = [{"image_id": i, "people": by_image.pop((split, i), [])} for i in ids]
-                tables.write_table(
-                    pa.Table.from_pylist(rows, schema=tables.TARGETS),
-                    output / split / part.name,
-                    params_hash=digest,
-                    row_group_size=shards.row_group_size(part),
-                )
+                table = pa.Table.from_pylist(rows, schema=tables.TARGETS)
+                group = shards.row_group_size(part)
+                path = output / split / part.name
+                tables.write_table(table, path, params_hash=digest, row_group_size=group)
                 _add(counts[split], rows)
         if by_image:
             name, image_id = min(by_image)

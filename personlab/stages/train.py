@@ -44,7 +44,6 @@ log = logging.getLogger("personlab")
 _LOG_EVERY: Final = 50  # steps
 # Code that decides the weights, besides this file: a run is resumed only with the same code.
 _CODE: Final = ("codec/encode.py", "codec/fields.py", "codec/refine.py", "data", "model", "training")
-_CURVES: Final = {"loss": "loss", "ap": "AP on val images"}
 
 Points = list[tuple[int, dict[str, float]]]  # (step, value of each curve)
 
@@ -103,10 +102,10 @@ def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any)
     return TorchTrainer(
         _work,
         train_loop_config={
-            "recipe": recipe.model_dump(),
+            "recipe": recipe,
             "checkpoint_every": compute.checkpoint_every,
             "run": run,
-            "root": str(root.resolve()),
+            "root": root.resolve(),
             "board": board,
         },
         scaling_config=ScalingConfig(
@@ -144,20 +143,19 @@ def _write_curves(folder: Path, points: Points) -> None:
 @no_retry
 def _work(config: dict[str, Any]) -> None:
     """The training loop of one worker."""
-    recipe, run, board = Recipe.model_validate(config["recipe"]), config["run"], config["board"]
+    recipe, run, board, root = (config[key] for key in ("recipe", "run", "board", "root"))
     train, device = recipe.train, get_device()
     malloc.disable_trim()
     torch.manual_seed(train.seed)
-    root = Path(config["root"])
     network = build(recipe.model, stride=train.stride, root=root)
     supervised = Supervised(network.train(), Objective.of(recipe.model, train)).to(device)
-    progress = _Progress(network, engine.optimizer(network, train), _average(train))
+    average = Average(start=round(train.average_from * train.steps))
+    progress = _Progress(network, engine.optimizer(network, train), average)
     if state := checkpoints.resumed(run, device, lambda line: board.post.remote(0, line)):
         progress.load(state, device)
         board.post.remote(progress.step, f"resuming from step {progress.step}")
-    validation = (
-        Validation.of(network, root / "data", train) if is_rank_zero() and train.validate_every else None
-    )
+    validates = is_rank_zero() and train.validate_every > 0
+    validation = Validation.of(network, root / "data", train) if validates else None
 
     parallel = prepare_model(supervised, move_to_device=False)
     throughput = _Throughput()
@@ -169,32 +167,13 @@ def _work(config: dict[str, Any]) -> None:
         progress.advance(step, losses, last=last)
         if validation and step % train.validate_every == 0:
             with throughput.paused():  # the other workers wait for this one before the next step
-                progress.ap.append((step, validation(progress.average.of(network))))
+                progress.ap.append((step, validation(average.of(network))))
         if is_rank_zero():
             _report(board, step, progress)
         if step % config["checkpoint_every"] == 0 or last:
             checkpoints.save(run, step, progress.state)
     if is_rank_zero():
         ray.get(board.post.remote(progress.step, throughput.summary()))
-
-
-def _average(train: Train) -> Average:
-    return Average(start=round(train.average_from * train.steps))
-
-
-@dataclass
-class _Curve:
-    """Loss curves; each point is the mean over the steps since the last one."""
-
-    points: Points = field(default_factory=list)
-    recent: list[dict[str, float]] = field(default_factory=list)
-
-    def add(self, step: int, losses: dict[str, float], *, last: bool) -> None:
-        self.recent.append(losses)
-        if step % _LOG_EVERY == 0 or last:
-            means = {name: sum(each[name] for each in self.recent) / len(self.recent) for name in losses}
-            self.points.append((step, means))
-            self.recent = []
 
 
 @dataclass
@@ -204,7 +183,8 @@ class _Progress:
     network: PersonLab
     optimizer: torch.optim.Optimizer
     average: Average
-    curve: _Curve = field(default_factory=_Curve)
+    points: Points = field(default_factory=list)  # losses, each the mean over the steps since the last point
+    recent: list[dict[str, float]] = field(default_factory=list)  # losses of the steps since then
     ap: Points = field(default_factory=list)  # of the averaged weights
     losses: dict[str, float] = field(default_factory=dict)  # of the last step
     step: int = 0
@@ -212,14 +192,18 @@ class _Progress:
     def advance(self, step: int, losses: dict[str, float], *, last: bool) -> None:
         """Record that `step` has updated the network."""
         self.average.update(self.network, step)
-        self.curve.add(step, losses, last=last)
         self.step, self.losses = step, losses
+        self.recent.append(losses)
+        if step % _LOG_EVERY == 0 or last:
+            means = {name: sum(each[name] for each in self.recent) / len(self.recent) for name in losses}
+            self.points.append((step, means))
+            self.recent = []
 
     def state(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "losses": self.losses,
-            "curve": {"points": self.curve.points, "recent": self.curve.recent},
+            "curve": {"points": self.points, "recent": self.recent},
             "ap": self.ap,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -231,13 +215,12 @@ class _Progress:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average.load_state_dict(state["average"], device)
-        self.curve, self.ap = _Curve(**state["curve"]), state["ap"]
-        self.step, self.losses = state["step"], state["losses"]
+        self.points, self.recent = state["curve"]["points"], state["curve"]["recent"]
+        self.step, self.losses, self.ap = state["step"], state["losses"], state["ap"]
 
 
 class _Throughput:
-    """Images per second of a worker, from its second batch on, and the share of time that it waits for
-    data."""
+    """Images per second of a worker from its second batch on, and how long it waits for data."""
 
     def __init__(self) -> None:
         self.images, self.waited, self.validated, self.start = 0, 0.0, 0.0, time.monotonic()
@@ -257,12 +240,10 @@ class _Throughput:
         """Exclude the time of the block, a validation."""
         start = time.monotonic()
         yield
-        seconds = time.monotonic() - start
-        self.validated += seconds
-        self.start += seconds
+        self.validated += time.monotonic() - start
 
     def summary(self) -> str:
-        seconds = max(time.monotonic() - self.start, 1e-9)
+        seconds = max(time.monotonic() - self.start - self.validated, 1e-9)
         validation = f"; {self.validated:.0f} s of validation not included" if self.validated else ""
         return (
             f"{self.images / seconds:.1f} images/s on each worker, "
@@ -272,10 +253,10 @@ class _Throughput:
 
 def _report(board: Any, step: int, progress: _Progress) -> None:
     """Post the step, and new points of the curves."""
-    for curve, points in (("loss", progress.curve.points), ("ap", progress.ap)):
+    for curve, points in (("loss", progress.points), ("AP on val images", progress.ap)):
         if points and points[-1][0] == step:
             values = ", ".join(f"{name} {value:.4f}" for name, value in points[-1][1].items())
-            board.post.remote(step, f"{_CURVES[curve]}: {values or 'no annotated people'}")
+            board.post.remote(step, f"{curve}: {values or 'no annotated people'}")
     board.post.remote(step)
 
 

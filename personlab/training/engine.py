@@ -7,8 +7,7 @@ which each worker takes over its own share.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -21,8 +20,6 @@ from personlab.model.losses import Losses, Objective, positions
 from personlab.model.network import PersonLab
 from personlab.model.precision import autocast
 
-_LOSSES = ("total", *(field.name for field in fields(Losses)))
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -31,9 +28,6 @@ class Batch:
     images: Tensor  # B x 3 x H x W uint8 RGB
     targets: Targets
     image_ids: list[int]  # B, for messages
-
-    def to(self, device: torch.device | str) -> Self:
-        return type(self)(self.images.to(device), self.targets.to(device), self.image_ids)
 
 
 class Supervised(nn.Module):
@@ -60,20 +54,10 @@ class Supervised(nn.Module):
 
 def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
     """The paper's SGD with momentum, or Adam with `momentum` as the decay of its first moment."""
+    parameters, rate, decay = network.parameters(), train.learning_rate, train.weight_decay
     if train.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(),
-            lr=train.learning_rate,
-            momentum=train.momentum,
-            weight_decay=train.weight_decay,
-        )
-    return torch.optim.Adam(
-        network.parameters(),
-        lr=train.learning_rate,
-        betas=(train.momentum, 0.999),
-        weight_decay=train.weight_decay,
-        fused=True,
-    )
+        return torch.optim.SGD(parameters, rate, momentum=train.momentum, weight_decay=decay)
+    return torch.optim.Adam(parameters, rate, betas=(train.momentum, 0.999), weight_decay=decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, train: params.Train, step: int) -> None:
@@ -109,7 +93,9 @@ def train_step(
     with autocast(batch.images.device, precision):
         total, final = supervised(batch.images, batch.targets)
     total.backward()  # before the losses are read, which waits for the GPU
-    losses = _to_dict(_sum_over_workers(_scalars(total, final)) / _workers())
+    scalars = torch.stack([total, *vars(final).values()]).detach()
+    means: list[float] = (_sum_over_workers(scalars) / _workers()).tolist()
+    losses = dict(zip(("total", *vars(final)), means, strict=True))
     if not math.isfinite(losses["total"]):
         images = _gather([] if torch.isfinite(total) else batch.image_ids)
         values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
@@ -141,11 +127,9 @@ class Average:
             return
         self._count += 1
         for name, tensor in network.state_dict().items():
-            if not tensor.is_floating_point():
-                continue
             if name in self._mean:
                 self._mean[name] += (tensor - self._mean[name]) / self._count
-            else:
+            elif tensor.is_floating_point():
                 self._mean[name] = tensor.to(torch.float64, copy=True)
 
     def of(self, network: nn.Module) -> dict[str, Tensor]:
@@ -166,33 +150,19 @@ class Average:
         }
 
 
-def _scalars(total: Tensor, losses: Losses) -> Tensor:
-    return torch.stack([total, *losses.scalars()]).detach()
-
-
-def _to_dict(scalars: Tensor) -> dict[str, float]:
-    values: list[float] = scalars.tolist()
-    return dict(zip(_LOSSES, values, strict=True))
-
-
 def _workers() -> int:
-    return dist.get_world_size() if _distributed() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:
-    if _distributed():
+    if _workers() > 1:
         dist.all_reduce(values)
     return values
 
 
 def _gather(items: list[int]) -> list[int]:
     """The items of all workers."""
-    gathered = [items]
-    if _distributed():
-        gathered = [[] for _ in range(_workers())]
+    gathered = [items] * _workers()
+    if len(gathered) > 1:
         dist.all_gather_object(gathered, items)
     return [item for each in gathered for item in each]
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

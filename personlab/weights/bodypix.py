@@ -26,13 +26,14 @@ from personlab.weights.tfjs import GraphModel
 
 log = logging.getLogger("personlab")
 
-# The heads of the graph that each field consists of.
-_POSE_HEADS: Final = {
-    "heatmap": ("heatmap_2",),
-    "short": ("offset_2",),
-    "mid": ("displacement_fwd_2", "displacement_bwd_2"),
+# The weights in the graph that each field's head consists of.
+_HEADS: Final = {
+    "heatmap": ("heatmap_2/weights",),
+    "short": ("offset_2/weights",),
+    "mid": ("displacement_fwd_2/weights", "displacement_bwd_2/weights"),
+    "seg": ("segment_2/weights",),
+    "long": ("embedding_2/weights",),
 }
-_MASK_HEADS: Final = {"seg": ("segment_2",), "long": ("embedding_2",)}
 _OFFSETS: Final = ("short", "mid", "long")
 # Heads for body parts, and constants of the graph.
 _DROPPED: Final = re.compile(r"part_(heatmap|offset)_2/|clip_by_value/|Pad(_\d+)?/paddings$")
@@ -61,15 +62,12 @@ def import_weights(source: str, out: Path, *, cache: Path) -> None:
 def _network(graph: GraphModel) -> PersonLab:
     """The network that the graph's weights fit, on the meta device, at the graph's stride."""
     model = _architecture(graph)
-    masks = any(f"{head}/weights" in graph.arrays for heads in _MASK_HEADS.values() for head in heads)
-    networks = []
-    for stride in (8, 16, 32):
-        with torch.device("meta"):
-            network = PersonLab(model, stride=stride, masks=masks)
-        networks.append((_differences(graph, network), network))
-    _check_names(graph, networks[0][1])
-    differences, network = min(networks, key=lambda pair: len(pair[0]))
-    if differences:
+    masks = any(name in graph.arrays for name in (*_HEADS["seg"], *_HEADS["long"]))
+    with torch.device("meta"):
+        networks = [PersonLab(model, stride=stride, masks=masks) for stride in (8, 16, 32)]
+    _check_names(graph, networks[0])
+    network = min(networks, key=lambda each: len(_differences(graph, each)))
+    if differences := _differences(graph, network):
         raise UserError(f"{graph.source}: not a network known here: {differences[0]}")
     return network
 
@@ -87,9 +85,6 @@ def _architecture(graph: GraphModel) -> params.Model:
         f"{graph.source}: neither a MobileNetV1 (no Conv2d_0/weights) nor a ResNet-50 (no conv1/weights); "
         "only BodyPix and PoseNet can be imported"
     )
-
-
-# --- names ------------------------------------------------------------------------------------------------
 
 
 def _convolutions(network: PersonLab) -> Iterator[tuple[str, str, nn.Conv2d]]:
@@ -111,18 +106,8 @@ def _graph_name(name: str, mobilenet: bool) -> str:
 
 
 def _bias_name(weights: str) -> str:
-    if weights.endswith("/depthwise_weights"):
-        return weights.removesuffix("weights") + "bias"
-    return weights.removesuffix("weights") + "Conv2D_bias"
-
-
-def _heads(network: PersonLab) -> dict[str, tuple[str, ...]]:
-    """Of each field, the names of the heads' weights in the graph."""
-    heads = _POSE_HEADS | _MASK_HEADS if network.masks else _POSE_HEADS
-    return {field: tuple(f"{name}/weights" for name in names) for field, names in heads.items()}
-
-
-# --- checks -----------------------------------------------------------------------------------------------
+    bias = "bias" if weights.endswith("/depthwise_weights") else "Conv2D_bias"
+    return weights.removesuffix("weights") + bias
 
 
 def _differences(graph: GraphModel, network: PersonLab) -> list[str]:
@@ -136,7 +121,7 @@ def _differences(graph: GraphModel, network: PersonLab) -> list[str]:
 
 def _check_names(graph: GraphModel, network: PersonLab) -> None:
     weights = [name for name, *_ in _convolutions(network)]
-    weights += [name for names in _heads(network).values() for name in names]
+    weights += [name for field in network.heads for name in _HEADS[field]]
     expected = {name for weight in weights for name in (weight, _bias_name(weight))}
     missing = sorted(expected - graph.arrays.keys())
     if missing:
@@ -146,53 +131,37 @@ def _check_names(graph: GraphModel, network: PersonLab) -> None:
         raise UserError(f"{graph.source}: not BodyPix or PoseNet; unknown weights: {first(unknown)}")
 
 
-def _check_shapes(graph: GraphModel, network: PersonLab, state: dict[str, FloatArray]) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    wrong = [
-        f"{name} {array.shape} instead of {expected[name]}"
-        for name, array in state.items()
-        if array.shape != expected[name]
-    ]
-    if wrong:
-        raise UserError(f"{graph.source}: misshapen: {first(wrong)}")
-
-
-# --- weights ----------------------------------------------------------------------------------------------
-
-
 def _state(graph: GraphModel, network: PersonLab) -> dict[str, Tensor]:
     """The network's state dict, without intermediate heads."""
-    state = {}
-    for weights, name, module in _convolutions(network):
-        order = (2, 3, 0, 1) if module.groups > 1 else (3, 2, 0, 1)
-        state[f"{name}.weight"] = _transposed(graph, weights, order)
-        state[f"{name}.bias"] = graph.arrays[_bias_name(weights)]
-    for field, heads in _heads(network).items():
-        for part, arrays in (
-            ("weight", [_transposed(graph, head, (3, 2, 0, 1)) for head in heads]),
-            ("bias", [graph.arrays[_bias_name(head)] for head in heads]),
-        ):
-            if field in _OFFSETS:  # our heads predict in units of R
-                arrays = [_interleave(array) / network.model.radius for array in arrays]
-            state[f"heads.{field}.{part}"] = np.concatenate(arrays)
-    _check_shapes(graph, network, state)
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in state.items()}
+    arrays = {}
+    for graph_name, name, module in _convolutions(network):
+        arrays[f"{name}.weight"], arrays[f"{name}.bias"] = _convolution(graph, graph_name, module.groups > 1)
+    for field in network.heads:
+        heads = [_convolution(graph, name) for name in _HEADS[field]]
+        if field in _OFFSETS:  # our heads predict in units of R
+            heads = [tuple(_interleave(array) / network.model.radius for array in head) for head in heads]
+        weights, biases = zip(*heads, strict=True)
+        arrays[f"heads.{field}.weight"] = np.concatenate(weights)
+        arrays[f"heads.{field}.bias"] = np.concatenate(biases)
+    state = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    if wrong := checkpoint.misshapen(network.state_dict(), state):
+        raise UserError(f"{graph.source}: misshapen: {first(wrong)}")
+    return state
 
 
-def _transposed(graph: GraphModel, name: str, order: tuple[int, int, int, int]) -> FloatArray:
+def _convolution(graph: GraphModel, name: str, depthwise: bool = False) -> tuple[FloatArray, ...]:
+    """Weights, as outputs x inputs x H x W, and bias."""
     array = graph.arrays[name]
     if array.ndim != 4:
         raise UserError(f"{graph.source}: {name} has shape {array.shape}; a convolution's has 4 dimensions")
-    return array.transpose(order)
+    order = (2, 3, 0, 1) if depthwise else (3, 2, 0, 1)
+    return array.transpose(order), graph.arrays[_bias_name(name)]
 
 
 def _interleave(array: FloatArray) -> FloatArray:
     """Reorder channels from all y, then all x, to x, y of each offset."""
     count = len(array) // 2
     return array[: 2 * count].reshape(2, count, *array.shape[1:])[::-1].swapaxes(0, 1).reshape(array.shape)
-
-
-# --- the card ---------------------------------------------------------------------------------------------
 
 
 def _describe(network: PersonLab) -> str:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from personlab.errors import UserError
-from personlab.model.network import PersonLab, from_checkpoint
+from personlab.model.network import SKELETON, PersonLab, from_checkpoint
 from personlab.params import Stride
 from personlab.utils.files import atomic_file
 
@@ -76,20 +76,12 @@ def _program(network: PersonLab) -> Any:
                 verbose=False,
             )
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"ONNX export needs the package {error.name}: pip install 'personlab[onnx]'"
-        ) from None
+        raise UserError(f"ONNX export needs {error.name}: pip install 'personlab[onnx]'") from None
 
 
 def _set_metadata(model: Any, network: PersonLab) -> None:
     """Replace torch's metadata, which contains paths of this machine, by what a decoder needs."""
-    card = network.card({})
-    metadata = {
-        "stride": network.stride,
-        "radius": network.model.radius,
-        "keypoints": card["skeleton"]["keypoints"],
-        "edges": card["skeleton"]["edges"],
-    }
+    metadata = {"stride": network.stride, "radius": network.model.radius, **SKELETON}
     for part in (model, model.graph, *model.graph, *model.graph.initializers.values()):
         part.metadata_props.clear()
     model.metadata_props.update({f"personlab.{name}": json.dumps(value) for name, value in metadata.items()})

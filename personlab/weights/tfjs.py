@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
-from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
+from pydantic import AliasPath, BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 
 from personlab.data.download import download
 from personlab.errors import UserError, first
@@ -78,30 +78,16 @@ class _Group(BaseModel):
         return sum(weight.size for weight in self.weights)
 
 
-class _Numbers(BaseModel):
-    class _List(BaseModel):
-        i: tuple[int, ...] = ()
-
-    list: _List = _List()
-
-
-class _Attributes(BaseModel):
-    strides: _Numbers = _Numbers()
-    dilations: _Numbers = _Numbers()
-
-
 class _Node(BaseModel):
     op: str
     input: tuple[str, ...] = ()
-    attr: _Attributes = _Attributes()
+    strides: tuple[int, ...] = Field((), validation_alias=AliasPath("attr", "strides", "list", "i"))
+    dilations: tuple[int, ...] = Field((), validation_alias=AliasPath("attr", "dilations", "list", "i"))
 
     @property
     def is_convolution(self) -> bool:
-        return (
-            self.op in ("Conv2D", "DepthwiseConv2dNative")
-            and len(self.input) == 2
-            and len(self.attr.strides.list.i) == len(self.attr.dilations.list.i) == 4
-        )
+        is_conv = self.op in ("Conv2D", "DepthwiseConv2dNative") and len(self.input) == 2
+        return is_conv and len(self.strides) == len(self.dilations) == 4
 
 
 class _Topology(BaseModel):
@@ -148,7 +134,7 @@ def read(source: str, cache: Path) -> GraphModel:
         raise UserError(f"{path}: weights that are NaN or infinite: {first(bad)}")
     # Dilations are [d, d, 1, 1] in the published files and [1, d, d, 1] in newer ones: index 1 fits both.
     convolutions = {
-        _SCOPE.sub("", node.input[1]): (node.attr.strides.list.i[1], node.attr.dilations.list.i[1])
+        _SCOPE.sub("", node.input[1]): (node.strides[1], node.dilations[1])
         for node in model.modelTopology.node
         if node.is_convolution
     }

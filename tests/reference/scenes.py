@@ -9,7 +9,10 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Fields, cells
-from personlab.skeleton import FLIP, E, K
+from personlab.skeleton import EDGES, FLIP, E, K
+
+# Directed edge e of a mirrored image is edge EDGE_FLIP[e] of the original.
+EDGE_FLIP = [EDGES.index((FLIP[source], FLIP[target])) for source, target in EDGES]
 
 # Somebody who stands facing us, x and y of each keypoint relative to the nose, for a height of about 1.
 _STANDING = torch.tensor(
@@ -24,6 +27,23 @@ _STANDING = torch.tensor(
 def figure(x: float, y: float, height: float) -> Tensor:
     """Keypoints (K x 2, pixels) of somebody `height` pixels tall with the nose at (x, y)."""
     return _STANDING * height + torch.tensor([x, y])
+
+
+def mirrored(fields: Fields) -> Fields:
+    """The fields of the left-right mirrored image: columns reversed, sides swapped, x negated."""
+    flip, negate_x = list(FLIP), torch.tensor([-1.0, 1.0]).view(2, 1, 1)
+    columns = fields.map(lambda tensor: tensor.flip(-1))
+    return columns.replace(
+        heatmap=columns.heatmap[:, flip],
+        short=columns.short[:, flip] * negate_x,
+        mid=columns.mid[:, EDGE_FLIP] * negate_x,
+        long=columns.long[:, flip] * negate_x,
+    )
+
+
+def image(fields: Fields, index: int) -> Fields:
+    """The fields of one image of a batch, as a batch of one."""
+    return fields.map(lambda tensor: tensor[index : index + 1])
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,16 @@ from torch import Tensor, nn
 
 from personlab import params
 from personlab.model import checkpoint
+from personlab.model.backbones.atrous import Backbone
 from personlab.model.backbones.mobilenet import MobileNet
 from personlab.model.backbones.resnet import ResNet
 from personlab.model.backbones.slim_resnet import SlimResNet
-
-Backbone = ResNet | MobileNet | SlimResNet
 
 PREFIX: Final = "backbone."  # of a backbone's parameters in the checkpoint of a whole network
 
 
 class Normalise(nn.Module):
-    """RGB images to the inputs of a backbone: (x - mean) / std."""
+    """RGB images to the inputs of a backbone: (x - mean) / std, in the faster layout for convolutions."""
 
     mean: Tensor
     std: Tensor
@@ -30,18 +29,12 @@ class Normalise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """B x 3 x H x W, uint8 or floats in 0..255."""
-        return (images.float() - self.mean) / self.std
+        normalised = (images.float() - self.mean) / self.std
+        return normalised.contiguous(memory_format=torch.channels_last)
 
 
 def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, freeze_bn: bool) -> Backbone:
-    """A backbone with random weights.
-
-    Args:
-        kind: architecture.
-        width: channels of the first stage.
-        stride: output stride.
-        freeze_bn: freeze the batch normalisation statistics, for pretrained weights (see `ResNet`).
-    """
+    """A backbone with random weights. width: channels of the first layer; freeze_bn: see `ResNet`."""
     match kind:
         case "mobilenet" | "mobilenet16":
             return MobileNet(kind, width=width, output_stride=stride)
@@ -52,10 +45,8 @@ def make(kind: params.BackboneKind, *, width: int, stride: params.Stride, freeze
 
 
 def load(backbone: Backbone, path: Path) -> None:
-    """Load weights into a backbone.
-
-    path: a checkpoint of a personlab network, whose heads are ignored, or the state dict of a torchvision
-        ResNet in safetensors, whose classifier is ignored.
+    """Load the backbone of a personlab checkpoint, or the state dict of a torchvision ResNet in safetensors,
+    whose classifier is ignored.
 
     Raises:
         UserError: the file cannot be read, or its weights do not fit.

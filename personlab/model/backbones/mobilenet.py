@@ -6,14 +6,13 @@ dilation on both sides equals SAME padding.
 """
 
 import math
-from itertools import islice
 from typing import Final, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu6
 
-from personlab.model.backbones.atrous import Layer, atrous, conv3x3
+from personlab.model.backbones.atrous import Backbone, Layer, atrous, conv3x3
 from personlab.params import Stride
 
 MobileNetKind = Literal["mobilenet", "mobilenet16"]
@@ -46,57 +45,33 @@ class Block(nn.Module):
         return cast(Tensor, self.depthwise(x))
 
 
-class MobileNet(nn.Module):
-    """A MobileNetV1 without its classifier, at output stride 8, 16 or 32.
+class MobileNet(Backbone):
+    """MobileNetV1; its middle features are the input of the last two blocks.
 
     Args:
         kind: "mobilenet" is the standard network, of native stride 32; in "mobilenet16" the last two blocks
             neither stride nor widen, as in PoseNet and BodyPix 0.50 and 0.75.
         width: channels of the first layer; 32 in the standard network.
-        output_stride: input pixels per output cell; it changes no parameter.
-
-    Attributes:
-        channels: of the two outputs, (middle, final).
-        mean, std: RGB statistics of its inputs, on a scale of 0..255.
+        output_stride: input pixels per output cell.
     """
 
-    mean: Final = (127.5, 127.5, 127.5)
-    std: Final = (127.5, 127.5, 127.5)
+    mean = (127.5, 127.5, 127.5)
+    std = (127.5, 127.5, 127.5)
 
     def __init__(self, kind: MobileNetKind, *, width: int = 32, output_stride: Stride = 32) -> None:
         super().__init__()
         strides = (2, *(stride for stride, _ in _BLOCKS[kind]))
         _, *layers = atrous(strides, output_stride)
         self.conv0 = nn.Conv2d(3, width, 3, 2, padding=1)
-        self.blocks = nn.ModuleList()
-        inputs = width
-        for (_, multiple), layer in zip(_BLOCKS[kind], layers, strict=True):
-            self.blocks.append(Block(inputs, multiple * width, layer))
-            inputs = multiple * width
-        self.channels = (16 * width, inputs)
-        # by how much each output is finer than the output stride: its native stride may be smaller
-        self._steps = tuple(-(-output_stride // native) for native in (16, math.prod(strides)))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        outputs = [width, *(multiple * width for _, multiple in _BLOCKS[kind])]
+        self.blocks = nn.Sequential(*map(Block, outputs[:-1], outputs[1:], layers))
+        self.channels = (outputs[-3], outputs[-1])
+        # Features of a native stride below the output stride are subsampled.
+        self._steps = [-(-output_stride // native) for native in (16, math.prod(strides))]
+        self.init_weights()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of B x 3 x H x W normalised images: (middle, final), both at the output stride.
-
-        `middle` is the input of the last two blocks, for intermediate supervision. Of features whose native
-        stride is smaller than the output stride, every second cell is taken.
-        """
-        x = relu6(self.conv0(x), inplace=True)
-        blocks = iter(self.blocks)
-        for block in islice(blocks, len(_SHARED)):
-            x = block(x)
-        middle = x
-        for block in blocks:
-            x = block(x)
-        return _subsample(middle, self._steps[0]), _subsample(x, self._steps[1])
-
-
-def _subsample(x: Tensor, step: int) -> Tensor:
-    return x if step == 1 else x[..., ::step, ::step]
+        middle = self.blocks[:-2](relu6(self.conv0(x), inplace=True))
+        final = self.blocks[-2:](middle)
+        fine, coarse = self._steps
+        return middle[..., ::fine, ::fine], final[..., ::coarse, ::coarse]

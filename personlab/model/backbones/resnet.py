@@ -6,22 +6,22 @@ load unchanged.
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final, Self, cast
+from typing import Final, Self
 
 from torch import Tensor, nn
 
-from personlab.model.backbones.atrous import Layer, atrous, conv3x3
+from personlab.model.backbones.atrous import Backbone, Layer, atrous, conv3x3
 from personlab.params import ResNetKind, Stride
 
 
-def _conv1x1(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
+def _conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
 
-def _downsample(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+def _downsample(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(_conv1x1(inputs, outputs, stride=stride), nn.BatchNorm2d(outputs))
+        return nn.Sequential()  # the identity
+    return nn.Sequential(_conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
@@ -40,9 +40,10 @@ class BasicBlock(nn.Module):
         self.downsample = _downsample(inputs, planes, first.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return cast(Tensor, self.relu(out + (x if self.downsample is None else self.downsample(x))))
+        out = self.relu(out + self.downsample(x))
+        return out
 
 
 class Bottleneck(nn.Module):
@@ -64,15 +65,14 @@ class Bottleneck(nn.Module):
         self.downsample = _downsample(inputs, outputs, layer.stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return cast(Tensor, self.relu(out + (x if self.downsample is None else self.downsample(x))))
+        out = self.relu(out + self.downsample(x))
+        return out
 
 
-Block = type[BasicBlock] | type[Bottleneck]
-
-_STAGES: Final[dict[ResNetKind, tuple[Block, tuple[int, int, int, int]]]] = {
+_STAGES: Final[dict[ResNetKind, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]]] = {
     "resnet18": (BasicBlock, (2, 2, 2, 2)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
@@ -80,30 +80,25 @@ _STAGES: Final[dict[ResNetKind, tuple[Block, tuple[int, int, int, int]]]] = {
 }
 
 
-class ResNet(nn.Module):
-    """A ResNet without its classifier, at output stride 8, 16 or 32.
+class ResNet(Backbone):
+    """ResNet-18, 50, 101 or 152; its middle features are the output of `layer3`.
 
     Args:
         kind: depth of the ResNet.
         width: channels of the first stage; 64 in the standard network.
-        output_stride: input pixels per output cell; it changes no parameter.
+        output_stride: input pixels per output cell.
         freeze_bn: normalise with the running statistics in training mode too, and do not update them; scale
             and bias stay trainable. For pretrained weights.
-
-    Attributes:
-        channels: of the two outputs, (middle, final).
-        mean, std: RGB statistics of its inputs, on a scale of 0..255; ImageNet's, as in torchvision.
     """
 
-    mean: Final = (123.675, 116.28, 103.53)
-    std: Final = (58.395, 57.12, 57.375)
+    mean = (123.675, 116.28, 103.53)  # of ImageNet, as in torchvision
+    std = (58.395, 57.12, 57.375)
 
     def __init__(
         self, kind: ResNetKind, *, width: int = 64, output_stride: Stride = 32, freeze_bn: bool = False
     ) -> None:
         super().__init__()
         block, counts = _STAGES[kind]
-        self.output_stride = output_stride
         self.freeze_bn = freeze_bn
         self.channels = (4 * width * block.expansion, 8 * width * block.expansion)
         self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
@@ -113,17 +108,18 @@ class ResNet(nn.Module):
         strides = [2, 2]  # of conv1 and maxpool, then of all 3x3 convolutions
         for count, stride in zip(counts, (1, 2, 2, 2), strict=True):
             strides += [stride] + [1] * (count * block.layers - 1)
-        layers = islice(atrous(strides, output_stride), 2, None)
+        layers = iter(atrous(strides, output_stride)[2:])
         self._inputs = width
         self.layer1 = self._stage(block, width, counts[0], layers)
         self.layer2 = self._stage(block, 2 * width, counts[1], layers)
         self.layer3 = self._stage(block, 4 * width, counts[2], layers)
         self.layer4 = self._stage(block, 8 * width, counts[3], layers)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self._middle_step = max(1, output_stride // 16)  # layer3 has stride 16 at most
+        self.init_weights("fan_out")
 
-    def _stage(self, block: Block, planes: int, count: int, layers: Iterator[Layer]) -> nn.Sequential:
+    def _stage(
+        self, block: type[BasicBlock | Bottleneck], planes: int, count: int, layers: Iterator[Layer]
+    ) -> nn.Sequential:
         blocks = []
         for _ in range(count):
             blocks.append(block(self._inputs, planes, *islice(layers, block.layers)))
@@ -139,14 +135,7 @@ class ResNet(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of B x 3 x H x W normalised images: (middle, final), both at the output stride.
-
-        `middle` is the output of `layer3`, for intermediate supervision. Its native stride is 16; at output
-        stride 32 every second cell is taken.
-        """
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        middle: Tensor = self.layer3(self.layer2(self.layer1(x)))
-        final: Tensor = self.layer4(middle)
-        if self.output_stride == 32:
-            middle = middle[..., ::2, ::2]
-        return middle, final
+        middle = self.layer3(self.layer2(self.layer1(x)))
+        final = self.layer4(middle)
+        return middle[..., :: self._middle_step, :: self._middle_step], final

@@ -7,11 +7,11 @@ at any input size.
 """
 
 from itertools import islice
-from typing import Final, cast
+from typing import Final
 
 from torch import Tensor, nn
 
-from personlab.model.backbones.atrous import Layer, atrous, conv3x3
+from personlab.model.backbones.atrous import Backbone, Layer, atrous, conv3x3
 from personlab.params import Stride
 
 _EXPANSION: Final = 4
@@ -33,30 +33,23 @@ class Unit(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.conv1(x))
+        out: Tensor = self.relu(self.conv1(x))
         out = self.conv3(self.relu(self.conv2(out)))
-        return cast(Tensor, self.relu(out + self._identity(x)))
-
-    def _identity(self, x: Tensor) -> Tensor:
-        if self.shortcut is not None:
-            return cast(Tensor, self.shortcut(x))
-        return x if self.stride == 1 else x[..., :: self.stride, :: self.stride]
+        shortcut = self.shortcut(x) if self.shortcut is not None else x[..., :: self.stride, :: self.stride]
+        out = self.relu(out + shortcut)
+        return out
 
 
-class SlimResNet(nn.Module):
-    """A ResNet-50 without its classifier, at output stride 8, 16 or 32.
+class SlimResNet(Backbone):
+    """ResNet-50; its middle features are the output of `block3`.
 
     Args:
         width: channels of the first layer; 64 in the standard network.
-        output_stride: input pixels per output cell; it changes no parameter.
-
-    Attributes:
-        channels: of the two outputs, (middle, final).
-        mean, std: RGB statistics of its inputs, on a scale of 0..255.
+        output_stride: input pixels per output cell.
     """
 
-    mean: Final = (123.15, 115.90, 103.06)
-    std: Final = (1.0, 1.0, 1.0)
+    mean = (123.15, 115.90, 103.06)
+    std = (1.0, 1.0, 1.0)
 
     def __init__(self, *, width: int = 64, output_stride: Stride = 32) -> None:
         super().__init__()
@@ -67,29 +60,18 @@ class SlimResNet(nn.Module):
         strides = [2, 2]  # of conv1 and maxpool, then of all units
         for count, stride in zip(_UNITS, _BLOCK_STRIDES, strict=True):
             strides += [1] * (count - 1) + [stride]
-        layers = islice(atrous(strides, output_stride), 2, None)
-        inputs = width
-        blocks = []
-        for index, count in enumerate(_UNITS):
-            planes = width << index
+        layers = iter(atrous(strides, output_stride)[2:])
+        inputs, blocks = width, []
+        for planes, count in zip((width, 2 * width, 4 * width, 8 * width), _UNITS, strict=True):
             units = []
             for layer in islice(layers, count):
                 units.append(Unit(inputs, planes, layer))
                 inputs = _EXPANSION * planes
             blocks.append(nn.Sequential(*units))
         self.block1, self.block2, self.block3, self.block4 = blocks
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.init_weights()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of B x 3 x H x W normalised images: (middle, final), both at the output stride.
-
-        `middle` is the output of the third block, for intermediate supervision.
-        """
         x = self.maxpool(self.relu(self.conv1(x)))
-        middle: Tensor = self.block3(self.block2(self.block1(x)))
-        final: Tensor = self.block4(middle)
-        return middle, final
+        middle = self.block3(self.block2(self.block1(x)))
+        return middle, self.block4(middle)
