@@ -8,19 +8,23 @@ People with keypoints, people with a mask only, and crowds are kept. Every recor
 error. Annotations of other categories are counted.
 
 Values are those that COCO's own tools use:
-- coordinates refer to the pixels as stored in the file (EXIF orientation is not applied);
+- coordinates refer to the pixels as stored in the file or, where only these have the annotated size, to
+  those that EXIF orientation shows;
 - unlabelled keypoints (visibility 0) are (0, 0);
 - labelled keypoints and boxes may exceed the image's border by up to `MARGIN` pixels (COCO rounds) and are
   kept as annotated, so that scores equal those of COCO's tools; farther out, the record is rejected;
-- polygons with fewer than three points are ignored; an empty mask is rejected.
+- polygons with fewer than three points are ignored; an empty mask is rejected;
+- a missing box is that of the mask or of the labelled keypoints, a missing area that of the mask.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -28,9 +32,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from personlab.data import images
-from personlab.data.json_fields import BadRecordError, integer, numbers, record_id, repeated
-from personlab.data.segmentation import rle_and_area
+from personlab.data import images, units
+from personlab.data.json_fields import (
+    BadRecordError,
+    integer,
+    numbers,
+    record_id,
+    repeated,
+    shown,
+    whole,
+)
+from personlab.data.segmentation import bounds, rle_and_area
 from personlab.errors import UserError
 from personlab.people import Annotation, FloatArray
 from personlab.skeleton import KEYPOINTS, K
@@ -39,6 +51,7 @@ from personlab.tables import PEOPLE, REJECTS, Split
 MARGIN: Final = 1.0
 
 Array = npt.NDArray[np.float64]
+NamesIn = Callable[[Path], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -70,12 +83,22 @@ class Records:
 
 @dataclass(frozen=True)
 class Image:
-    """An image whose file was decoded and has this size. file_name is relative to the layout's root."""
+    """An image whose file was decoded and has this size.
+
+    file_name: relative to the layout's root.
+    orientation: EXIF's; 1 is upright.
+    """
 
     id: int
     file_name: str
     height: int
     width: int
+    orientation: int = 1
+
+    @property
+    def orientation_is_unclear(self) -> bool:
+        """Whether the size does not tell if the annotations mean the pixels as stored or as shown."""
+        return self.orientation > 1 and (self.orientation < 5 or self.height == self.width)
 
 
 @dataclass(frozen=True)
@@ -115,8 +138,13 @@ def load_file(path: Path) -> Records:
         raise UserError(f"{path}: lists no image; there is nothing to do")
     person = _person_id(path, categories, annotations)
     # Where the category is not a number, the annotation is kept, to be rejected with this reason.
-    people = [a for a in annotations if (category := _category_id(a)) is None or category == person]
+    people = [a for a in annotations if _category_id(a) in (None, person)]
     names = {number: _name(c) for c in categories if (number := record_id(c)) is not None}
+    if unknown := set() if people else set(map(_category_id, annotations)) - names.keys():
+        raise UserError(
+            f"{path}: none of its {len(annotations)} annotations is of category {person}, which is person; "
+            f"there are some of {_some(unknown)}, which 'categories' does not list"
+        )
     return Records(images, people, len(annotations) - len(people), person, names)
 
 
@@ -158,6 +186,8 @@ def _load_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; COCO's annotations should be there") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: not UTF-8 ({error.reason} at byte {error.start})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); is it complete? Get it again") from None
 
@@ -184,18 +214,31 @@ def _person_id(path: Path, categories: Sequence[Any], annotations: Sequence[Any]
             f"{path}: 'categories' must name 'person' once, not {len(named)} times; its categories: {known}"
         )
     (person,) = named
-    number = person.get("id")
-    if not isinstance(number, int | float) or number != number // 1:
-        raise UserError(f"{path}: the id of category 'person' is {json.dumps(number)}, not a whole number")
+    try:
+        number = integer(person, "id", 0, 2**63)
+    except BadRecordError as error:
+        raise UserError(f"{path}: category 'person': {error}") from None
+    if shared := [_name(c) for c in categories if record_id(c) == number and c is not person]:
+        raise UserError(f"{path}: category id {number} is that of 'person' and of '{shared[0]}'")
     keypoints = person.get("keypoints")
     listed = keypoints if isinstance(keypoints, list) else []
-    names = [re.sub(r"\W+", "_", str(name).strip().lower()) for name in listed]
-    if names != list(KEYPOINTS) and sorted(names) == sorted(KEYPOINTS):
-        order = ", ".join(KEYPOINTS)
-        raise UserError(
-            f"{path}: the keypoints of category 'person' are in another order than COCO's: {order}"
-        )
-    return int(number)
+    for name, coco in zip(listed, KEYPOINTS, strict=False):
+        if _words(name) in map(_words, KEYPOINTS) and _words(name) != _words(coco):
+            raise UserError(
+                f"{path}: the keypoints of category 'person' are in another order than COCO's: '{name}' is "
+                f"listed instead of {coco}; COCO's are {', '.join(KEYPOINTS)}"
+            )
+    return number
+
+
+def _words(keypoint: Any) -> frozenset[str]:
+    """The words of a keypoint's name: left_eye, "Left eye", leftEye, l_eye and eye.L are the same."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", str(keypoint))
+    return frozenset({"l": "left", "r": "right"}.get(word.lower(), word.lower()) for word in words)
+
+
+def _some(values: Iterable[object]) -> str:
+    return ", ".join(map(str, sorted(values, key=str)[:5]))
 
 
 def _name(category: Any) -> str:
@@ -203,10 +246,9 @@ def _name(category: Any) -> str:
     return str(category.get("name")).strip().lower() if isinstance(category, dict) else ""
 
 
-def _category_id(annotation: Any) -> float | None:
-    """The category of an annotation, if it is a number."""
-    value = annotation.get("category_id") if isinstance(annotation, dict) else None
-    return value if isinstance(value, int | float) else None
+def _category_id(annotation: Any) -> int | None:
+    """The category of an annotation, if it is a whole number."""
+    return whole(annotation.get("category_id")) if isinstance(annotation, dict) else None
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -216,13 +258,14 @@ def check_images(layout: Layout, records: Sequence[Any]) -> Iterator[Image | Rej
     """Decode every image and compare its size with the record, in threads; in the order of the records."""
     repeats = repeated(records)
     folder = layout.images.resolve()
+    names_in = cache(_names_in)  # for this run, since files may be added between runs
 
     def check(position: int) -> Image | Reject:
         record = records[position]
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
-            return _image(layout, folder, record)
+            return _image(layout, folder, record, names_in)
         except BadRecordError as error:
             return _reject(layout, "image", position, record, error)
 
@@ -230,14 +273,35 @@ def check_images(layout: Layout, records: Sequence[Any]) -> Iterator[Image | Rej
         yield from pool.map(check, range(len(records)))
 
 
-def _image(layout: Layout, folder: Path, record: Any) -> Image:
+def _image(layout: Layout, folder: Path, record: Any, names_in: NamesIn) -> Image:
     image_id = integer(record, "id", 0, 2**63)
     height, width = integer(record, "height", 1, 2**31), integer(record, "width", 1, 2**31)
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
         raise BadRecordError("has no file_name")
-    _check_pixels(_inside(folder, name), name, (height, width))
-    return Image(image_id, f"{layout.images.name}/{PurePosixPath(name)}", height, width)
+    if not images.exists(_inside(folder, name)):
+        name = _as_on_disk(folder, name, names_in)
+    path = _inside(folder, name)
+    try:
+        images.read_annotated(path, height, width)
+        orientation = images.orientation(path)
+    except UserError as error:
+        raise BadRecordError(f"{name}: {error}") from None
+    return Image(image_id, f"{layout.images.name}/{PurePosixPath(name)}", height, width, orientation)
+
+
+def _as_on_disk(folder: Path, name: str, names_in: NamesIn) -> str:
+    """The name of a file whose accents are composed otherwise on the disk than in the annotations."""
+    place = PurePosixPath()
+    for part in PurePosixPath(name).parts:
+        place /= names_in(folder / place).get(unicodedata.normalize("NFC", part), part)
+    return str(place)
+
+
+def _names_in(folder: Path) -> dict[str, str]:
+    """The names in a folder by their composed form; macOS decomposes accents (NFD)."""
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return {unicodedata.normalize("NFC", name): name for name in names}
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -249,17 +313,6 @@ def _inside(folder: Path, name: str) -> Path:
     if not path.is_relative_to(folder) or ".." in PurePosixPath(name).parts:
         raise BadRecordError(f"file_name '{name}' is outside the image folder")
     return path
-
-
-def _check_pixels(path: Path, name: str, size: tuple[int, int]) -> None:
-    """Decode an image file and compare its (height, width) with the record's."""
-    try:
-        found = images.read(path, apply_exif=False).shape[:2]
-    except UserError as error:
-        raise BadRecordError(f"{name}: {error}") from None
-    if found != size:
-        pixels, stated = (f"{width} x {height}" for height, width in (found, size))
-        raise BadRecordError(f"{name} is {pixels} pixels, the annotations say {stated}")
 
 
 def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> dict[int, Image | Reject]:
@@ -278,15 +331,23 @@ def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> d
 def check_people(
     layout: Layout, records: Sequence[Any], images: Mapping[int, Image | Reject]
 ) -> Iterator[Person | Reject]:
-    """Check every person, in the order of the records. People of rejected images are rejected."""
+    """Check every person, in the order of the records. People of rejected images are rejected.
+
+    Raises:
+        UserError: the coordinates of most people are of another kind than COCO's.
+    """
     repeats = repeated(records)
+    sizes = {number: (i.height, i.width) for number, i in images.items() if isinstance(i, Image)}
+    if fault := units.fault(records, sizes):
+        raise UserError(f"{layout.annotations}: {fault}")
     for position, record in enumerate(records):
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
             person = check_person(record, images)
             if not person.annotation.rle:
-                raise BadRecordError("has no segmentation")
+                found = f"segmentation is {shown(record['segmentation'])}" if "segmentation" in record else ""
+                raise BadRecordError(f"{found or 'has no segmentation'}; people need masks to be trained on")
             yield person
         except BadRecordError as error:
             yield _reject(layout, "annotation", position, record, error)
@@ -307,9 +368,10 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
     if "category_id" not in record:
         raise BadRecordError("has no category_id")
     if _category_id(record) is None:
-        raise BadRecordError(f"category_id is {json.dumps(record['category_id'])[:40]}, not a number")
-    if record.get("iscrowd", 0) not in (0, 1):
-        raise BadRecordError(f"iscrowd is {record['iscrowd']!r}, not 0 or 1")
+        raise BadRecordError(f"category_id is {shown(record['category_id'])}, not a whole number")
+    crowd = record.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise BadRecordError(f"iscrowd is {shown(crowd)}, not 0 or 1")
     keypoints, visibility = _keypoints(record.get("keypoints"), image)
     segmentation, area = record.get("segmentation"), record.get("area")
     rle = b""
@@ -318,49 +380,80 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
         area = mask_area if area is None else area
     if area is None:
         raise BadRecordError("has neither area nor segmentation")
+    box = _box(record.get("bbox"), image, rle, keypoints[visibility > 0])
     annotation = Annotation(
         id=person_id,
         keypoints=keypoints,
         visibility=visibility,
         imputed=False,
-        box=_box(record.get("bbox"), image),
+        box=box,
         area=_area(area),
-        crowd=bool(record.get("iscrowd", 0)),
+        crowd=bool(crowd),
         rle=rle,
     )
     return Person(image_id, annotation)
 
 
 def _keypoints(value: Any, image: Image) -> tuple[FloatArray, npt.NDArray[np.int8]]:
-    """Positions (K x 2) and visibilities (K); all unlabelled without `keypoints` (COCO's instances files)."""
-    if value is None:
+    """Positions (K x 2) and visibilities (K); all unlabelled without `keypoints`, or if it is null or []."""
+    if value in (None, []):
         return np.zeros((K, 2), np.float32), np.zeros(K, np.int8)
     triples = numbers(value, "keypoints")
     if len(triples) != 3 * K:
-        raise BadRecordError(f"keypoints holds {len(triples)} numbers, not {3 * K}")
+        raise BadRecordError(
+            f"keypoints holds {len(triples)} numbers, not {3 * K}: x, y, visibility of COCO's {K} keypoints"
+        )
     xy, visibility = np.split(triples.reshape(K, 3), [2], axis=1)
     visibility = visibility[:, 0]
-    if not np.isin(visibility, (0, 1, 2)).all():
-        raise BadRecordError("a keypoint's visibility is not 0, 1 or 2")
+    if (odd := ~np.isin(visibility, (0, 1, 2))).any():
+        k = int(odd.argmax())
+        raise BadRecordError(
+            f"the visibility of {KEYPOINTS[k]} is {visibility[k]:g}, not 0 (unlabelled), 1 (hidden) or "
+            "2 (visible)"
+        )
     labelled = visibility > 0
     outside = labelled & _outside(xy, image).any(axis=1)
     if outside.any():
         k = int(outside.argmax())
-        x, y = xy[k]
-        raise BadRecordError(f"{KEYPOINTS[k]} at ({x:g}, {y:g}) is {_out_of(image)}")
+        raise BadRecordError(f"{KEYPOINTS[k]} at {_numbers(xy[k])} is {_out_of(image)}")
     return np.where(labelled[:, None], xy, 0).astype(np.float32), visibility.astype(np.int8)
 
 
-def _box(value: Any, image: Image) -> tuple[float, float, float, float]:
+def _box(value: Any, image: Image, rle: bytes, labelled: FloatArray) -> tuple[float, float, float, float]:
+    """The box (x, y, width, height), which has to lie where the mask and the labelled keypoints (N x 2) are.
+
+    If it is null or [], it is the box of the mask or, without one, of the keypoints.
+    """
+    mask = bounds(rle, image.height, image.width) if rle else None
+    if value in (None, []):
+        if mask is None and not len(labelled):
+            raise BadRecordError("has no bbox")
+        low, high = (labelled.min(axis=0), labelled.max(axis=0)) if mask is None else np.split(mask, 2)
+        value = [*low.tolist(), *(high - low).tolist()]
     box = numbers(value, "bbox")
     if len(box) != 4:
-        raise BadRecordError(f"bbox holds {len(box)} numbers, not 4")
+        raise BadRecordError(f"bbox holds {len(box)} numbers, not 4: x, y, width, height")
     x, y, width, height = box.tolist()
     if np.float32(width) <= 0 or np.float32(height) <= 0:  # tables hold float32
         raise BadRecordError(f"bbox has no area: {width:g} x {height:g}")
     if _outside(np.array([[x, y], [x + width, y + height]]), image).any():
-        raise BadRecordError(f"bbox ({x:g}, {y:g}, {width:g}, {height:g}) is {_out_of(image)}")
+        raise BadRecordError(f"bbox {_numbers(box)} (x, y, width, height) is {_out_of(image)}")
+    corner, size = np.split(box, 2)
+    if mask is not None and ((mask[2:] < corner - MARGIN) | (mask[:2] > corner + size + MARGIN)).any():
+        raise BadRecordError(
+            f"bbox {_numbers(box)} and the mask, from {_numbers(mask[:2])} to {_numbers(mask[2:])}, lie apart"
+        )
+    # Keypoints may be outside of the box, but hardly all of them by more than its size.
+    near = ((labelled >= corner - size - MARGIN) & (labelled <= corner + 2 * size + MARGIN)).all(axis=1)
+    if len(labelled) and not near.any():
+        raise BadRecordError(
+            f"no labelled keypoint is near the bbox {_numbers(box)}; one is at {_numbers(labelled[0])}"
+        )
     return x, y, width, height
+
+
+def _numbers(values: Array | FloatArray) -> str:
+    return f"({', '.join(f'{value:g}' for value in values)})"
 
 
 def _outside(xy: Array, image: Image) -> npt.NDArray[np.bool_]:

@@ -18,8 +18,9 @@ from personlab import params as parameters
 from personlab import tables, viz
 from personlab.data import coco
 from personlab.data.example import pixels
+from personlab.data.images import stored_as_annotated
 from personlab.data.transform import ImageArray
-from personlab.errors import UserError
+from personlab.errors import UserError, first
 from personlab.params import Params
 from personlab.people import Annotation
 from personlab.stages.acquire import check_unchanged, image_root
@@ -84,6 +85,7 @@ def run(params: Params, root: Path) -> None:
     write_json(root / "data/metrics/ingest.json", metrics)
     for name, counts in metrics.items():
         _log(name, counts)
+        _warn_of_exif(name, splits[name].images)
 
 
 def _pack(
@@ -97,7 +99,7 @@ def _pack(
             "file_name": image.file_name,
             "height": image.height,
             "width": image.width,
-            "image": (folder / image.file_name).read_bytes(),
+            "image": stored_as_annotated(folder / image.file_name, image.height, image.width),
         }
         for image in progress(ordered, label=f"ingest: pack {output.name}")
     )
@@ -201,6 +203,16 @@ def _kind(person: Annotation) -> str:
     if person.visibility.any():
         return "with_keypoints"
     return "small_without_keypoints" if person.area < _SMALL else "large_without_keypoints"
+
+
+def _warn_of_exif(name: Split, images: Sequence[coco.Image]) -> None:
+    if unclear := [image.file_name for image in images if image.orientation_is_unclear]:
+        log.warning(
+            "ingest: %s: %d images have an EXIF orientation that their size does not tell apart (%s): the "
+            "annotations are taken to mean the pixels as stored. If data/ingest/sheet.jpg shows them beside "
+            "the people, turn the files as EXIF says ('mogrify -auto-orient')",
+            *(name, len(unclear), first(unclear)),
+        )
 
 
 def _log(name: Split, metrics: Metrics) -> None:

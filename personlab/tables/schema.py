@@ -57,7 +57,7 @@ IMAGES = pa.schema(
         ("file_name", pa.string()),  # relative to the dataset's root, e.g. val2017/000000000139.jpg
         ("height", pa.int32()),
         ("width", pa.int32()),
-        ("image", pa.binary()),  # the file's own bytes
+        ("image", pa.binary()),  # the file's own bytes, or a PNG of the pixels that EXIF shows
     ]
 )
 
