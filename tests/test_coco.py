@@ -436,7 +436,7 @@ FATAL = {
     ),
     "unlisted category": (
         GOOD | {"annotations": [person(5, 1, category_id=0)]},
-        "none of its 1 annotations is of category 1, which is person; there are some of 0, which",
+        "none of its 1 annotations is of category 1, person, but some are of 0, which",
     ),
     "order": (
         GOOD | {"categories": [{"id": 1, "name": "person", "keypoints": ["Left Eye", "nose"]}]},

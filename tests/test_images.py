@@ -135,13 +135,13 @@ def turned(folder: Path) -> Path:
 def test_the_annotated_size_tells_the_orientation(tmp_path: Path) -> None:
     path = turned(tmp_path)
     shown = np.rot90(np.asarray(colours()), -1)
-    np.testing.assert_array_equal(images.read_annotated(path, WIDTH, HEIGHT), shown)
+    np.testing.assert_array_equal(images.decode_annotated(path, WIDTH, HEIGHT), shown)
     packed = images.stored_as_annotated(path, WIDTH, HEIGHT)
     np.testing.assert_array_equal(images.decode(packed, apply_exif=False), shown)
     assert images.stored_as_annotated(path, HEIGHT, WIDTH) == path.read_bytes()
     message = r"is 30 x 20 pixels \(20 x 30 as its EXIF orientation shows it\), the annotations say 9 x 5"
     with pytest.raises(UserError, match=message):
-        images.read_annotated(path, 5, 9)
+        images.decode_annotated(path, 5, 9)
 
 
 @pytest.mark.parametrize("value", [0, 9])

@@ -43,7 +43,7 @@ from personlab.data.json_fields import (
     whole,
 )
 from personlab.data.segmentation import bounds, rle_and_area
-from personlab.errors import UserError
+from personlab.errors import UserError, first
 from personlab.people import Annotation, FloatArray
 from personlab.skeleton import KEYPOINTS, K
 from personlab.tables import PEOPLE, REJECTS, Split
@@ -130,20 +130,17 @@ def load_file(path: Path) -> Records:
         UserError: the file is missing, is not JSON or not COCO's, has no image, or its categories do not say
             which annotations are people.
     """
-    content = _load_json(path)
-    images, annotations, categories = (
-        _list_of(path, content, key) for key in ("images", "annotations", "categories")
-    )
+    images, annotations, categories = _lists(path, _load_json(path))
     if not images:
         raise UserError(f"{path}: lists no image; there is nothing to do")
     person = _person_id(path, categories, annotations)
     # Where the category is not a number, the annotation is kept, to be rejected with this reason.
     people = [a for a in annotations if _category_id(a) in (None, person)]
     names = {number: _name(c) for c in categories if (number := record_id(c)) is not None}
-    if unknown := set() if people else set(map(_category_id, annotations)) - names.keys():
+    if not people and (unknown := set(map(_category_id, annotations)) - names.keys()):
         raise UserError(
-            f"{path}: none of its {len(annotations)} annotations is of category {person}, which is person; "
-            f"there are some of {_some(unknown)}, which 'categories' does not list"
+            f"{path}: none of its {len(annotations)} annotations is of category {person}, person, but some "
+            f"are of {first(sorted(map(str, unknown)))}, which 'categories' does not list"
         )
     return Records(images, people, len(annotations) - len(people), person, names)
 
@@ -155,10 +152,9 @@ def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
         UserError: as `load_file`, or an image's record is not COCO's.
     """
     content = _load_json(path)
-    images, categories, annotations = (
-        _list_of(path, {"annotations": []} | content if isinstance(content, dict) else content, key)
-        for key in ("images", "categories", "annotations")
-    )
+    if isinstance(content, dict):
+        content.setdefault("annotations", [])
+    images, annotations, categories = _lists(path, content)
     return images_of(path, images), _person_id(path, categories, annotations)
 
 
@@ -192,10 +188,12 @@ def _load_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}); is it complete? Get it again") from None
 
 
-def _list_of(path: Path, content: Any, key: str) -> list[Any]:
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise UserError(f"{path}: no list '{key}' in it; not a COCO annotation file")
-    return list(content[key])
+def _lists(path: Path, content: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Images, annotations and categories."""
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(f"{path}: no list '{key}' in it; not a COCO annotation file")
+    return content["images"], content["annotations"], content["categories"]
 
 
 def _person_id(path: Path, categories: Sequence[Any], annotations: Sequence[Any]) -> int:
@@ -220,25 +218,24 @@ def _person_id(path: Path, categories: Sequence[Any], annotations: Sequence[Any]
         raise UserError(f"{path}: category 'person': {error}") from None
     if shared := [_name(c) for c in categories if record_id(c) == number and c is not person]:
         raise UserError(f"{path}: category id {number} is that of 'person' and of '{shared[0]}'")
-    keypoints = person.get("keypoints")
-    listed = keypoints if isinstance(keypoints, list) else []
-    for name, coco in zip(listed, KEYPOINTS, strict=False):
-        if _words(name) in map(_words, KEYPOINTS) and _words(name) != _words(coco):
+    _check_order(path, person.get("keypoints"))
+    return number
+
+
+def _check_order(path: Path, names: Any) -> None:
+    """Refuse keypoints of which one has the name of another of COCO's. Names that COCO lacks may be any."""
+    for name, cocos in zip(names if isinstance(names, list) else (), KEYPOINTS, strict=False):
+        if _words(name) != _words(cocos) and _words(name) in map(_words, KEYPOINTS):
             raise UserError(
                 f"{path}: the keypoints of category 'person' are in another order than COCO's: '{name}' is "
-                f"listed instead of {coco}; COCO's are {', '.join(KEYPOINTS)}"
+                f"listed instead of {cocos}; COCO's are {', '.join(KEYPOINTS)}"
             )
-    return number
 
 
 def _words(keypoint: Any) -> frozenset[str]:
     """The words of a keypoint's name: left_eye, "Left eye", leftEye, l_eye and eye.L are the same."""
-    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", str(keypoint))
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", str(keypoint))
     return frozenset({"l": "left", "r": "right"}.get(word.lower(), word.lower()) for word in words)
-
-
-def _some(values: Iterable[object]) -> str:
-    return ", ".join(map(str, sorted(values, key=str)[:5]))
 
 
 def _name(category: Any) -> str:
@@ -279,50 +276,43 @@ def _image(layout: Layout, folder: Path, record: Any, names_in: NamesIn) -> Imag
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
         raise BadRecordError("has no file_name")
-    if not images.exists(_inside(folder, name)):
-        name = _as_on_disk(folder, name, names_in)
-    path = _inside(folder, name)
+    file = _on_disk(folder, PurePosixPath(name), names_in)
     try:
-        images.read_annotated(path, height, width)
-        orientation = images.orientation(path)
+        images.decode_annotated(folder / file, height, width)
     except UserError as error:
         raise BadRecordError(f"{name}: {error}") from None
-    return Image(image_id, f"{layout.images.name}/{PurePosixPath(name)}", height, width, orientation)
-
-
-def _as_on_disk(folder: Path, name: str, names_in: NamesIn) -> str:
-    """The name of a file whose accents are composed otherwise on the disk than in the annotations."""
-    place = PurePosixPath()
-    for part in PurePosixPath(name).parts:
-        place /= names_in(folder / place).get(unicodedata.normalize("NFC", part), part)
-    return str(place)
+    orientation = images.orientation(folder / file)
+    return Image(image_id, f"{layout.images.name}/{file}", height, width, orientation)
 
 
 def _names_in(folder: Path) -> dict[str, str]:
-    """The names in a folder by their composed form; macOS decomposes accents (NFD)."""
+    """The names in a folder by their composed form."""
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return {unicodedata.normalize("NFC", name): name for name in names}
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The file's path, inside the folder even after links are resolved."""
+def _on_disk(folder: Path, name: PurePosixPath, names_in: NamesIn) -> PurePosixPath:
+    """The file's name with accents as on the disk (macOS decomposes them, NFD).
+
+    It is inside the folder even after links are resolved.
+    """
     try:
+        if not (folder / name).exists():
+            parts, name = name.parts, PurePosixPath()
+            for part in parts:
+                name /= names_in(folder / name).get(unicodedata.normalize("NFC", part), part)
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an invalid name
         raise BadRecordError(f"file_name '{name}' cannot be resolved ({error})") from None
-    if not path.is_relative_to(folder) or ".." in PurePosixPath(name).parts:
+    if not path.is_relative_to(folder) or ".." in name.parts:
         raise BadRecordError(f"file_name '{name}' is outside the image folder")
-    return path
+    return name
 
 
 def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> dict[int, Image | Reject]:
     """The checked images by id; of a repeated id, the first."""
-    by_id = dict[int, Image | Reject]()
-    for record, image in zip(records, checked, strict=True):
-        image_id = record_id(record)
-        if image_id is not None:
-            by_id.setdefault(image_id, image)
-    return by_id
+    pairs = reversed(list(zip(map(record_id, records), checked, strict=True)))
+    return {image_id: image for image_id, image in pairs if image_id is not None}
 
 
 # --- people -------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ viewers show them (`read`, `decode`).
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -96,39 +96,22 @@ def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
         return _read(BytesIO(content), apply_exif)
 
 
-def read_annotated(path: Path, height: int, width: int) -> ImageArray:
-    """Read an image file; see `decode_annotated`."""
-    return _annotated(partial(read, path), height, width)
-
-
-def decode_annotated(content: bytes, height: int, width: int) -> ImageArray:
+def decode_annotated(image: Path | bytes, height: int, width: int) -> ImageArray:
     """Decode an image file as its annotations mean it: the pixels as stored if they have the annotated size,
     else as EXIF turns them for display.
 
     Raises:
         UserError: as `decode`, or the image has another size than annotated.
     """
-    return _annotated(partial(decode, content), height, width)
-
-
-def _annotated(read: Callable[..., ImageArray], height: int, width: int) -> ImageArray:
-    stored = read(apply_exif=False)
-    if stored.shape[:2] == (height, width):
-        return stored
-    shown = read()
-    if shown.shape[:2] == (height, width):
-        return shown
-    was, turned = (f"{pixels.shape[1]} x {pixels.shape[0]}" for pixels in (stored, shown))
-    exif = f" ({turned} as its EXIF orientation shows it)" if turned != was else ""
-    raise UserError(f"is {was} pixels{exif}, the annotations say {width} x {height}")
-
-
-def exists(path: Path) -> bool:
-    """Whether there is such a file or folder; False for names that no file can have."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
+    decoded = partial(read, image) if isinstance(image, Path) else partial(decode, image)
+    sizes = list[str]()
+    for apply_exif in (False, True):
+        pixels = decoded(apply_exif=apply_exif)
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        sizes.append(f"{pixels.shape[1]} x {pixels.shape[0]}")
+    exif = f" ({sizes[1]} as its EXIF orientation shows it)" if sizes[0] != sizes[1] else ""
+    raise UserError(f"is {sizes[0]} pixels{exif}, the annotations say {width} x {height}")
 
 
 def orientation(path: Path) -> int:
@@ -150,7 +133,7 @@ def stored_as_annotated(path: Path, height: int, width: int) -> bytes:
     if orientation(path) < 5 or read(path, apply_exif=False).shape[:2] == (height, width):
         return path.read_bytes()
     content = BytesIO()
-    PIL.Image.fromarray(read_annotated(path, height, width)).save(content, "PNG")
+    PIL.Image.fromarray(decode_annotated(path, height, width)).save(content, "PNG")
     return content.getvalue()
 
 
