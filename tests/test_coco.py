@@ -383,6 +383,7 @@ BAD_PEOPLE = {
     "box count": ({"bbox": [10, 5, 10]}, "bbox holds 3 numbers, not 4"),
     "text box": ({"bbox": "10 5 10 20"}, 'bbox is "10 5 10 20", not a list of numbers'),
     "no area": ({"area": 0}, "area is 0"),
+    "text area": ({"area": "200"}, 'area is "200", not a number'),
     "NaN area": ({"area": math.nan}, "area holds a number that is not finite"),
     "crowd": ({"iscrowd": "0"}, 'iscrowd is "0", not 0 or 1'),
     "category": ({"category_id": "1"}, 'category_id is "1", not a whole number'),

@@ -142,6 +142,10 @@ def test_the_annotated_size_tells_the_orientation(tmp_path: Path) -> None:
     message = r"is 30 x 20 pixels \(20 x 30 as its EXIF orientation shows it\), the annotations say 9 x 5"
     with pytest.raises(UserError, match=message):
         images.decode_annotated(path, 5, 9)
+    with pytest.raises(
+        UserError, match=r"30 x 20 pixels, .* say 20 x 30; .* or an EXIF orientation was remo"
+    ):
+        images.decode_annotated(saved(tmp_path, colours(), "b.png"), WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("value", [0, 9])

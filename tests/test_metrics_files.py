@@ -191,7 +191,7 @@ def test_of_two_person_categories_the_one_in_use_counts(tmp_path: Path) -> None:
     [
         ({}, {"id": "1"}, "category 'person': id is \"1\", not a whole number"),
         ({}, {"id": None}, "category 'person': id is null, not a whole number"),
-        ({}, {"id": 2}, "none of its 1 annotations is of category 2, which is person"),
+        ({}, {"id": 2}, "none of its 1 annotations is of category 2, person, but some are of 1"),
         ({}, {"name": "people"}, "must name 'person' once, not 0 times; its categories: people"),
         ({"category_id": "1"}, {}, 'none of its 1 people can be scored: number 0 .* category_id is "1"'),
         ({"id": None}, {}, "none of its 1 people can be scored: number 0 .* id is null"),
@@ -269,6 +269,14 @@ def test_boxes_are_not_needed(tmp_path: Path, box: Any, mask: Any) -> None:
         assert match(annotated.truth, people, task).columns()["AP"] == pytest.approx(1)
     (person,) = annotated.truth.anns.values()
     assert person["bbox"] == ([10, 5, 10, 20] if mask else [12, 7, 2.5, 1])
+
+
+def test_a_single_keypoint_needs_no_box(tmp_path: Path) -> None:
+    points = [12, 8, 2, *[0] * 48]
+    annotated = read_annotations(
+        truth(tmp_path, layouts.person(1, 1, bbox=None, segmentation=None, keypoints=points))
+    )
+    assert [person["bbox"] for person in annotated.truth.anns.values()] == [[12, 8, 1, 1]]
 
 
 def test_categories_and_images_may_be_written_as_floats(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,9 @@ def test_too_many_rejects_fail_and_are_listed(project: Path) -> None:
     (project.parent / "layout/train2017/1.jpg").write_text("")
     message = (
         r"ingest: 3 records \(42\.9%\) rejected, more than ingest\.max_reject_fraction allows \(1\.0%\)"
-        r"(.|\n)*ingest-rejects\.csv; the first:"
-        r"\n  annotations/person_keypoints_train2017\.json, image 1: 1\.jpg: is not an image"
+        r"(.|\n)*ingest-rejects\.csv; the first of each kind:"
+        r"\n  annotations/person_keypoints_train2017\.json, image 1: 1\.jpg: is not an image.*"
+        r"\n  annotations/.*, annotation 51: image 1 was rejected: .* \(and 1 more like it\)$"
     )
     with pytest.raises(UserError, match=message):
         run(project)
@@ -247,6 +249,14 @@ def test_a_layout_inside_the_project_is_relative(project: Path) -> None:
     acquire.run(Params(acquire=Acquire(source="directory", directory="mine")), project)
     assert acquire.read_source(project).root == "mine"
     assert acquire.image_root(project) == project / "mine"
+
+
+def test_a_layout_is_found_whatever_form_its_accents_have(project: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "é/ü") for form in ("NFC", "NFD"))
+    (project / decomposed).parent.mkdir()
+    (project.parent / "layout").rename(project / decomposed)
+    acquire.run(Params(acquire=Acquire(source="directory", directory=composed)), project)
+    assert acquire.image_root(project) == project / decomposed
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,7 @@ from personlab.data import images, units
 from personlab.data.json_fields import (
     BadRecordError,
     integer,
+    number,
     numbers,
     record_id,
     repeated,
@@ -255,7 +257,7 @@ def check_images(layout: Layout, records: Sequence[Any]) -> Iterator[Image | Rej
     """Decode every image and compare its size with the record, in threads; in the order of the records."""
     repeats = repeated(records)
     folder = layout.images.resolve()
-    names_in = cache(_names_in)  # for this run, since files may be added between runs
+    names_in = cache(_names_in)  # for this call, since files may be added later
 
     def check(position: int) -> Image | Reject:
         record = records[position]
@@ -276,7 +278,7 @@ def _image(layout: Layout, folder: Path, record: Any, names_in: NamesIn) -> Imag
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
         raise BadRecordError("has no file_name")
-    file = _on_disk(folder, PurePosixPath(name), names_in)
+    file = _inside(folder, PurePosixPath(name), names_in)
     try:
         images.decode_annotated(folder / file, height, width)
     except UserError as error:
@@ -286,21 +288,25 @@ def _image(layout: Layout, folder: Path, record: Any, names_in: NamesIn) -> Imag
 
 
 def _names_in(folder: Path) -> dict[str, str]:
-    """The names in a folder by their composed form."""
-    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
-    return {unicodedata.normalize("NFC", name): name for name in names}
+    """The names in a folder by their composed form; none if it cannot be listed."""
+    with suppress(OSError):
+        return {unicodedata.normalize("NFC", path.name): path.name for path in folder.iterdir()}
+    return {}
 
 
-def _on_disk(folder: Path, name: PurePosixPath, names_in: NamesIn) -> PurePosixPath:
-    """The file's name with accents as on the disk (macOS decomposes them, NFD).
+def as_on_disk(folder: Path, name: PurePosixPath, names_in: NamesIn = _names_in) -> PurePosixPath:
+    """The name of a file or folder below `folder`, with accents as on the disk; macOS decomposes them."""
+    if (folder / name).exists() or not name.name:
+        return name
+    parent = as_on_disk(folder, name.parent, names_in)
+    composed = unicodedata.normalize("NFC", name.name)
+    return parent / names_in(folder / parent).get(composed, name.name)
 
-    It is inside the folder even after links are resolved.
-    """
+
+def _inside(folder: Path, name: PurePosixPath, names_in: NamesIn) -> PurePosixPath:
+    """The file's name `as_on_disk`, inside the folder even after links are resolved."""
     try:
-        if not (folder / name).exists():
-            parts, name = name.parts, PurePosixPath()
-            for part in parts:
-                name /= names_in(folder / name).get(unicodedata.normalize("NFC", part), part)
+        name = as_on_disk(folder, name, names_in)
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an invalid name
         raise BadRecordError(f"file_name '{name}' cannot be resolved ({error})") from None
@@ -370,6 +376,8 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
         area = mask_area if area is None else area
     if area is None:
         raise BadRecordError("has neither area nor segmentation")
+    if (area := number({"area": area}, "area")) <= 0:
+        raise BadRecordError(f"area is {area:g}")
     box = _box(record.get("bbox"), image, rle, keypoints[visibility > 0])
     annotation = Annotation(
         id=person_id,
@@ -377,7 +385,7 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
         visibility=visibility,
         imputed=False,
         box=box,
-        area=_area(area),
+        area=area,
         crowd=bool(crowd),
         rle=rle,
     )
@@ -419,7 +427,7 @@ def _box(value: Any, image: Image, rle: bytes, labelled: FloatArray) -> tuple[fl
         if mask is None and not len(labelled):
             raise BadRecordError("has no bbox")
         low, high = (labelled.min(axis=0), labelled.max(axis=0)) if mask is None else np.split(mask, 2)
-        value = [*low.tolist(), *(high - low).tolist()]
+        value = [*low.tolist(), *(high - low).clip(1).tolist()]
     box = numbers(value, "bbox")
     if len(box) != 4:
         raise BadRecordError(f"bbox holds {len(box)} numbers, not 4: x, y, width, height")
@@ -454,13 +462,6 @@ def _out_of(image: Image) -> str:
     return f"outside the image of {image.width} x {image.height}"
 
 
-def _area(value: Any) -> float:
-    (area,) = numbers([value], "area")
-    if area <= 0:
-        raise BadRecordError(f"area is {area:g}")
-    return float(area)
-
-
 def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRecordError) -> Reject:
     known = record_id(record)
     name = f"{kind} {known}" if known is not None else f"{kind} without id, number {position} of the list"
@@ -474,19 +475,18 @@ def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRec
 def people_table(people: Mapping[Split, Iterable[Person]]) -> pa.Table:
     """The people of each split as a table of tables.PEOPLE."""
     rows = [
-        {"split": split, "image_id": person.image_id, **annotation.to_row(annotation.visibility > 0)}
+        {"split": split, "image_id": person.image_id}
+        | person.annotation.to_row(person.annotation.visibility > 0)
         for split in people
         for person in people[split]
-        for annotation in [person.annotation]
     ]
-    return _sorted(pa.Table.from_pylist(rows, PEOPLE), "split", "image_id", "person_id")
+    return _sorted_table(rows, PEOPLE, "split", "image_id", "person_id")
 
 
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
     """Rejects as a table of tables.REJECTS."""
-    table = pa.Table.from_pylist([vars(reject) for reject in rejects], REJECTS)
-    return _sorted(table, "file", "record", "reason")
+    return _sorted_table([vars(reject) for reject in rejects], REJECTS, "file", "record", "reason")
 
 
-def _sorted(table: pa.Table, *keys: str) -> pa.Table:
-    return table.sort_by([(key, "ascending") for key in keys])
+def _sorted_table(rows: list[dict[str, Any]], schema: pa.Schema, *keys: str) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema).sort_by([(key, "ascending") for key in keys])

@@ -110,8 +110,11 @@ def decode_annotated(image: Path | bytes, height: int, width: int) -> ImageArray
         if pixels.shape[:2] == (height, width):
             return pixels
         sizes.append(f"{pixels.shape[1]} x {pixels.shape[0]}")
-    exif = f" ({sizes[1]} as its EXIF orientation shows it)" if sizes[0] != sizes[1] else ""
-    raise UserError(f"is {sizes[0]} pixels{exif}, the annotations say {width} x {height}")
+    stored, shown = sizes
+    exif = f" ({shown} as its EXIF orientation shows it)" if shown != stored else ""
+    hint = "; width and height are swapped, or an EXIF orientation was removed"
+    swapped = hint if stored == f"{height} x {width}" else ""
+    raise UserError(f"is {stored} pixels{exif}, the annotations say {width} x {height}{swapped}")
 
 
 def orientation(path: Path) -> int:

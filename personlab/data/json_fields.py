@@ -1,6 +1,7 @@
 """Checked access to the fields of JSON records."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,18 +71,15 @@ def repeated(records: Sequence[Any]) -> dict[int, str]:
     Of equal ids, all records but the first are rejected. All are rejected if they name different files,
     because the image that people of this id belong to is then unknown.
     """
-    groups = dict[int, list[int]]()
+    groups = defaultdict[int | None, list[int]](list)
     for position, record in enumerate(records):
-        shared_id = record_id(record)
-        if shared_id is not None:
-            groups.setdefault(shared_id, []).append(position)
+        groups[record_id(record)].append(position)
+    groups.pop(None, None)
     repeats = dict[int, str]()
-    for shared_id, (first, *others) in groups.items():
-        files = {str(records[position].get("file_name")) for position in (first, *others)}
+    for shared_id, positions in groups.items():
+        files = {str(records[position].get("file_name")) for position in positions}
         if len(files) > 1:
-            repeats |= dict.fromkeys(
-                (first, *others), f"id {shared_id} stands for {len(files)} different files"
-            )
+            repeats |= dict.fromkeys(positions, f"id {shared_id} stands for {len(files)} different files")
         else:
-            repeats |= dict.fromkeys(others, f"id {shared_id} was used before")
+            repeats |= dict.fromkeys(positions[1:], f"id {shared_id} was used before")
     return repeats

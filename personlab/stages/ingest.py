@@ -8,6 +8,7 @@ without people, if these are left out), counted per split in data/metrics/ingest
 import csv
 import io
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -31,7 +32,7 @@ from personlab.utils.progress import progress
 log = logging.getLogger("personlab")
 
 _SMALL: Final = 32**2  # COCO's small: an area below, pixels
-_LISTED_REJECTS: Final = 5  # in the error message
+_LISTED_KINDS: Final = 5  # in the error message
 _SHEET_IMAGES: Final = 24
 _KINDS: Final = ("with_keypoints", "small_without_keypoints", "large_without_keypoints", "crowds")
 
@@ -156,11 +157,10 @@ def _check_rejects(splits: Mapping[Split, Ingested], allowed: float, root: Path)
     share = len(rejects) / sum(split.rows_in for split in splits.values())
     if share > allowed:
         write_atomic(report, _csv(rejects))
-        first = "".join(f"\n  {r.file}, {r.record}: {r.reason}" for r in rejects[:_LISTED_REJECTS])
         raise UserError(
             f"ingest: {len(rejects)} records ({share:.1%}) rejected, more than ingest.max_reject_fraction "
             f"allows ({allowed:.1%}). Correct the data, or raise the limit. All are listed in {report}; "
-            f"the first:{first}"
+            f"the first of each kind:{_kinds(rejects)}"
         )
     for name, split in splits.items():
         if not split.images:
@@ -168,6 +168,17 @@ def _check_rejects(splits: Mapping[Split, Ingested], allowed: float, root: Path)
                 f"ingest: no images in {name}: {len(split.rejected_images)} rejected, {len(split.left_out)} "
                 "without people left out; use other data (acquire.source)"
             )
+
+
+def _kinds(rejects: Iterable[coco.Reject]) -> str:
+    """A line for each of the first kinds of rejects. Of one kind are reasons that differ in numbers only."""
+    kinds = defaultdict[str, list[coco.Reject]](list)
+    for reject in rejects:
+        kinds[re.sub(r"[\d.]+", "0", reject.reason)].append(reject)
+    return "".join(
+        f"\n  {one.file}, {one.record}: {one.reason}" + (f" (and {len(more)} more like it)" if more else "")
+        for one, *more in list(kinds.values())[:_LISTED_KINDS]
+    )
 
 
 def _csv(rejects: Iterable[coco.Reject]) -> str:
