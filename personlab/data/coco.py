@@ -7,14 +7,8 @@ People with keypoints, people with a mask only, and crowds are kept. Every recor
 `Person` or a `Reject` with the reason, in the order of the file; only a file that is not COCO's at all is an
 error. Annotations of other categories are counted.
 
-Values are those that COCO's own tools use:
-- coordinates refer to the pixels as stored in the file or, where only these have the annotated size, to
-  those that EXIF orientation shows;
-- unlabelled keypoints (visibility 0) are (0, 0);
-- labelled keypoints and boxes may exceed the image's border by up to `MARGIN` pixels (COCO rounds) and are
-  kept as annotated, so that scores equal those of COCO's tools; farther out, the record is rejected;
-- polygons with fewer than three points are ignored; an empty mask is rejected;
-- a missing box is that of the mask or of the labelled keypoints, a missing area that of the mask.
+Coordinates refer to the pixels as stored in the file or, where only these have the annotated size, to those
+that EXIF orientation shows. person_record.py says what people's values mean.
 """
 
 import json
@@ -27,32 +21,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from personlab.data import images, units
-from personlab.data.json_fields import (
-    BadRecordError,
-    integer,
-    number,
-    numbers,
-    record_id,
-    repeated,
-    shown,
-    whole,
-)
-from personlab.data.segmentation import bounds, rle_and_area
+from personlab.data.json_fields import BadRecordError, integer, record_id, repeated, shown, whole
+from personlab.data.person_record import annotation
 from personlab.errors import UserError, first
-from personlab.people import Annotation, FloatArray
-from personlab.skeleton import KEYPOINTS, K
+from personlab.people import Annotation
+from personlab.skeleton import KEYPOINTS
 from personlab.tables import PEOPLE, REJECTS, Split
 
-MARGIN: Final = 1.0
-
-Array = npt.NDArray[np.float64]
 NamesIn = Callable[[Path], Mapping[str, str]]
 
 
@@ -355,111 +335,13 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
     Raises:
         BadRecordError: it is not what COCO writes, or its image is unknown or rejected.
     """
-    person_id, image_id = integer(record, "id", 0, 2**63), integer(record, "image_id", 0, 2**63)
+    image_id = integer(record, "image_id", 0, 2**63)
     image = images.get(image_id)
     if image is None:
         raise BadRecordError(f"image {image_id} is not among the images")
     if isinstance(image, Reject):
         raise BadRecordError(f"image {image_id} was rejected: {image.reason}")
-    if "category_id" not in record:
-        raise BadRecordError("has no category_id")
-    if _category_id(record) is None:
-        raise BadRecordError(f"category_id is {shown(record['category_id'])}, not a whole number")
-    crowd = record.get("iscrowd")
-    if crowd not in (None, 0, 1):
-        raise BadRecordError(f"iscrowd is {shown(crowd)}, not 0 or 1")
-    keypoints, visibility = _keypoints(record.get("keypoints"), image)
-    segmentation, area = record.get("segmentation"), record.get("area")
-    rle = b""
-    if segmentation not in (None, []):
-        rle, mask_area = rle_and_area(segmentation, image.height, image.width)
-        area = mask_area if area is None else area
-    if area is None:
-        raise BadRecordError("has neither area nor segmentation")
-    if (area := number({"area": area}, "area")) <= 0:
-        raise BadRecordError(f"area is {area:g}")
-    box = _box(record.get("bbox"), image, rle, keypoints[visibility > 0])
-    annotation = Annotation(
-        id=person_id,
-        keypoints=keypoints,
-        visibility=visibility,
-        imputed=False,
-        box=box,
-        area=area,
-        crowd=bool(crowd),
-        rle=rle,
-    )
-    return Person(image_id, annotation)
-
-
-def _keypoints(value: Any, image: Image) -> tuple[FloatArray, npt.NDArray[np.int8]]:
-    """Positions (K x 2) and visibilities (K); all unlabelled without `keypoints`, or if it is null or []."""
-    if value in (None, []):
-        return np.zeros((K, 2), np.float32), np.zeros(K, np.int8)
-    triples = numbers(value, "keypoints")
-    if len(triples) != 3 * K:
-        raise BadRecordError(
-            f"keypoints holds {len(triples)} numbers, not {3 * K}: x, y, visibility of COCO's {K} keypoints"
-        )
-    xy, visibility = np.split(triples.reshape(K, 3), [2], axis=1)
-    visibility = visibility[:, 0]
-    if (odd := ~np.isin(visibility, (0, 1, 2))).any():
-        k = int(odd.argmax())
-        raise BadRecordError(
-            f"the visibility of {KEYPOINTS[k]} is {visibility[k]:g}, not 0 (unlabelled), 1 (hidden) or "
-            "2 (visible)"
-        )
-    labelled = visibility > 0
-    outside = labelled & _outside(xy, image).any(axis=1)
-    if outside.any():
-        k = int(outside.argmax())
-        raise BadRecordError(f"{KEYPOINTS[k]} at {_numbers(xy[k])} is {_out_of(image)}")
-    return np.where(labelled[:, None], xy, 0).astype(np.float32), visibility.astype(np.int8)
-
-
-def _box(value: Any, image: Image, rle: bytes, labelled: FloatArray) -> tuple[float, float, float, float]:
-    """The box (x, y, width, height), which has to lie where the mask and the labelled keypoints (N x 2) are.
-
-    If it is null or [], it is the box of the mask or, without one, of the keypoints.
-    """
-    mask = bounds(rle, image.height, image.width) if rle else None
-    if value in (None, []):
-        if mask is None and not len(labelled):
-            raise BadRecordError("has no bbox")
-        low, high = (labelled.min(axis=0), labelled.max(axis=0)) if mask is None else np.split(mask, 2)
-        value = [*low.tolist(), *(high - low).clip(1).tolist()]
-    box = numbers(value, "bbox")
-    if len(box) != 4:
-        raise BadRecordError(f"bbox holds {len(box)} numbers, not 4: x, y, width, height")
-    x, y, width, height = box.tolist()
-    if np.float32(width) <= 0 or np.float32(height) <= 0:  # tables hold float32
-        raise BadRecordError(f"bbox has no area: {width:g} x {height:g}")
-    if _outside(np.array([[x, y], [x + width, y + height]]), image).any():
-        raise BadRecordError(f"bbox {_numbers(box)} (x, y, width, height) is {_out_of(image)}")
-    corner, size = np.split(box, 2)
-    if mask is not None and ((mask[2:] < corner - MARGIN) | (mask[:2] > corner + size + MARGIN)).any():
-        raise BadRecordError(
-            f"bbox {_numbers(box)} and the mask, from {_numbers(mask[:2])} to {_numbers(mask[2:])}, lie apart"
-        )
-    # Keypoints may be outside of the box, but hardly all of them by more than its size.
-    near = ((labelled >= corner - size - MARGIN) & (labelled <= corner + 2 * size + MARGIN)).all(axis=1)
-    if len(labelled) and not near.any():
-        raise BadRecordError(
-            f"no labelled keypoint is near the bbox {_numbers(box)}; one is at {_numbers(labelled[0])}"
-        )
-    return x, y, width, height
-
-
-def _numbers(values: Array | FloatArray) -> str:
-    return f"({', '.join(f'{value:g}' for value in values)})"
-
-
-def _outside(xy: Array, image: Image) -> npt.NDArray[np.bool_]:
-    return (xy < -MARGIN) | (xy > np.array([image.width, image.height]) + MARGIN)
-
-
-def _out_of(image: Image) -> str:
-    return f"outside the image of {image.width} x {image.height}"
+    return Person(image_id, annotation(record, image.height, image.width))
 
 
 def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRecordError) -> Reject:
