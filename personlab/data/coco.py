@@ -44,8 +44,13 @@ class Layout:
     split: Split
 
     @property
+    def annotations_name(self) -> str:
+        """Relative to the root."""
+        return f"annotations/person_keypoints_{self.split}2017.json"
+
+    @property
     def annotations(self) -> Path:
-        return self.root / "annotations" / f"person_keypoints_{self.split}2017.json"
+        return self.root / self.annotations_name
 
     @property
     def images(self) -> Path:
@@ -100,12 +105,7 @@ class Reject:
     reason: str
 
 
-def load(layout: Layout) -> Records:
-    """Parse the annotation file of a split; as `load_file`."""
-    return load_file(layout.annotations)
-
-
-def load_file(path: Path) -> Records:
+def load(path: Path) -> Records:
     """Parse an annotation file.
 
     Raises:
@@ -131,7 +131,7 @@ def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
     """The images of a file with or without annotations, by id, and the id of the category `person`.
 
     Raises:
-        UserError: as `load_file`, or an image's record is not COCO's.
+        UserError: as `load`, or an image's record is not COCO's.
     """
     content = _load_json(path)
     if isinstance(content, dict):
@@ -348,7 +348,7 @@ def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRec
     known = record_id(record)
     name = f"{kind} {known}" if known is not None else f"{kind} without id, number {position} of the list"
     reason = str(error).encode(errors="backslashreplace").decode()  # JSON may hold lone surrogates
-    return Reject(layout.annotations.relative_to(layout.root).as_posix(), name, reason)
+    return Reject(layout.annotations_name, name, reason)
 
 
 # --- tables -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -38,8 +39,8 @@ class Archive:
 
     path: str  # relative to the base URL
     folder: str
-    size: int | None  # bytes
-    md5: str | None  # hexadecimal
+    size: int  # bytes
+    md5: str  # hexadecimal
 
     @property
     def name(self) -> str:
@@ -112,8 +113,7 @@ def download(
     if urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url}: not an http(s) address")
     if path.exists():
-        wrong = _wrong(path, size, md5)
-        if wrong:
+        if wrong := _wrong(path, size, md5):
             raise UserError(f"{path}: {wrong}; delete it to download it again")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def _attempt(url: str, part: Path, size: int | None, most: int | None, *, resuma
             _discard(part)
             raise _InterruptedError("the file has changed on the server")
         total = _total(response, start)
-        if size is not None and total is not None and total != size:
+        if None not in (size, total) and total != size:
             raise UserError(
                 f"{url}: the server offers {total} bytes, expected {size}; "
                 "check the address (a mirror or proxy may answer with another file)"
@@ -230,11 +230,9 @@ def _read(response: Any) -> bytes:
 def _validator(response: Any) -> str | None:
     """The strong validator of a file (RFC 9110, section 13.1.5): two answers with the same one are of one
     file."""
-    etag: str | None = response.headers.get("ETag")
-    if etag is None:
-        modified: str | None = response.headers.get("Last-Modified")
-        return modified
-    return None if etag.startswith("W/") else etag
+    headers: Mapping[str, str] = response.headers
+    etag = headers.get("ETag", headers.get("Last-Modified"))
+    return None if etag is None or etag.startswith("W/") else etag
 
 
 def _validator_file(part: Path) -> Path:

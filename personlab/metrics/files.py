@@ -54,7 +54,7 @@ def read_annotations(path: Path) -> Annotations:
         UserError: the file is missing, is not JSON or not COCO's; an image's record is not COCO's (it is
             named); most coordinates are fractions of the image; no annotation is left.
     """
-    records = coco.load_file(path)
+    records = coco.load(path)
     images = coco.images_of(path, records.images)
     _check_units(path, records.people)
     people, rejects, maskless = defaultdict[int, list[Annotation]](list), list[str](), list[str]()

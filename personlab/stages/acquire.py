@@ -100,9 +100,9 @@ def _check_layout(layout: coco.Layout) -> None:
 
 
 def _describe(layout: coco.Layout) -> SplitSource:
-    records = coco.load(layout)
+    records = coco.load(layout.annotations)
     return SplitSource(
-        annotations=layout.annotations.relative_to(layout.root).as_posix(),
+        annotations=layout.annotations_name,
         sha256=_sha256(layout.annotations),
         images=len(records.images),
         people=len(records.people),

@@ -115,7 +115,7 @@ def _pack(
 
 def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
     """Check a split. with_people_only: leave out images without people."""
-    records = coco.load(layout)
+    records = coco.load(layout.annotations)
     label, total = f"ingest: {layout.split} images", len(records.images)
     images = list(progress(coco.check_images(layout, records.images), total=total, label=label))
     by_id = coco.images_by_id(records.images, images)
