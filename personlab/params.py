@@ -252,13 +252,19 @@ def load(path: Path) -> Params:
             message names each offending key.
     """
     try:
-        raw: Any = yaml.safe_load(path.read_bytes().decode("utf-8-sig")) or {}
+        content = path.read_bytes()
+        raw: Any = yaml.safe_load(content.decode("utf-8-sig")) or {}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the project's folder or pass --params") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8; save it with that encoding") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        if b"\0" in content:
+            raise UserError(f"{path}: not UTF-8 but UTF-16; save it as UTF-8") from None
+        if isinstance(error, UnicodeDecodeError):
+            line = content.count(b"\n", 0, error.start) + 1
+            raise UserError(
+                f"{path}: not UTF-8 in line {line}, but Latin-1 or Windows-1252, it seems; save it as UTF-8"
+            ) from None
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

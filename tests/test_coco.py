@@ -1,8 +1,10 @@
 """Reading a COCO layout: valid records are kept as annotated, the others are rejected with a reason."""
 
+import itertools
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tests.layouts import (
     HEIGHT,
     SQUARE,
     WIDTH,
+    Record,
     document,
     image,
     person,
@@ -33,7 +36,7 @@ Images, People = list[Image | Reject], list[Person | Reject]
 
 def read(root: Path) -> tuple[Images, People]:
     layout = Layout(root, "val")
-    records = coco.load(layout)
+    records = coco.load(layout.annotations)
     images = list(coco.check_images(layout, records.images))
     by_id = coco.images_by_id(records.images, images)
     return images, list(coco.check_people(layout, records.people, by_id))
@@ -91,10 +94,56 @@ def test_a_person_without_keypoints_has_a_mask(tmp_path: Path) -> None:
     assert decoded(found.annotation.rle).sum() == 200
 
 
+@pytest.mark.parametrize("keypoints", [[], None])
+def test_empty_keypoints_are_none(tmp_path: Path, keypoints: Any) -> None:
+    """CVAT's tracks and COCO Annotator write them."""
+    assert not only_person(tmp_path, keypoints=keypoints).annotation.visibility.any()
+
+
+@pytest.mark.parametrize("box", [[], None])
+def test_a_missing_box_is_the_masks(tmp_path: Path, box: Any) -> None:
+    assert only_person(tmp_path, bbox=box).annotation.box == (10, 5, 10, 20)
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path: Path) -> None:
+    """pandas writes them so."""
+    record = image(1, id=1.0, width=float(WIDTH), height=float(HEIGHT))
+    write_layout(tmp_path, "val", [record], [person(5, 1) | {"id": 5.0, "image_id": 1.0, "category_id": 1.0}])
+    (found,), (human,) = read(tmp_path)
+    assert found == Image(1, "val2017/1.jpg", HEIGHT, WIDTH)
+    assert isinstance(human, Person)
+    assert (type(human.image_id), human.annotation.id) == (int, 5)
+
+
+def test_ids_beyond_floats_are_exact(tmp_path: Path) -> None:
+    ids = [2**60, 2**60 + 1]
+    write_layout(tmp_path, "val", [image(i) for i in ids], [person(i, i) for i in ids])
+    images, people = read(tmp_path)
+    assert [found.id for found in images if isinstance(found, Image)] == ids
+    assert [found.annotation.id for found in people if isinstance(found, Person)] == ids
+
+
+def test_a_polygon_without_a_list_around_it_is_one(tmp_path: Path) -> None:
+    """VIA and RectLabel write it so."""
+    found = only_person(tmp_path, segmentation=SQUARE[0])
+    assert (decoded(found.annotation.rle) == square_mask()).all()
+
+
+@pytest.mark.parametrize(("stated", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_composed_otherwise_on_the_disk(tmp_path: Path, stated: Any, stored: Any) -> None:
+    name, on_disk = (unicodedata.normalize(form, "é/ü 1.jpg") for form in (stated, stored))
+    write_layout(tmp_path, "val", [], [person(5, 1)])
+    write_json(tmp_path, "val", document([image(1, file_name=name)], [person(5, 1)]))
+    write_image(tmp_path / "val2017" / on_disk)
+    assert read(tmp_path)[0] == [Image(1, f"val2017/{on_disk}", HEIGHT, WIDTH)]
+
+
 def test_area_and_iscrowd_may_be_missing(tmp_path: Path) -> None:
-    write_layout(tmp_path, "val", [image(1)], [without(person(5, 1), "area", "iscrowd")])
-    (found,) = read(tmp_path)[1]
+    nulls = person(6, 1, area=None, iscrowd=None)
+    write_layout(tmp_path, "val", [image(1)], [without(person(5, 1), "area", "iscrowd"), nulls])
+    (found, same) = read(tmp_path)[1]
     assert isinstance(found, Person)
+    assert isinstance(same, Person)
     assert (found.annotation.area, found.annotation.crowd) == (200, False)
 
 
@@ -137,7 +186,7 @@ def test_several_polygons_are_one_mask_and_a_line_covers_nothing(tmp_path: Path)
 
 def test_other_categories_are_counted_not_read(tmp_path: Path) -> None:
     write_layout(tmp_path, "val", [image(1)], [person(5, 1), {"id": 6, "category_id": 3}])
-    assert coco.load(Layout(tmp_path, "val")).others == 1
+    assert coco.load(Layout(tmp_path, "val").annotations).others == 1
     assert len(read(tmp_path)[1]) == 1
 
 
@@ -280,25 +329,38 @@ BAD_PEOPLE = {
         {"keypoints": [10**400, 8, 2] + [0] * 48},
         "keypoints holds a number that is too large",
     ),
-    "keypoint count": ({"keypoints": NOSE * 16}, "keypoints holds 48 numbers, not 51"),
-    "no keypoints in list": ({"keypoints": []}, "keypoints holds 0 numbers, not 51"),
-    "text keypoint": ({"keypoints": ["12", 8, 2] + [0] * 48}, "keypoints is not a list of numbers"),
-    "visibility": ({"keypoints": [12, 8, 3] + [0] * 48}, "a keypoint's visibility is not 0, 1 or 2"),
+    "keypoint count": ({"keypoints": NOSE * 16}, "keypoints holds 48 numbers, not 51: x, y, vis"),
+    "text keypoint": (
+        {"keypoints": ["12", 8, 2] + [0] * 48},
+        r'keypoints is \["12", 8, 2, .*\.\.\., not a list',
+    ),
+    "visibility": (
+        {"keypoints": [0, 0, 0, 12, 8, 0.93] + [0] * 45},
+        r"the visibility of left_eye is 0\.93, not 0 \(unlabelled\), 1 \(hidden\) or 2",
+    ),
     "keypoint outside": (
         {"keypoints": NOSE + [41.5, 8, 1] + [0] * 45},
         r"left_eye at \(41\.5, 8\) is outside the image of 40 x 30",
     ),
     "keypoint above": ({"keypoints": [12, -2, 1] + [0] * 48}, r"nose at \(12, -2\) is outside"),
-    "no polygon": ({"segmentation": []}, "has no segmentation"),
-    "empty polygon": ({"segmentation": [[]]}, "its polygons are empty"),
-    "line": ({"segmentation": [[1, 1, 9, 9]]}, "its polygons are empty"),
+    "no polygon": ({"segmentation": []}, r"segmentation is \[\]; people need masks to be trained on"),
+    "empty polygon": ({"segmentation": [[]]}, "its polygons have at most 0 numbers; a polygon has 6 or more"),
+    "line": ({"segmentation": [[1, 1, 9, 9]]}, "its polygons have at most 4 numbers; a polygon has 6 or"),
     "point": ({"segmentation": [[5, 5, 5, 5, 5, 5]]}, "its mask is empty"),
     "odd polygon": ({"segmentation": [[1, 1, 9, 9, 5, 5, 3]]}, "a polygon holds an odd number"),
-    "flat polygon": ({"segmentation": SQUARE[0]}, "a polygon is not a list of numbers"),
+    "text polygon": ({"segmentation": ["a"]}, r'a polygon is \["a"\], not a list of numbers'),
     "NaN polygon": ({"segmentation": [[math.nan, *SQUARE[0][1:]]]}, "a polygon holds a number that is not"),
     "far polygon": ({"segmentation": [[1, 1, 1e12, 1, 1e12, 9]]}, "a polygon is far outside the image"),
     "polygon beside": ({"segmentation": [[50, 1, 60, 1, 60, 9]]}, "its mask is empty"),
-    "no mask": ({"segmentation": None}, "has no segmentation"),
+    "no mask": ({"segmentation": None}, "segmentation is null; people need masks"),
+    "mask elsewhere": (
+        {"segmentation": [[30, 1, 39, 1, 39, 9]]},
+        r"bbox \(10, 5, 10, 20\) and the mask, from \(31, 1\) to \(39, 8\), lie apart",
+    ),
+    "keypoints elsewhere": (
+        {"keypoints": [36, 28, 2] + [0] * 48, "bbox": [1, 5, 10, 20]},
+        r"no labelled keypoint is near the bbox \(1, 5, 10, 20\); one is at \(36, 28\)",
+    ),
     "empty mask": ({"segmentation": rle([PIXELS])}, "its mask is empty"),
     "mask size": (
         {"segmentation": rle([600, 600], (WIDTH, HEIGHT))},
@@ -315,14 +377,17 @@ BAD_PEOPLE = {
     "short string": ({"segmentation": rle("52203")}, "run lengths add up to"),
     "zero width box": ({"bbox": [10, 5, 0, 20]}, "bbox has no area: 0 x 20"),
     "negative box": ({"bbox": [10, 5, 10, -20]}, "bbox has no area: 10 x -20"),
-    "box outside": ({"bbox": [50, 5, 10, 20]}, r"bbox \(50, 5, 10, 20\) is outside the image of 40 x 30"),
+    "box outside": ({"bbox": [50, 5, 10, 20]}, r"bbox \(50, 5, 10, 20\) \(x, y, width, height\) is outside"),
     "box reaches out": ({"bbox": [10, 5, 40, 20]}, "is outside the image"),
     "NaN box": ({"bbox": [math.nan, 5, 10, 20]}, "bbox holds a number that is not finite"),
     "box count": ({"bbox": [10, 5, 10]}, "bbox holds 3 numbers, not 4"),
-    "no box": ({"bbox": None}, "bbox is not a list of numbers"),
+    "text box": ({"bbox": "10 5 10 20"}, 'bbox is "10 5 10 20", not a list of numbers'),
     "no area": ({"area": 0}, "area is 0"),
+    "text area": ({"area": "200"}, 'area is "200", not a number'),
     "NaN area": ({"area": math.nan}, "area holds a number that is not finite"),
-    "crowd": ({"iscrowd": 2}, "iscrowd is 2, not 0 or 1"),
+    "crowd": ({"iscrowd": "0"}, 'iscrowd is "0", not 0 or 1'),
+    "category": ({"category_id": "1"}, 'category_id is "1", not a whole number'),
+    "rounded id": ({"id": 2.0**60}, "id is 1.152921504606847e.18, not a whole number"),
 }
 
 
@@ -364,6 +429,20 @@ FATAL = {
     "no person": (GOOD | {"categories": [{"id": 3, "name": "car"}]}, "must name 'person' once, not 0 times"),
     "two persons": (GOOD | {"categories": [{"id": 1, "name": "person"}] * 2}, "not 2 times"),
     "no image": (GOOD | {"images": []}, "lists no image"),
+    "text category": (GOOD | {"categories": [{"id": "1", "name": "person"}]}, "'person': id is \"1\", not a"),
+    "no category id": (GOOD | {"categories": [{"name": "person"}]}, "category 'person': has no id"),
+    "one id, two categories": (
+        GOOD | {"categories": [{"id": 1, "name": "person"}, {"id": 1, "name": "dog"}]},
+        "category id 1 is that of 'person' and of 'dog'",
+    ),
+    "unlisted category": (
+        GOOD | {"annotations": [person(5, 1, category_id=0)]},
+        "none of its 1 annotations is of category 1, person, but some are of 0, which",
+    ),
+    "order": (
+        GOOD | {"categories": [{"id": 1, "name": "person", "keypoints": ["Left Eye", "nose"]}]},
+        "in another order than COCO's: 'Left Eye' is listed instead of nose",
+    ),
 }
 
 
@@ -371,15 +450,87 @@ FATAL = {
 def test_a_file_that_is_not_cocos_is_an_error(tmp_path: Path, content: Any, message: str) -> None:
     write_json(tmp_path, "val", content)
     with pytest.raises(UserError, match=rf"person_keypoints_val2017\.json: .*{message}"):
-        coco.load(Layout(tmp_path, "val"))
+        coco.load(Layout(tmp_path, "val").annotations)
 
 
 def test_bytes_that_are_no_text_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"val2017\.json: no such file"):
-        coco.load(Layout(tmp_path, "val"))
+        coco.load(Layout(tmp_path, "val").annotations)
     write_json(tmp_path, "val", "").write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(UserError, match=r"val2017\.json: not valid JSON"):
-        coco.load(Layout(tmp_path, "val"))
+        coco.load(Layout(tmp_path, "val").annotations)
+    write_json(tmp_path, "val", "").write_text('{"images": "é"}', encoding="latin-1")
+    with pytest.raises(UserError, match=r"val2017\.json: not valid JSON: not UTF-8 \(.* at byte 12\)"):
+        coco.load(Layout(tmp_path, "val").annotations)
+
+
+# --- files with coordinates of another kind -----------------------------------------------------------------
+
+
+def people_at(*boxes: tuple[float, float, float, float], **changes: Any) -> list[Record]:
+    """People with keypoints in two corners of their boxes and a mask that fills them."""
+    people = []
+    for number, (x, y, w, h) in enumerate(boxes):
+        corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+        keypoints = [x + 1, y + 1, 2, x + w - 1, y + h - 1, 2, *[0] * 45]
+        people.append(person(number, 1, bbox=[x, y, w, h], keypoints=keypoints, segmentation=[corners]))
+    return [record | changes for record in people]
+
+
+PLACES = [(10.0, 5.0, 12.0, 20.0), (20.0, 2.0, 8.0, 20.0), (2.0, 12.0, 20.0, 12.0), (24.0, 4.0, 14.0, 25.0)]
+
+
+def scaled(values: list[float], *factors: float) -> list[float]:
+    return [value * factor for value, factor in zip(values, itertools.cycle(factors), strict=False)]
+
+
+OTHER_UNITS: dict[str, tuple[Callable[[Record], Record], str]] = {
+    "keypoint fractions": (
+        lambda p: {"keypoints": scaled(p["keypoints"], 1 / WIDTH, 1 / HEIGHT, 1)},
+        "keypoints of 4 of 4 people looked at are fractions of the image",
+    ),
+    "box fractions": (
+        lambda p: {"bbox": scaled(p["bbox"], 1 / WIDTH, 1 / HEIGHT)},
+        "bbox of 4 of 4 people looked at are fractions",
+    ),
+    "mask fractions": (
+        lambda p: {"segmentation": [scaled(p["segmentation"][0], 1 / WIDTH, 1 / HEIGHT)]},
+        "segmentation of 4 of 4 people looked at are fractions",
+    ),
+    "corners": (
+        lambda p: {"bbox": [*p["bbox"][:2], p["bbox"][0] + p["bbox"][2], p["bbox"][1] + p["bbox"][3]]},
+        r"people looked at is two corners, \(x0, y0, x1, y1\); COCO's is \(x, y, width, height\)",
+    ),
+    "centre": (
+        lambda p: {
+            "bbox": [p["bbox"][0] + p["bbox"][2] / 2, p["bbox"][1] + p["bbox"][3] / 2, *p["bbox"][2:]]
+        },
+        "people looked at is its centre and size",
+    ),
+    "swapped": (
+        lambda p: {"bbox": [p["bbox"][1], p["bbox"][0], p["bbox"][3], p["bbox"][2]]},
+        r"people looked at is \(y, x, height, width\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "cause"), OTHER_UNITS.values(), ids=OTHER_UNITS)
+def test_a_file_of_other_units_is_refused_in_a_sentence(
+    tmp_path: Path, write: Callable[[Record], Record], cause: str
+) -> None:
+    people = people_at(*PLACES)
+    write_layout(tmp_path, "val", [image(1)], people)
+    assert all(isinstance(found, Person) for found in read(tmp_path)[1])
+    write_layout(tmp_path, "val", [image(1)], [p | write(p) for p in people])
+    with pytest.raises(UserError, match=rf"person_keypoints_val2017\.json: .*{cause}"):
+        read(tmp_path)
+
+
+def test_corners_without_masks_are_refused_too(tmp_path: Path) -> None:
+    people = [p | OTHER_UNITS["corners"][0](p) for p in people_at(*PLACES, segmentation=[])]
+    write_layout(tmp_path, "val", [image(1)], people)
+    with pytest.raises(UserError, match="two corners"):
+        read(tmp_path)
 
 
 # --- real ones ----------------------------------------------------------------------------------------------
@@ -401,7 +552,7 @@ def test_coco_mini(
     crowds: int,
 ) -> None:
     layout = Layout(coco_mini, split)
-    records = coco.load(layout)
+    records = coco.load(layout.annotations)
     found = [image for image in coco.check_images(layout, records.images) if isinstance(image, Image)]
     by_id = coco.images_by_id(records.images, found)
     people = [p for p in coco.check_people(layout, records.people, by_id) if isinstance(p, Person)]

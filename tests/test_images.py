@@ -117,6 +117,42 @@ def test_exif_orientation_is_undone(tmp_path: Path, orientation: int) -> None:
     content = path.read_bytes()
     np.testing.assert_array_equal(images.decode(content), upright)
     np.testing.assert_array_equal(images.decode(content, apply_exif=False), np.asarray(stored))
+    assert images.orientation(path) == orientation
+    np.testing.assert_array_equal(images.decode_annotated(content, *stored.size[::-1]), np.asarray(stored))
+    np.testing.assert_array_equal(
+        images.decode(images.stored_as_annotated(path, *stored.size[::-1]), apply_exif=False),
+        np.asarray(stored),
+    )
+
+
+def turned(folder: Path) -> Path:
+    """Stored upright, and to be turned by 90 degrees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(folder, colours(), "a.png", exif=exif)
+
+
+def test_the_annotated_size_tells_the_orientation(tmp_path: Path) -> None:
+    path = turned(tmp_path)
+    shown = np.rot90(np.asarray(colours()), -1)
+    np.testing.assert_array_equal(images.decode_annotated(path, WIDTH, HEIGHT), shown)
+    packed = images.stored_as_annotated(path, WIDTH, HEIGHT)
+    np.testing.assert_array_equal(images.decode(packed, apply_exif=False), shown)
+    assert images.stored_as_annotated(path, HEIGHT, WIDTH) == path.read_bytes()
+    message = r"is 30 x 20 pixels \(20 x 30 as its EXIF orientation shows it\), the annotations say 9 x 5"
+    with pytest.raises(UserError, match=message):
+        images.decode_annotated(path, 5, 9)
+    with pytest.raises(
+        UserError, match=r"30 x 20 pixels, .* say 20 x 30; .* or an EXIF orientation was remo"
+    ):
+        images.decode_annotated(saved(tmp_path, colours(), "b.png"), WIDTH, HEIGHT)
+
+
+@pytest.mark.parametrize("value", [0, 9])
+def test_an_orientation_that_is_none_is_upright(tmp_path: Path, value: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    assert images.orientation(saved(tmp_path, colours(), "a.png", exif=exif)) == 1
 
 
 def test_the_first_frame_is_read(tmp_path: Path) -> None:

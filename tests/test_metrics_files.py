@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests import layouts
 
 Record = dict[str, Any]
 NAMES = list(skeleton.KEYPOINTS)
+MPII = ["head", "neck", *NAMES[5:]]
 KEYPOINTS: Task = "keypoints"
 POINTS = [12, 8, 0.9, 14.5, 7, 0.8, *[0] * 45]
 
@@ -101,14 +103,15 @@ def test_other_categories_are_left_out_and_counted(tmp_path: Path, caplog: pytes
         ([result("1", keypoints=POINTS)], 'image_id is "1"'),
         ([result(keypoints=POINTS, category_id=None)], "category_id is null"),
         ([result(keypoints=POINTS[:50])], "keypoints holds 50 numbers, not 51"),
-        ([result(keypoints=[*POINTS[:50], "0"])], "keypoints is not a list of numbers"),
+        ([result(keypoints=[*POINTS[:50], "0"])], r"keypoints is \[12, 8, .*, not a list of numbers"),
         ([result(keypoints=POINTS, score=None)], "number 0 .*score is null, not a number"),
         ([result(keypoints=POINTS, score="0.5")], 'number 0 .*score is "0.5", not a number'),
         ([layouts.without(result(keypoints=POINTS), "score")], "number 0 .*has no score"),
         ("""[{"image_id": 1, "category_id": 1, "keypoints": [], "score": NaN}]""", "score holds"),
         ([result(segmentation={"size": [5, 5], "counts": "0"})], r"size \[5, 5\], the image"),
         ([result(segmentation=square() | {"counts": "zzz"})], "its mask"),
-        ([result(segmentation=5)], "has no segmentation"),
+        ([result(segmentation=5)], "segmentation is 5, neither polygons nor run lengths"),
+        ([result(keypoints=[0.3, 0.2, 0.9] * 17)], "keypoints of 1 of 1 people looked at are fractions"),
         ([result(bbox=[1, 2, 3, 4])], "neither keypoints nor segmentation"),
         ([result(keypoints=[], segmentation=None)], "neither keypoints nor segmentation"),
         (
@@ -186,13 +189,19 @@ def test_of_two_person_categories_the_one_in_use_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("person", "category", "reason"),
     [
-        ({}, {"id": "1"}, "the id of category 'person' is \"1\", not a whole number"),
-        ({}, {"id": None}, "the id of category 'person' is null, not a whole number"),
-        ({}, {"id": 2}, "none of its 1 annotations is of category 2, which is person"),
+        ({}, {"id": "1"}, "category 'person': id is \"1\", not a whole number"),
+        ({}, {"id": None}, "category 'person': id is null, not a whole number"),
+        ({}, {"id": 2}, "none of its 1 annotations is of category 2, person, but some are of 1"),
         ({}, {"name": "people"}, "must name 'person' once, not 0 times; its categories: people"),
         ({"category_id": "1"}, {}, 'none of its 1 people can be scored: number 0 .* category_id is "1"'),
         ({"id": None}, {}, "none of its 1 people can be scored: number 0 .* id is null"),
-        ({}, {"keypoints": sorted(NAMES)}, "in another order than COCO's: nose, left_eye"),
+        ({}, {"keypoints": sorted(NAMES)}, "in another order than COCO's: 'left_ankle' is listed instead of"),
+        (
+            {},
+            {"keypoints": ["left_eye", *MPII]},
+            "in another order than COCO's: 'left_eye' is listed instead",
+        ),
+        ({"keypoints": [0.3, 0.2, 2] * 17}, {}, "keypoints of 1 of 1 people looked at are fractions"),
     ],
 )
 def test_what_hides_all_people_is_named(tmp_path: Path, person: Any, category: Any, reason: str) -> None:
@@ -203,7 +212,11 @@ def test_what_hides_all_people_is_named(tmp_path: Path, person: Any, category: A
 
 @pytest.mark.parametrize(
     "names",
-    [NAMES, [name.replace("_", " ").title() for name in NAMES], [str(k) for k in range(17)], [], None],
+    [
+        *(NAMES, [name.replace("_", " ").title() for name in NAMES], [str(k) for k in range(17)], [], None),
+        [re.sub("_(.)", lambda found: found[1].upper(), name) for name in NAMES],
+        [re.sub(r"(.)\w+_(.*)", r"\2_\1", name) for name in NAMES],
+    ],
 )
 def test_keypoints_in_cocos_order_may_have_any_names(tmp_path: Path, names: Any) -> None:
     categories = [{"id": 1, "name": "person", "keypoints": names}]
@@ -242,6 +255,34 @@ def test_masks_are_not_scored_without_annotated_masks(tmp_path: Path) -> None:
     annotated = read_annotations(truth(tmp_path, WITHOUT_MASK["null"], layouts.person(2, 2)))
     tasks = scorable(read_results(path, annotated), annotated)
     assert match(annotated.truth, tasks["segm"], "segm").columns()["AP"] == pytest.approx(1)
+
+
+BOXES = {"missing": None, "empty": [], "outside": [30, 20, 20, 20], "corners": [10, 5, 10, -20]}
+
+
+@pytest.mark.parametrize("mask", [layouts.SQUARE, []], ids=["mask", "no mask"])
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+def test_boxes_are_not_needed(tmp_path: Path, box: Any, mask: Any) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(1, 1, bbox=box, segmentation=mask)))
+    found = read_results(results(tmp_path, [result(keypoints=POINTS, segmentation=square())]), annotated)
+    for task, people in scorable(found, annotated).items():
+        assert match(annotated.truth, people, task).columns()["AP"] == pytest.approx(1)
+    (person,) = annotated.truth.anns.values()
+    assert person["bbox"] == ([10, 5, 10, 20] if mask else [12, 7, 2.5, 1])
+
+
+def test_a_single_keypoint_needs_no_box(tmp_path: Path) -> None:
+    points = [12, 8, 2, *[0] * 48]
+    annotated = read_annotations(
+        truth(tmp_path, layouts.person(1, 1, bbox=None, segmentation=None, keypoints=points))
+    )
+    assert [person["bbox"] for person in annotated.truth.anns.values()] == [[12, 8, 1, 1]]
+
+
+def test_categories_and_images_may_be_written_as_floats(tmp_path: Path) -> None:
+    annotated = read_annotations(truth(tmp_path, layouts.person(1, 1, category_id=1.0)))
+    found = read_results(results(tmp_path, [result(1.0, category_id=1.0, keypoints=POINTS)]), annotated)
+    assert list(found[KEYPOINTS]) == [1]
 
 
 def test_a_person_without_area_and_mask_has_no_size(tmp_path: Path) -> None:

@@ -83,9 +83,13 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 def test_other_encodings_than_utf8_are_named(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    for content in ("acquire: {directory: Zürich}".encode("latin-1"), "train: {steps: 7}".encode("utf-16")):
+    for content, found in (
+        ("# own\nacquire: {directory: Zürich}".encode("latin-1"), "in line 2, but Latin-1 or Windows-1252"),
+        ("train: {steps: 7}".encode("utf-16"), "but UTF-16"),
+        ("train: {steps: 7}".encode("utf-16-le"), "but UTF-16"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"params\.yaml: not UTF-8"):
+        with pytest.raises(UserError, match=rf"params\.yaml: not UTF-8 {found}.*; save it as UTF-8"):
             params.load(path)
     path.write_bytes(b"\xef\xbb\xbftrain: {steps: 7}")  # a byte order mark
     assert params.load(path).train.steps == 7

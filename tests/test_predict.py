@@ -231,7 +231,7 @@ def test_ids_sizes_and_the_category_are_the_annotation_files(tmp_path: Path) -> 
     assert [failure.removeprefix(f"{tmp_path}/in/") for failure in failures] == [
         f"b.jpg: may be b.png of {listed}, and so may {tmp_path}/in/b.png",
         f"other.png: is not among the images of {listed}",
-        "small.png: is (10, 20) pixels (height, width), annotated as (60, 80)",
+        "small.png: is 20 x 10 pixels, the annotations say 80 x 60",
     ]
     images = json.loads((tmp_path / "out/images.json").read_text())
     assert [(image["id"], image["file_name"]) for image in images] == [(70, "b.png"), (80, "val/a.png")]

@@ -3,17 +3,22 @@
 import hashlib
 import json
 import logging
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from personlab.data import download
+from personlab.data.example import pixels
+from personlab.data.images import read
 from personlab.errors import UserError
 from personlab.params import Acquire, Ingest, Params, Sample
 from personlab.stages import acquire, ingest
 from personlab.tables import IMAGES, PEOPLE, REJECTS, read_table
-from tests.layouts import image, person, without, write_image, write_layout
+from tests.layouts import HEIGHT, WIDTH, image, person, without, write_image, write_layout
 
 
 @pytest.fixture
@@ -121,8 +126,9 @@ def test_too_many_rejects_fail_and_are_listed(project: Path) -> None:
     (project.parent / "layout/train2017/1.jpg").write_text("")
     message = (
         r"ingest: 3 records \(42\.9%\) rejected, more than ingest\.max_reject_fraction allows \(1\.0%\)"
-        r"(.|\n)*ingest-rejects\.csv; the first:"
-        r"\n  annotations/person_keypoints_train2017\.json, image 1: 1\.jpg: is not an image"
+        r"(.|\n)*ingest-rejects\.csv; the first of each kind:"
+        r"\n  annotations/person_keypoints_train2017\.json, image 1: 1\.jpg: is not an image.*"
+        r"\n  annotations/.*, annotation 51: image 1 was rejected: .* \(and 1 more like it\)$"
     )
     with pytest.raises(UserError, match=message):
         run(project)
@@ -133,6 +139,38 @@ def test_too_many_rejects_fail_and_are_listed(project: Path) -> None:
     write_image(project.parent / "layout/train2017/1.jpg")
     run(project)
     assert not (project / "runs/ingest-rejects.csv").exists()
+
+
+def turn(path: Path, orientation: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.effect_noise(size, 64).convert("RGB").save(path, exif=exif)
+
+
+def test_images_are_turned_by_exif_where_the_size_tells(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Later stages take the stored pixels: 6 turns an image by 90 degrees."""
+    path = project.parent / "layout/train2017/1.jpg"
+    turn(path, 6, (HEIGHT, WIDTH))
+    run(project)
+    (row,) = [row for split, row in packed(project) if split == "train"]
+    assert (row["height"], row["width"]) == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(pixels(row), read(path))
+    turn(path, 6)
+    run(project)
+    (row,) = [row for split, row in packed(project) if split == "train"]
+    assert row["image"] == path.read_bytes()
+    assert "EXIF" not in caplog.text
+
+
+def test_orientations_that_the_size_does_not_tell_are_named(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turn(project.parent / "layout/train2017/1.jpg", 3)
+    run(project)
+    assert "ingest: train: 1 images have an EXIF orientation that their size does not tell" in caplog.text
+    assert "(train2017/1.jpg): the annotations are taken to mean the pixels as stored" in caplog.text
 
 
 def test_a_split_without_images_is_an_error(project: Path) -> None:
@@ -211,6 +249,14 @@ def test_a_layout_inside_the_project_is_relative(project: Path) -> None:
     acquire.run(Params(acquire=Acquire(source="directory", directory="mine")), project)
     assert acquire.read_source(project).root == "mine"
     assert acquire.image_root(project) == project / "mine"
+
+
+def test_a_layout_is_found_whatever_form_its_accents_have(project: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "é/ü") for form in ("NFC", "NFD"))
+    (project / decomposed).parent.mkdir()
+    (project.parent / "layout").rename(project / decomposed)
+    acquire.run(Params(acquire=Acquire(source="directory", directory=composed)), project)
+    assert acquire.image_root(project) == project / decomposed
 
 
 @pytest.mark.parametrize(

@@ -7,38 +7,33 @@ People with keypoints, people with a mask only, and crowds are kept. Every recor
 `Person` or a `Reject` with the reason, in the order of the file; only a file that is not COCO's at all is an
 error. Annotations of other categories are counted.
 
-Values are those that COCO's own tools use:
-- coordinates refer to the pixels as stored in the file (EXIF orientation is not applied);
-- unlabelled keypoints (visibility 0) are (0, 0);
-- labelled keypoints and boxes may exceed the image's border by up to `MARGIN` pixels (COCO rounds) and are
-  kept as annotated, so that scores equal those of COCO's tools; farther out, the record is rejected;
-- polygons with fewer than three points are ignored; an empty mask is rejected.
+Coordinates refer to the pixels as stored in the file or, where only these have the annotated size, to those
+that EXIF orientation shows. person_record.py says what people's values mean.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from personlab.data import images
-from personlab.data.json_fields import BadRecordError, integer, numbers, record_id, repeated
-from personlab.data.segmentation import rle_and_area
-from personlab.errors import UserError
-from personlab.people import Annotation, FloatArray
-from personlab.skeleton import KEYPOINTS, K
+from personlab.data import images, units
+from personlab.data.json_fields import BadRecordError, integer, record_id, repeated, shown, whole
+from personlab.data.person_record import annotation
+from personlab.errors import UserError, first
+from personlab.people import Annotation
+from personlab.skeleton import KEYPOINTS
 from personlab.tables import PEOPLE, REJECTS, Split
 
-MARGIN: Final = 1.0
-
-Array = npt.NDArray[np.float64]
+NamesIn = Callable[[Path], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,13 @@ class Layout:
     split: Split
 
     @property
+    def annotations_name(self) -> str:
+        """Relative to the root."""
+        return f"annotations/person_keypoints_{self.split}2017.json"
+
+    @property
     def annotations(self) -> Path:
-        return self.root / "annotations" / f"person_keypoints_{self.split}2017.json"
+        return self.root / self.annotations_name
 
     @property
     def images(self) -> Path:
@@ -70,12 +70,22 @@ class Records:
 
 @dataclass(frozen=True)
 class Image:
-    """An image whose file was decoded and has this size. file_name is relative to the layout's root."""
+    """An image whose file was decoded and has this size.
+
+    file_name: relative to the layout's root.
+    orientation: EXIF's; 1 is upright.
+    """
 
     id: int
     file_name: str
     height: int
     width: int
+    orientation: int = 1
+
+    @property
+    def orientation_is_unclear(self) -> bool:
+        """Whether the size does not tell if the annotations mean the pixels as stored or as shown."""
+        return self.orientation > 1 and (self.orientation < 5 or self.height == self.width)
 
 
 @dataclass(frozen=True)
@@ -95,28 +105,25 @@ class Reject:
     reason: str
 
 
-def load(layout: Layout) -> Records:
-    """Parse the annotation file of a split; as `load_file`."""
-    return load_file(layout.annotations)
-
-
-def load_file(path: Path) -> Records:
+def load(path: Path) -> Records:
     """Parse an annotation file.
 
     Raises:
         UserError: the file is missing, is not JSON or not COCO's, has no image, or its categories do not say
             which annotations are people.
     """
-    content = _load_json(path)
-    images, annotations, categories = (
-        _list_of(path, content, key) for key in ("images", "annotations", "categories")
-    )
+    images, annotations, categories = _lists(path, _load_json(path))
     if not images:
         raise UserError(f"{path}: lists no image; there is nothing to do")
     person = _person_id(path, categories, annotations)
     # Where the category is not a number, the annotation is kept, to be rejected with this reason.
-    people = [a for a in annotations if (category := _category_id(a)) is None or category == person]
+    people = [a for a in annotations if _category_id(a) in (None, person)]
     names = {number: _name(c) for c in categories if (number := record_id(c)) is not None}
+    if not people and (unknown := set(map(_category_id, annotations)) - names.keys()):
+        raise UserError(
+            f"{path}: none of its {len(annotations)} annotations is of category {person}, person, but some "
+            f"are of {first(sorted(map(str, unknown)))}, which 'categories' does not list"
+        )
     return Records(images, people, len(annotations) - len(people), person, names)
 
 
@@ -124,13 +131,12 @@ def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
     """The images of a file with or without annotations, by id, and the id of the category `person`.
 
     Raises:
-        UserError: as `load_file`, or an image's record is not COCO's.
+        UserError: as `load`, or an image's record is not COCO's.
     """
     content = _load_json(path)
-    images, categories, annotations = (
-        _list_of(path, {"annotations": []} | content if isinstance(content, dict) else content, key)
-        for key in ("images", "categories", "annotations")
-    )
+    if isinstance(content, dict):
+        content.setdefault("annotations", [])
+    images, annotations, categories = _lists(path, content)
     return images_of(path, images), _person_id(path, categories, annotations)
 
 
@@ -158,14 +164,18 @@ def _load_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; COCO's annotations should be there") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: not UTF-8 ({error.reason} at byte {error.start})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); is it complete? Get it again") from None
 
 
-def _list_of(path: Path, content: Any, key: str) -> list[Any]:
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-        raise UserError(f"{path}: no list '{key}' in it; not a COCO annotation file")
-    return list(content[key])
+def _lists(path: Path, content: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Images, annotations and categories."""
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise UserError(f"{path}: no list '{key}' in it; not a COCO annotation file")
+    return content["images"], content["annotations"], content["categories"]
 
 
 def _person_id(path: Path, categories: Sequence[Any], annotations: Sequence[Any]) -> int:
@@ -184,18 +194,30 @@ def _person_id(path: Path, categories: Sequence[Any], annotations: Sequence[Any]
             f"{path}: 'categories' must name 'person' once, not {len(named)} times; its categories: {known}"
         )
     (person,) = named
-    number = person.get("id")
-    if not isinstance(number, int | float) or number != number // 1:
-        raise UserError(f"{path}: the id of category 'person' is {json.dumps(number)}, not a whole number")
-    keypoints = person.get("keypoints")
-    listed = keypoints if isinstance(keypoints, list) else []
-    names = [re.sub(r"\W+", "_", str(name).strip().lower()) for name in listed]
-    if names != list(KEYPOINTS) and sorted(names) == sorted(KEYPOINTS):
-        order = ", ".join(KEYPOINTS)
-        raise UserError(
-            f"{path}: the keypoints of category 'person' are in another order than COCO's: {order}"
-        )
-    return int(number)
+    try:
+        number = integer(person, "id", 0, 2**63)
+    except BadRecordError as error:
+        raise UserError(f"{path}: category 'person': {error}") from None
+    if shared := [_name(c) for c in categories if record_id(c) == number and c is not person]:
+        raise UserError(f"{path}: category id {number} is that of 'person' and of '{shared[0]}'")
+    _check_order(path, person.get("keypoints"))
+    return number
+
+
+def _check_order(path: Path, names: Any) -> None:
+    """Refuse keypoints of which one has the name of another of COCO's. Names that COCO lacks may be any."""
+    for name, cocos in zip(names if isinstance(names, list) else (), KEYPOINTS, strict=False):
+        if _words(name) != _words(cocos) and _words(name) in map(_words, KEYPOINTS):
+            raise UserError(
+                f"{path}: the keypoints of category 'person' are in another order than COCO's: '{name}' is "
+                f"listed instead of {cocos}; COCO's are {', '.join(KEYPOINTS)}"
+            )
+
+
+def _words(keypoint: Any) -> frozenset[str]:
+    """The words of a keypoint's name: left_eye, "Left eye", leftEye, l_eye and eye.L are the same."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", str(keypoint))
+    return frozenset({"l": "left", "r": "right"}.get(word.lower(), word.lower()) for word in words)
 
 
 def _name(category: Any) -> str:
@@ -203,10 +225,9 @@ def _name(category: Any) -> str:
     return str(category.get("name")).strip().lower() if isinstance(category, dict) else ""
 
 
-def _category_id(annotation: Any) -> float | None:
-    """The category of an annotation, if it is a number."""
-    value = annotation.get("category_id") if isinstance(annotation, dict) else None
-    return value if isinstance(value, int | float) else None
+def _category_id(annotation: Any) -> int | None:
+    """The category of an annotation, if it is a whole number."""
+    return whole(annotation.get("category_id")) if isinstance(annotation, dict) else None
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -216,13 +237,14 @@ def check_images(layout: Layout, records: Sequence[Any]) -> Iterator[Image | Rej
     """Decode every image and compare its size with the record, in threads; in the order of the records."""
     repeats = repeated(records)
     folder = layout.images.resolve()
+    names_in = cache(_names_in)  # for this call, since files may be added later
 
     def check(position: int) -> Image | Reject:
         record = records[position]
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
-            return _image(layout, folder, record)
+            return _image(layout, folder, record, names_in)
         except BadRecordError as error:
             return _reject(layout, "image", position, record, error)
 
@@ -230,46 +252,53 @@ def check_images(layout: Layout, records: Sequence[Any]) -> Iterator[Image | Rej
         yield from pool.map(check, range(len(records)))
 
 
-def _image(layout: Layout, folder: Path, record: Any) -> Image:
+def _image(layout: Layout, folder: Path, record: Any, names_in: NamesIn) -> Image:
     image_id = integer(record, "id", 0, 2**63)
     height, width = integer(record, "height", 1, 2**31), integer(record, "width", 1, 2**31)
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
         raise BadRecordError("has no file_name")
-    _check_pixels(_inside(folder, name), name, (height, width))
-    return Image(image_id, f"{layout.images.name}/{PurePosixPath(name)}", height, width)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The file's path, inside the folder even after links are resolved."""
+    file = _inside(folder, PurePosixPath(name), names_in)
     try:
+        images.decode_annotated(folder / file, height, width)
+    except UserError as error:
+        raise BadRecordError(f"{name}: {error}") from None
+    orientation = images.orientation(folder / file)
+    return Image(image_id, f"{layout.images.name}/{file}", height, width, orientation)
+
+
+def _names_in(folder: Path) -> dict[str, str]:
+    """The names in a folder by their composed form; none if it cannot be listed."""
+    with suppress(OSError):
+        return {unicodedata.normalize("NFC", path.name): path.name for path in folder.iterdir()}
+    return {}
+
+
+def as_on_disk(folder: Path, name: PurePosixPath, names_in: NamesIn = _names_in) -> PurePosixPath:
+    """The name of a file or folder below `folder`, with accents as on the disk; macOS decomposes them."""
+    if (folder / name).exists() or not name.name:
+        return name
+    parent = as_on_disk(folder, name.parent, names_in)
+    composed = unicodedata.normalize("NFC", name.name)
+    return parent / names_in(folder / parent).get(composed, name.name)
+
+
+def _inside(folder: Path, name: PurePosixPath, names_in: NamesIn) -> PurePosixPath:
+    """The file's name `as_on_disk`, inside the folder even after links are resolved."""
+    try:
+        name = as_on_disk(folder, name, names_in)
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an invalid name
         raise BadRecordError(f"file_name '{name}' cannot be resolved ({error})") from None
-    if not path.is_relative_to(folder) or ".." in PurePosixPath(name).parts:
+    if not path.is_relative_to(folder) or ".." in name.parts:
         raise BadRecordError(f"file_name '{name}' is outside the image folder")
-    return path
-
-
-def _check_pixels(path: Path, name: str, size: tuple[int, int]) -> None:
-    """Decode an image file and compare its (height, width) with the record's."""
-    try:
-        found = images.read(path, apply_exif=False).shape[:2]
-    except UserError as error:
-        raise BadRecordError(f"{name}: {error}") from None
-    if found != size:
-        pixels, stated = (f"{width} x {height}" for height, width in (found, size))
-        raise BadRecordError(f"{name} is {pixels} pixels, the annotations say {stated}")
+    return name
 
 
 def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> dict[int, Image | Reject]:
     """The checked images by id; of a repeated id, the first."""
-    by_id = dict[int, Image | Reject]()
-    for record, image in zip(records, checked, strict=True):
-        image_id = record_id(record)
-        if image_id is not None:
-            by_id.setdefault(image_id, image)
-    return by_id
+    pairs = reversed(list(zip(map(record_id, records), checked, strict=True)))
+    return {image_id: image for image_id, image in pairs if image_id is not None}
 
 
 # --- people -------------------------------------------------------------------------------------------------
@@ -278,15 +307,23 @@ def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> d
 def check_people(
     layout: Layout, records: Sequence[Any], images: Mapping[int, Image | Reject]
 ) -> Iterator[Person | Reject]:
-    """Check every person, in the order of the records. People of rejected images are rejected."""
+    """Check every person, in the order of the records. People of rejected images are rejected.
+
+    Raises:
+        UserError: the coordinates of most people are of another kind than COCO's.
+    """
     repeats = repeated(records)
+    sizes = {number: (i.height, i.width) for number, i in images.items() if isinstance(i, Image)}
+    if fault := units.fault(records, sizes):
+        raise UserError(f"{layout.annotations}: {fault}")
     for position, record in enumerate(records):
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
             person = check_person(record, images)
             if not person.annotation.rle:
-                raise BadRecordError("has no segmentation")
+                found = f"segmentation is {shown(record['segmentation'])}" if "segmentation" in record else ""
+                raise BadRecordError(f"{found or 'has no segmentation'}; people need masks to be trained on")
             yield person
         except BadRecordError as error:
             yield _reject(layout, "annotation", position, record, error)
@@ -298,91 +335,20 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
     Raises:
         BadRecordError: it is not what COCO writes, or its image is unknown or rejected.
     """
-    person_id, image_id = integer(record, "id", 0, 2**63), integer(record, "image_id", 0, 2**63)
+    image_id = integer(record, "image_id", 0, 2**63)
     image = images.get(image_id)
     if image is None:
         raise BadRecordError(f"image {image_id} is not among the images")
     if isinstance(image, Reject):
         raise BadRecordError(f"image {image_id} was rejected: {image.reason}")
-    if "category_id" not in record:
-        raise BadRecordError("has no category_id")
-    if _category_id(record) is None:
-        raise BadRecordError(f"category_id is {json.dumps(record['category_id'])[:40]}, not a number")
-    if record.get("iscrowd", 0) not in (0, 1):
-        raise BadRecordError(f"iscrowd is {record['iscrowd']!r}, not 0 or 1")
-    keypoints, visibility = _keypoints(record.get("keypoints"), image)
-    segmentation, area = record.get("segmentation"), record.get("area")
-    rle = b""
-    if segmentation not in (None, []):
-        rle, mask_area = rle_and_area(segmentation, image.height, image.width)
-        area = mask_area if area is None else area
-    if area is None:
-        raise BadRecordError("has neither area nor segmentation")
-    annotation = Annotation(
-        id=person_id,
-        keypoints=keypoints,
-        visibility=visibility,
-        imputed=False,
-        box=_box(record.get("bbox"), image),
-        area=_area(area),
-        crowd=bool(record.get("iscrowd", 0)),
-        rle=rle,
-    )
-    return Person(image_id, annotation)
-
-
-def _keypoints(value: Any, image: Image) -> tuple[FloatArray, npt.NDArray[np.int8]]:
-    """Positions (K x 2) and visibilities (K); all unlabelled without `keypoints` (COCO's instances files)."""
-    if value is None:
-        return np.zeros((K, 2), np.float32), np.zeros(K, np.int8)
-    triples = numbers(value, "keypoints")
-    if len(triples) != 3 * K:
-        raise BadRecordError(f"keypoints holds {len(triples)} numbers, not {3 * K}")
-    xy, visibility = np.split(triples.reshape(K, 3), [2], axis=1)
-    visibility = visibility[:, 0]
-    if not np.isin(visibility, (0, 1, 2)).all():
-        raise BadRecordError("a keypoint's visibility is not 0, 1 or 2")
-    labelled = visibility > 0
-    outside = labelled & _outside(xy, image).any(axis=1)
-    if outside.any():
-        k = int(outside.argmax())
-        x, y = xy[k]
-        raise BadRecordError(f"{KEYPOINTS[k]} at ({x:g}, {y:g}) is {_out_of(image)}")
-    return np.where(labelled[:, None], xy, 0).astype(np.float32), visibility.astype(np.int8)
-
-
-def _box(value: Any, image: Image) -> tuple[float, float, float, float]:
-    box = numbers(value, "bbox")
-    if len(box) != 4:
-        raise BadRecordError(f"bbox holds {len(box)} numbers, not 4")
-    x, y, width, height = box.tolist()
-    if np.float32(width) <= 0 or np.float32(height) <= 0:  # tables hold float32
-        raise BadRecordError(f"bbox has no area: {width:g} x {height:g}")
-    if _outside(np.array([[x, y], [x + width, y + height]]), image).any():
-        raise BadRecordError(f"bbox ({x:g}, {y:g}, {width:g}, {height:g}) is {_out_of(image)}")
-    return x, y, width, height
-
-
-def _outside(xy: Array, image: Image) -> npt.NDArray[np.bool_]:
-    return (xy < -MARGIN) | (xy > np.array([image.width, image.height]) + MARGIN)
-
-
-def _out_of(image: Image) -> str:
-    return f"outside the image of {image.width} x {image.height}"
-
-
-def _area(value: Any) -> float:
-    (area,) = numbers([value], "area")
-    if area <= 0:
-        raise BadRecordError(f"area is {area:g}")
-    return float(area)
+    return Person(image_id, annotation(record, image.height, image.width))
 
 
 def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRecordError) -> Reject:
     known = record_id(record)
     name = f"{kind} {known}" if known is not None else f"{kind} without id, number {position} of the list"
     reason = str(error).encode(errors="backslashreplace").decode()  # JSON may hold lone surrogates
-    return Reject(layout.annotations.relative_to(layout.root).as_posix(), name, reason)
+    return Reject(layout.annotations_name, name, reason)
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -391,19 +357,18 @@ def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRec
 def people_table(people: Mapping[Split, Iterable[Person]]) -> pa.Table:
     """The people of each split as a table of tables.PEOPLE."""
     rows = [
-        {"split": split, "image_id": person.image_id, **annotation.to_row(annotation.visibility > 0)}
+        {"split": split, "image_id": person.image_id}
+        | person.annotation.to_row(person.annotation.visibility > 0)
         for split in people
         for person in people[split]
-        for annotation in [person.annotation]
     ]
-    return _sorted(pa.Table.from_pylist(rows, PEOPLE), "split", "image_id", "person_id")
+    return _sorted_table(rows, PEOPLE, "split", "image_id", "person_id")
 
 
 def rejects_table(rejects: Iterable[Reject]) -> pa.Table:
     """Rejects as a table of tables.REJECTS."""
-    table = pa.Table.from_pylist([vars(reject) for reject in rejects], REJECTS)
-    return _sorted(table, "file", "record", "reason")
+    return _sorted_table([vars(reject) for reject in rejects], REJECTS, "file", "record", "reason")
 
 
-def _sorted(table: pa.Table, *keys: str) -> pa.Table:
-    return table.sort_by([(key, "ascending") for key in keys])
+def _sorted_table(rows: list[dict[str, Any]], schema: pa.Schema, *keys: str) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema).sort_by([(key, "ascending") for key in keys])

@@ -1,16 +1,22 @@
-"""The one image reader: files of any format that Pillow reads, as RGB pixels."""
+"""The one image reader: files of any format that Pillow reads, as RGB pixels.
+
+EXIF orientation has one convention. Annotations mean the pixels as stored, as COCO's do, except where the
+annotated size fits only the pixels as shown (`decode_annotated`). Images without annotations are read as
+viewers show them (`read`, `decode`).
+"""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
-from PIL import ImageOps
+from PIL import ExifTags, ImageOps
 
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
@@ -80,8 +86,7 @@ def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
 
     Args:
         content: the bytes of the file.
-        apply_exif: rotate and mirror as the EXIF orientation says, as viewers do. COCO annotations refer to
-            the pixels as they are stored, so annotated images are read without.
+        apply_exif: rotate and mirror as the EXIF orientation says, as viewers do.
 
     Raises:
         UserError: the content is not an image, is incomplete, or is too large (89 million pixels, or 32767 a
@@ -89,6 +94,50 @@ def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
     """
     with _explained():
         return _read(BytesIO(content), apply_exif)
+
+
+def decode_annotated(image: Path | bytes, height: int, width: int) -> ImageArray:
+    """Decode an image file as its annotations mean it: the pixels as stored if they have the annotated size,
+    else as EXIF turns them for display.
+
+    Raises:
+        UserError: as `decode`, or the image has another size than annotated.
+    """
+    decoded = partial(read, image) if isinstance(image, Path) else partial(decode, image)
+    sizes = list[str]()
+    for apply_exif in (False, True):
+        pixels = decoded(apply_exif=apply_exif)
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        sizes.append(f"{pixels.shape[1]} x {pixels.shape[0]}")
+    stored, shown = sizes
+    exif = f" ({shown} as its EXIF orientation shows it)" if shown != stored else ""
+    hint = "; width and height are swapped, or an EXIF orientation was removed"
+    swapped = hint if stored == f"{height} x {width}" else ""
+    raise UserError(f"is {stored} pixels{exif}, the annotations say {width} x {height}{swapped}")
+
+
+def orientation(path: Path) -> int:
+    """The EXIF orientation of an image file, 2 to 8; 1 if it is upright or cannot be read."""
+    try:
+        with PIL.Image.open(path, formats=formats()) as image:
+            found: Any = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as in `_explained`
+        return 1
+    return int(found) if found in range(1, 9) else 1
+
+
+def stored_as_annotated(path: Path, height: int, width: int) -> bytes:
+    """The bytes of an image file or, if its annotations mean the pixels as EXIF shows them, a PNG of these.
+
+    Raises:
+        UserError: as `decode_annotated`.
+    """
+    if orientation(path) < 5 or read(path, apply_exif=False).shape[:2] == (height, width):
+        return path.read_bytes()
+    content = BytesIO()
+    PIL.Image.fromarray(decode_annotated(path, height, width)).save(content, "PNG")
+    return content.getvalue()
 
 
 @contextmanager

@@ -6,9 +6,10 @@ Everything is checked first: pycocotools reads uninitialised memory if run lengt
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pycocotools import mask as mask_api
 
-from personlab.data.json_fields import BadRecordError, numbers
+from personlab.data.json_fields import BadRecordError, numbers, shown
 
 
 def rle_and_area(segmentation: Any, height: int, width: int) -> tuple[bytes, float]:
@@ -35,18 +36,29 @@ def rle(segmentation: Any, height: int, width: int) -> bytes:
     elif isinstance(segmentation, dict):
         mask = _run_lengths(segmentation, height, width)
     else:
-        raise BadRecordError("has no segmentation")
+        raise BadRecordError(f"segmentation is {shown(segmentation)}, neither polygons nor run lengths")
     counts: bytes = mask["counts"]
     return counts
 
 
+def bounds(counts: bytes, height: int, width: int) -> npt.NDArray[np.float64]:
+    """The tight box of a mask, x0, y0, x1, y1, from its compressed run-length string."""
+    x, y, w, h = mask_api.toBbox({"size": [height, width], "counts": counts})
+    return np.array([x, y, x + w, y + h])
+
+
 def _polygons(polygons: list[Any], height: int, width: int) -> Any:
+    if polygons and not any(isinstance(polygon, list) for polygon in polygons):
+        polygons = [polygons]  # one polygon, not in a list of its own (VIA, RectLabel)
     points = [numbers(polygon, "a polygon") for polygon in polygons]
-    if any(len(polygon) % 2 for polygon in points):
-        raise BadRecordError("a polygon holds an odd number of coordinates")
+    if odd := [len(polygon) for polygon in points if len(polygon) % 2]:
+        raise BadRecordError(f"a polygon holds an odd number of coordinates, {odd[0]}")
     drawn = [polygon for polygon in points if len(polygon) >= 6]
     if not drawn:
-        raise BadRecordError("its polygons are empty")
+        most = max(map(len, points), default=0)
+        raise BadRecordError(
+            f"its polygons have at most {most} numbers; a polygon has 6 or more: x0, y0, ..."
+        )
     # The rasteriser visits every pixel of the outline, so coordinates must be bounded.
     size = np.array([width, height])
     for xy in (polygon.reshape(-1, 2) for polygon in drawn):
@@ -58,7 +70,9 @@ def _polygons(polygons: list[Any], height: int, width: int) -> Any:
 def _run_lengths(segmentation: dict[str, Any], height: int, width: int) -> Any:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size != [height, width]:
-        raise BadRecordError(f"its mask is of size {size}, the image of {[height, width]}")
+        raise BadRecordError(
+            f"its mask is of size {shown(size)}, the image of {[height, width]} (height, width)"
+        )
     runs = _decompress(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
         raise BadRecordError("its mask's counts are not run lengths")

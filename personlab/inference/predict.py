@@ -59,7 +59,7 @@ class Image:
         return self.annotated.file_name if self.annotated else self.path
 
     def read(self, fetch: Fetch) -> ImageArray:
-        """Read the pixels: as stored or, where their size is annotated so, as EXIF turns them for display.
+        """Read the pixels: as the annotations mean them or, without annotations, as viewers show them.
 
         Raises:
             UserError: it cannot be read, or is of another size than annotated.
@@ -69,12 +69,7 @@ class Image:
         content = fetch()
         if self.annotated is None:
             return images.decode(content)
-        size = self.annotated.height, self.annotated.width
-        for apply_exif in (False, True):
-            pixels = images.decode(content, apply_exif=apply_exif)
-            if pixels.shape[:2] == size:
-                return pixels
-        raise UserError(f"is {pixels.shape[:2]} pixels (height, width), annotated as {size}")
+        return images.decode_annotated(content, self.annotated.height, self.annotated.width)
 
 
 def plan_images(paths: Sequence[str], annotated: AnnotatedImages | None = None) -> list[Image]:

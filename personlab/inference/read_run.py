@@ -69,7 +69,7 @@ def _people(run: Folder, row: Row, image: Image) -> list[Detection]:
     if size != annotated:
         raise UserError(
             f"{run.place}: {row['image']} is {size} pixels (height, width), annotated as {annotated}; "
-            "annotate the images as they are shown"
+            "infer-batch turns images as their EXIF orientation says: turn the files and annotate these"
         )
     return [Detection.from_row(record) for record in row["people"]]
 
@@ -98,7 +98,7 @@ def check_images(results: Path, annotations: Annotations) -> None:
         if size != annotated:
             raise UserError(
                 f"{results}: image {number}, {name}, is {size} pixels (height, width), annotated as "
-                f"{annotated}"
+                f"{annotated}; 'personlab predict --annotations FILE' applies EXIF orientation as these do"
             )
 
 

@@ -6,7 +6,7 @@ pycocotools trusts its input; here every record that it would misread is an erro
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
-from personlab.data import coco
-from personlab.data.json_fields import BadRecordError, integer, number, numbers, repeated
+from personlab.data import coco, units
+from personlab.data.json_fields import BadRecordError, integer, number, numbers, repeated, whole
 from personlab.data.segmentation import rle
 from personlab.errors import UserError
 from personlab.metrics.coco import PERSON, Task, ground_truth
@@ -46,15 +46,17 @@ class Annotations:
 def read_annotations(path: Path) -> Annotations:
     """Read a COCO annotation file.
 
-    Annotations that `ingest` would reject are left out. People without a mask that can be read count for
-    keypoints only. A log line gives the number and the first reasons of each.
+    Annotations that `ingest` would reject are left out, except for a box, which is not needed. People without
+    a mask that can be read count for keypoints only. A log line gives the number and the first reasons of
+    each.
 
     Raises:
         UserError: the file is missing, is not JSON or not COCO's; an image's record is not COCO's (it is
-            named); no annotation is left.
+            named); most coordinates are fractions of the image; no annotation is left.
     """
-    records = coco.load_file(path)
+    records = coco.load(path)
     images = coco.images_of(path, records.images)
+    _check_units(path, records.people)
     people, rejects, maskless = defaultdict[int, list[Annotation]](list), list[str](), list[str]()
     repeats = repeated(records.people)
     for position, record in enumerate(records.people):
@@ -66,7 +68,7 @@ def read_annotations(path: Path) -> Annotations:
             rejects.append(f"number {position} of the list: {error}")
             continue
         people[person.image_id].append(person.annotation)
-        if fault:
+        if not person.annotation.rle:
             maskless.append(f"number {position} of the list: {fault}")
     if not people:
         raise UserError(f"{path}: {_none(records, rejects)}")
@@ -77,14 +79,13 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def _person(record: Any, images: Mapping[int, coco.Image]) -> tuple[coco.Person, str]:
-    """The person, and the reason why there is no mask, if so."""
+    """The person, if need be without box or mask, and the reason why, or why there is no mask."""
     try:
-        person = coco.check_person(record, images)
-        return person, "" if person.annotation.rle else "has no segmentation"
+        return coco.check_person(record, images), "has no segmentation"
     except BadRecordError as error:
-        if isinstance(record, dict):
-            with suppress(BadRecordError):
-                return coco.check_person(record | {"segmentation": None}, images), str(error)
+        for unneeded in (("bbox",), ("segmentation",), ("bbox", "segmentation")):
+            with suppress(BadRecordError, TypeError):  # not an object
+                return coco.check_person(record | dict.fromkeys(unneeded), images), str(error)
         raise
 
 
@@ -117,12 +118,13 @@ def read_results(path: Path, annotations: Annotations) -> dict[Task, Found]:
     than people are left out, and a log line counts them.
 
     Raises:
-        UserError: the file is missing, or is not a JSON list; a result is not COCO's, or its image is not
-            annotated (it is named); no result is of a person, and some are of categories unknown to the
-            annotations.
+        UserError: the file is missing, or is not a JSON list; most coordinates are fractions of the image;
+            a result is not COCO's, or its image is not annotated (it is named); no result is of a person, and
+            some are of categories unknown to the annotations.
     """
     found: dict[Task, Found] = {"keypoints": defaultdict(list), "segm": defaultdict(list)}
     records = _list(path)
+    _check_units(path, records)
     person = _person_category(records, annotations)
     others = Counter[int]()
     for position, record in enumerate(records):
@@ -149,15 +151,16 @@ def read_results(path: Path, annotations: Annotations) -> dict[Task, Found]:
     return {task: by_image for task, by_image in found.items() if by_image} or {"keypoints": {}}
 
 
+def _check_units(path: Path, records: Sequence[Any]) -> None:
+    if fault := units.fractions(records, ("keypoints", "segmentation")):  # boxes are not needed
+        raise UserError(f"{path}: {fault}")
+
+
 def _person_category(records: Iterable[Any], annotations: Annotations) -> int:
     """The category of people in results: the annotations', or COCO's if used and free there."""
-    used = {record.get("category_id") for record in records if _has_category(record)}
+    used = {whole(record.get("category_id")) for record in records if isinstance(record, dict)}
     coco_is_free = PERSON in used and PERSON not in annotations.categories
     return PERSON if coco_is_free and annotations.person not in used else annotations.person
-
-
-def _has_category(record: Any) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("category_id"), int)
 
 
 def _category(number: int, annotations: Annotations) -> str:

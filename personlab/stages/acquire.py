@@ -5,7 +5,7 @@ data/acquire/source.json records where the layout is and what its annotation fil
 
 import hashlib
 import logging
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -80,6 +80,8 @@ def _layout(acquire: parameters.Acquire, root: Path, output: Path) -> Path:
         )
         return output
     folder = (root / Path(str(acquire.directory)).expanduser()).resolve()
+    top = Path(folder.anchor)
+    folder = top / coco.as_on_disk(top, PurePosixPath(*folder.parts[1:]))
     if acquire.source == "coco2017":
         fetch_archives(acquire.url, folder)
     for split in SPLITS:
@@ -88,22 +90,19 @@ def _layout(acquire: parameters.Acquire, root: Path, output: Path) -> Path:
 
 
 def _check_layout(layout: coco.Layout) -> None:
-    for path, kind, exists in (
-        (layout.root, "folder", layout.root.is_dir()),
-        (layout.annotations, "file", layout.annotations.is_file()),
-        (layout.images, "folder", layout.images.is_dir()),
-    ):
-        if not exists:
-            raise UserError(
-                f"{path}: no such {kind}; acquire.directory must hold annotations/person_keypoints_"
-                "{train,val}2017.json and the image folders train2017/ and val2017/"
-            )
+    folders = [path for path in (layout.root, layout.images) if not path.is_dir()]
+    missing = folders or [path for path in [layout.annotations] if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"{missing[0]}: no such {'folder' if folders else 'file'}; acquire.directory must hold "
+            "annotations/person_keypoints_{train,val}2017.json and the image folders train2017/ and val2017/"
+        )
 
 
 def _describe(layout: coco.Layout) -> SplitSource:
-    records = coco.load(layout)
+    records = coco.load(layout.annotations)
     return SplitSource(
-        annotations=layout.annotations.relative_to(layout.root).as_posix(),
+        annotations=layout.annotations_name,
         sha256=_sha256(layout.annotations),
         images=len(records.images),
         people=len(records.people),

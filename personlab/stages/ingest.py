@@ -8,6 +8,7 @@ without people, if these are left out), counted per split in data/metrics/ingest
 import csv
 import io
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -18,8 +19,9 @@ from personlab import params as parameters
 from personlab import tables, viz
 from personlab.data import coco
 from personlab.data.example import pixels
+from personlab.data.images import stored_as_annotated
 from personlab.data.transform import ImageArray
-from personlab.errors import UserError
+from personlab.errors import UserError, first
 from personlab.params import Params
 from personlab.people import Annotation
 from personlab.stages.acquire import check_unchanged, image_root
@@ -30,7 +32,7 @@ from personlab.utils.progress import progress
 log = logging.getLogger("personlab")
 
 _SMALL: Final = 32**2  # COCO's small: an area below, pixels
-_LISTED_REJECTS: Final = 5  # in the error message
+_LISTED_KINDS: Final = 5  # in the error message
 _SHEET_IMAGES: Final = 24
 _KINDS: Final = ("with_keypoints", "small_without_keypoints", "large_without_keypoints", "crowds")
 
@@ -84,6 +86,7 @@ def run(params: Params, root: Path) -> None:
     write_json(root / "data/metrics/ingest.json", metrics)
     for name, counts in metrics.items():
         _log(name, counts)
+        _warn_of_exif(name, splits[name].images)
 
 
 def _pack(
@@ -97,7 +100,7 @@ def _pack(
             "file_name": image.file_name,
             "height": image.height,
             "width": image.width,
-            "image": (folder / image.file_name).read_bytes(),
+            "image": stored_as_annotated(folder / image.file_name, image.height, image.width),
         }
         for image in progress(ordered, label=f"ingest: pack {output.name}")
     )
@@ -112,7 +115,7 @@ def _pack(
 
 def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
     """Check a split. with_people_only: leave out images without people."""
-    records = coco.load(layout)
+    records = coco.load(layout.annotations)
     label, total = f"ingest: {layout.split} images", len(records.images)
     images = list(progress(coco.check_images(layout, records.images), total=total, label=label))
     by_id = coco.images_by_id(records.images, images)
@@ -154,11 +157,10 @@ def _check_rejects(splits: Mapping[Split, Ingested], allowed: float, root: Path)
     share = len(rejects) / sum(split.rows_in for split in splits.values())
     if share > allowed:
         write_atomic(report, _csv(rejects))
-        first = "".join(f"\n  {r.file}, {r.record}: {r.reason}" for r in rejects[:_LISTED_REJECTS])
         raise UserError(
             f"ingest: {len(rejects)} records ({share:.1%}) rejected, more than ingest.max_reject_fraction "
             f"allows ({allowed:.1%}). Correct the data, or raise the limit. All are listed in {report}; "
-            f"the first:{first}"
+            f"the first of each kind:{_kinds(rejects)}"
         )
     for name, split in splits.items():
         if not split.images:
@@ -166,6 +168,17 @@ def _check_rejects(splits: Mapping[Split, Ingested], allowed: float, root: Path)
                 f"ingest: no images in {name}: {len(split.rejected_images)} rejected, {len(split.left_out)} "
                 "without people left out; use other data (acquire.source)"
             )
+
+
+def _kinds(rejects: Iterable[coco.Reject]) -> str:
+    """A line for each of the first kinds of rejects. Of one kind are reasons that differ in numbers only."""
+    kinds = defaultdict[str, list[coco.Reject]](list)
+    for reject in rejects:
+        kinds[re.sub(r"[\d.]+", "0", reject.reason)].append(reject)
+    return "".join(
+        f"\n  {one.file}, {one.record}: {one.reason}" + (f" (and {len(more)} more like it)" if more else "")
+        for one, *more in list(kinds.values())[:_LISTED_KINDS]
+    )
 
 
 def _csv(rejects: Iterable[coco.Reject]) -> str:
@@ -201,6 +214,16 @@ def _kind(person: Annotation) -> str:
     if person.visibility.any():
         return "with_keypoints"
     return "small_without_keypoints" if person.area < _SMALL else "large_without_keypoints"
+
+
+def _warn_of_exif(name: Split, images: Sequence[coco.Image]) -> None:
+    if unclear := [image.file_name for image in images if image.orientation_is_unclear]:
+        log.warning(
+            "ingest: %s: %d images have an EXIF orientation that their size does not tell apart (%s): the "
+            "annotations are taken to mean the pixels as stored. If data/ingest/sheet.jpg shows them beside "
+            "the people, turn the files as EXIF says ('mogrify -auto-orient')",
+            *(name, len(unclear), first(unclear)),
+        )
 
 
 def _log(name: Split, metrics: Metrics) -> None:

@@ -29,15 +29,10 @@ def elements(error: str, good: Callable[[pa.Array], pa.Array]) -> pap.Check:
     def rows(lists: pa.ChunkedArray) -> pa.Array:
         lists = lists.combine_chunks()
         bad = pc.invert(pc.fill_null(good(pc.list_flatten(lists)), False))
-        return _all_but(len(lists), pc.filter(pc.list_parent_indices(lists), bad))
+        bad_rows = pc.list_parent_indices(lists).filter(bad)
+        return pc.invert(pc.is_in(pa.array(np.arange(len(lists))), bad_rows))
 
     return each(error, rows)
-
-
-def _all_but(length: int, rows: pa.Array) -> pa.Array:
-    good = np.ones(length, dtype=bool)
-    good[rows] = False
-    return pa.array(good)
 
 
 def unique(*keys: str) -> pap.Check:
@@ -45,10 +40,8 @@ def unique(*keys: str) -> pap.Check:
 
     def rows(data: pap.PyArrowData) -> pa.Array:
         row = pa.array(np.arange(len(data.table)))
-        firsts = (
-            data.table.select(keys).append_column("_row", row).group_by(keys).aggregate([("_row", "min")])
-        )
-        return pc.is_in(row, firsts["_row_min"].combine_chunks())
+        groups = data.table.select(keys).append_column("_row", row).group_by(keys)
+        return pc.is_in(row, groups.aggregate([("_row", "min")])["_row_min"].combine_chunks())
 
     return pap.Check(rows, error=f"repeats the {' and '.join(keys)} of an earlier row", ignore_na=False)
 
@@ -86,9 +79,7 @@ POSITIVE = each("must be positive", lambda values: pc.greater(values, 0))
 ALL_FINITE = elements("must hold finite numbers only", pc.is_finite)
 HAS_SIZE = each(
     "must have a positive width and height",
-    lambda boxes: pc.greater(
-        pc.min_element_wise(_element(boxes, 2), _element(boxes, 3), skip_nulls=False), 0
-    ),
+    lambda boxes: pc.and_(pc.greater(_element(boxes, 2), 0), pc.greater(_element(boxes, 3), 0)),
 )
 
 

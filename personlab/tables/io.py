@@ -57,8 +57,7 @@ def table_bytes(table: pa.Table, *, params_hash: str, row_group_size: int = 65_5
     validate(table)
     sink = pa.BufferOutputStream()
     _write(table, sink, params_hash, row_group_size)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return bytes(sink.getvalue())
 
 
 def _write(table: pa.Table, sink: Any, params_hash: str, row_group_size: int) -> None:
@@ -109,9 +108,6 @@ def _check_header(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
     missing = [name for name in wanted.names if name not in found.names]
     if missing:
         raise UserError(f"{path}: columns missing: {', '.join(missing)}; run its stage again")
-    for field in wanted:
-        if found.field(field.name).type != field.type:
-            raise UserError(
-                f"{path}: column {field.name} is {found.field(field.name).type}, not {field.type}; "
-                "run its stage again"
-            )
+    for name, kind in zip(wanted.names, wanted.types, strict=True):
+        if (stored := found.field(name).type) != kind:
+            raise UserError(f"{path}: column {name} is {stored}, not {kind}; run its stage again")

@@ -57,7 +57,7 @@ IMAGES = pa.schema(
         ("file_name", pa.string()),  # relative to the dataset's root, e.g. val2017/000000000139.jpg
         ("height", pa.int32()),
         ("width", pa.int32()),
-        ("image", pa.binary()),  # the file's own bytes
+        ("image", pa.binary()),  # the file's own bytes, or a PNG of the pixels that EXIF shows
     ]
 )
 
@@ -106,14 +106,11 @@ _DETECTION_CHECKS = {
     "keypoint_scores": [length(K), ALL_FINITE],
 }
 
+_SIZE = {"height": [POSITIVE], "width": [POSITIVE]}
+_BY_IMAGE = unique("image_id"), in_order(image_id="ascending")
+
 _CONTRACTS: Final = (
-    contract(
-        IMAGES,
-        ("image_id",),
-        {"height": [POSITIVE], "width": [POSITIVE], "file_name": [NOT_EMPTY], "image": [NOT_EMPTY]},
-        unique("image_id"),
-        in_order(image_id="ascending"),
-    ),
+    contract(IMAGES, ("image_id",), {**_SIZE, "file_name": [NOT_EMPTY], "image": [NOT_EMPTY]}, *_BY_IMAGE),
     contract(
         PEOPLE,
         ("split", "image_id", "person_id"),
@@ -127,7 +124,7 @@ _CONTRACTS: Final = (
         {name: [NOT_EMPTY] for name in REJECTS.names},
         in_order(file="ascending", record="ascending", reason="ascending"),
     ),
-    contract(TARGETS, ("image_id",), {}, unique("image_id"), in_order(image_id="ascending")),
+    contract(TARGETS, ("image_id",), {}, *_BY_IMAGE),
     contract(
         _TARGET_PEOPLE,
         ("image_id", "person_id"),
@@ -135,13 +132,7 @@ _CONTRACTS: Final = (
         unique("person_id"),
         in_order(image_id="ascending", person_id="ascending"),
     ),
-    contract(
-        PREDICTIONS,
-        ("image_id",),
-        {"height": [POSITIVE], "width": [POSITIVE]},
-        unique("image_id"),
-        in_order(image_id="ascending"),
-    ),
+    contract(PREDICTIONS, ("image_id",), _SIZE, *_BY_IMAGE),
     contract(
         INPUTS,
         ("file", "row"),
@@ -149,20 +140,8 @@ _CONTRACTS: Final = (
         unique("file", "row"),
         in_order(file="ascending", row="ascending"),
     ),
-    contract(
-        NAMED_PREDICTIONS,
-        ("image_id", "image"),
-        {"height": [POSITIVE], "width": [POSITIVE], "image": [NOT_EMPTY]},
-        unique("image_id"),
-        in_order(image_id="ascending"),
-    ),
-    contract(
-        FAILURES,
-        ("image_id", "image"),
-        {"image": [NOT_EMPTY], "reason": [NOT_EMPTY]},
-        unique("image_id"),
-        in_order(image_id="ascending"),
-    ),
+    contract(NAMED_PREDICTIONS, ("image_id", "image"), {**_SIZE, "image": [NOT_EMPTY]}, *_BY_IMAGE),
+    contract(FAILURES, ("image_id", "image"), {"image": [NOT_EMPTY], "reason": [NOT_EMPTY]}, *_BY_IMAGE),
     contract(
         _PREDICTED_PEOPLE,
         ("image_id",),

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +15,8 @@ from personlab.tables.io import read_table, write_table
 from personlab.tables.schema import IMAGES, PREDICTIONS, TARGETS
 
 Row = dict[str, Any]
+
+_PARTS: Final = "part-*.parquet"
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,9 @@ def parts(folder: Path, stage: str) -> list[Path]:
     Raises:
         UserError: there are none.
     """
-    found = _parts(folder)
-    if not found:
-        raise UserError(f"{folder}: no Parquet files; run the stage {stage} first ('dvc repro {stage}')")
-    return found
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.parquet"))
+    if found := sorted(folder.glob(_PARTS)):
+        return found
+    raise UserError(f"{folder}: no Parquet files; run the stage {stage} first ('dvc repro {stage}')")
 
 
 def row_group_size(part: Path) -> int:
@@ -59,7 +56,7 @@ def row_groups(folder: Path) -> list[RowGroup]:
     """The row groups of the image shards in a folder, in order."""
     return [
         RowGroup(part, index, metadata.row_group(index).num_rows)
-        for part in _parts(folder)
+        for part in sorted(folder.glob(_PARTS))
         for metadata in [pq.read_metadata(part)]
         for index in range(metadata.num_row_groups)
     ]
