@@ -7,28 +7,29 @@ place them: joints inside the limbs; eyes, ears and nose on the surface of the h
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Final
 
 import numpy as np
 
 from personlab.people import FloatArray
 from personlab.skeleton import KEYPOINTS
-from personlab.synthetic.appearance import EYE, Appearance, Face, Shirt, solid, split
+from personlab.synthetic.appearance import EYE, Appearance, face, shirt, solid, split
 from personlab.synthetic.pose import Limb, Pose, Rng, Spine
-from personlab.synthetic.raycast import Quadric, Texture, cone, ellipsoid, sphere
+from personlab.synthetic.raycast import Quadric, Texture, Triple, cone, ellipsoid, sphere
 
 
-@dataclass(frozen=True)
 class Build:
-    """Proportions, relative to an average adult's."""
+    """Random proportions, relative to an average adult's."""
 
-    girth: float = 1.0  # of the trunk
-    limbs: float = 1.0  # thickness of arms and legs
-    shoulders: float = 1.0
-    head: float = 1.0
-    legs: float = 1.0
-    bust: float = 0.0  # statures
+    def __init__(self, rng: Rng) -> None:
+        child = rng.random() < 0.15
+        self.girth = float(np.exp(rng.normal(0, 0.13)))  # of the trunk
+        self.limbs = float(np.exp(0.5 * np.log(self.girth) + rng.normal(0, 0.08)))  # thickness
+        self.shoulders = rng.normal(1, 0.06) * (0.93 if child else 1.0)
+        self.head = rng.normal(1.35, 0.07) if child else rng.normal(1.03, 0.04)
+        self.legs = rng.normal(0.9, 0.03) if child else rng.normal(1, 0.03)  # length
+        self.bust = 0.0 if child or rng.random() < 0.5 else rng.uniform(0.028, 0.04)  # statures
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,6 @@ class Body:
     keypoints: FloatArray  # K x 3, statures
     tolerance: FloatArray  # K: a surface at most this far in front does not hide the keypoint, statures
     surfaces: tuple[Quadric, ...]
-
-
-def random_build(rng: Rng) -> Build:
-    child = rng.random() < 0.15
-    girth = float(np.exp(rng.normal(0, 0.13)))
-    return Build(
-        girth=girth,
-        limbs=float(np.exp(0.5 * np.log(girth) + rng.normal(0, 0.08))),
-        shoulders=rng.normal(1, 0.06) * (0.93 if child else 1.0),
-        head=rng.normal(1.35, 0.07) if child else rng.normal(1.03, 0.04),
-        legs=rng.normal(0.9, 0.03) if child else rng.normal(1, 0.03),
-        bust=0.0 if child or rng.random() < 0.5 else rng.uniform(0.028, 0.04),
-    )
 
 
 def make_body(pose: Pose, build: Build, appearance: Appearance) -> Body:
@@ -121,29 +109,22 @@ class _Builder:
         return Body(np.stack(positions), np.array(tolerances, np.float32), surfaces)
 
     def _trunk(self) -> Iterator[Quadric]:
-        look, g = self.appearance, self.build.girth
-        axes, wide = self.chest.T, SHOULDER_WIDTH * self.build.shoulders
-        shirt = Shirt(look)
+        look, g, bust = self.appearance, self.build.girth, self.build.bust
+        axes, wide, dressed = self.chest.T, SHOULDER_WIDTH * self.build.shoulders, partial(shirt, look)
         pelvis = _offset(ORIGIN, self.pelvis, 0, 0.02, -0.004)
         yield ellipsoid(pelvis, self.pelvis.T, (0.1 * g, 0.075, 0.066 * g), look.trousers)
-        yield ellipsoid(self.waist, axes, (0.083 * g, 0.085, 0.06 * g), shirt)
-        yield cone(self.waist, axes, 0.19, (0.08 * g, 0.056 * g), 0.82 * wide / 0.08 / g, shirt)
+        yield ellipsoid(self.waist, axes, (0.083 * g, 0.085, 0.06 * g), dressed)
+        yield cone(self.waist, axes, 0.19, (0.08 * g, 0.056 * g), 0.82 * wide / 0.08 / g, dressed)
+        yoke = self._on_chest(0, 0.175, -0.004)
         yield ellipsoid(
-            self._on_chest(0, 0.175, -0.004),
-            axes,
-            (wide + 0.008, 0.052, 0.056 * g),
-            lambda u, t, w: shirt(u, t + np.float32(0.175), w),
+            yoke, axes, (wide + 0.008, 0.052, 0.056 * g), lambda u, t, w: dressed(u, t + np.float32(0.175), w)
         )
-        if self.build.bust:
-            for side in (1, -1):
-                yield sphere(
-                    self._on_chest(side * 0.043, 0.125, 0.033 * g), axes, self.build.bust, look.shirt
-                )
+        for side in (1, -1) if bust else ():
+            yield sphere(self._on_chest(side * 0.043, 0.125, 0.033 * g), axes, bust, look.shirt)
         yield cone(self._on_chest(0, 0.185, -0.006), axes, 0.1, (0.034, 0.034), 0.85, solid(look.skin))
         if look.backpack:
-            yield ellipsoid(
-                self._on_chest(0, 0.1, -0.06 * g - 0.035), axes, (0.075, 0.12, 0.05), solid(look.trim)
-            )
+            back = self._on_chest(0, 0.1, -0.06 * g - 0.035)
+            yield ellipsoid(back, axes, (0.075, 0.12, 0.05), solid(look.trim))
         if look.skirt and self.pose.upright:
             top, length = _offset(ORIGIN, self.pelvis, 0, 0.05, 0), 0.1 + 0.5 * (THIGH + SHANK)
             yield cone(top, _downward(self.pelvis), length, (0.088 * g, 0.062 * g), 1.75, look.trousers)
@@ -153,33 +134,35 @@ class _Builder:
         return _offset(self.waist, self.chest, x, y, z)
 
     def _head(self) -> Iterator[Quadric]:
-        look, (a, c, b) = self.appearance, self.skull_radii
-        axes = self.skull.T
-        yield ellipsoid(self.head, axes, (a, c, b), Face(look, (a, c, b)))
+        look, radii = self.appearance, self.skull_radii
+        skin, hair, hat = look.skin, solid(look.hair), solid(look.trim)
+        yield ellipsoid(self.head, self.skull.T, radii, partial(face, look, radii))
         self.keypoints["nose"] = self._on_head(0, -0.16, 1.12), 0.012
-        yield ellipsoid(
-            self._on_head(0, -0.12, 0.97), axes, (0.2 * a, 0.2 * c, 0.2 * b), solid(0.93 * look.skin)
-        )
+        yield self._on_skull((0, -0.12, 0.97), (0.2, 0.2, 0.2), solid(0.93 * skin))
         eye_depth = float(np.sqrt(1 - EYE[0] ** 2 - EYE[1] ** 2))
         for side, name in ((1, "left"), (-1, "right")):
+            ear = (side * 1.0, -0.03, -0.12)
             self.keypoints[f"{name}_eye"] = self._on_head(side * EYE[0], EYE[1], eye_depth), 0.01
-            ear = self._on_head(side * 1.0, -0.03, -0.12)
-            self.keypoints[f"{name}_ear"] = ear, 0.02
-            yield ellipsoid(ear, axes, (0.2 * a, 0.25 * c, 0.22 * b), solid(0.9 * look.skin))
+            self.keypoints[f"{name}_ear"] = self._on_head(*ear), 0.02
+            yield self._on_skull(ear, (0.2, 0.25, 0.22), solid(0.9 * skin))
         if not look.bald:
-            hair = solid(look.hair)
-            yield ellipsoid(self._on_head(0, 0.16, -0.16), axes, (1.06 * a, 0.97 * c, 0.98 * b), hair)
-            if look.long_hair:
-                yield ellipsoid(self._on_head(0, -0.45, -0.5), axes, (1.12 * a, 1.35 * c, 0.68 * b), hair)
+            yield self._on_skull((0, 0.16, -0.16), (1.06, 0.97, 0.98), hair)
+        if look.long_hair:
+            yield self._on_skull((0, -0.45, -0.5), (1.12, 1.35, 0.68), hair)
         if look.hat:
-            hat = solid(look.trim)
-            yield ellipsoid(self._on_head(0, 0.55, -0.04), axes, (1.12 * a, 0.62 * c, 1.1 * b), hat)
-            yield ellipsoid(self._on_head(0, 0.5, 0.85), axes, (0.85 * a, 0.09 * c, 0.75 * b), hat)
+            yield self._on_skull((0, 0.55, -0.04), (1.12, 0.62, 1.1), hat)
+            yield self._on_skull((0, 0.5, 0.85), (0.85, 0.09, 0.75), hat)
 
     def _on_head(self, x: float, y: float, z: float) -> FloatArray:
         """A point of the skull's frame, in radii of the skull."""
         a, c, b = self.skull_radii
         return _offset(self.head, self.skull, x * a, y * c, z * b)
+
+    def _on_skull(self, centre: Triple, radii: Triple, texture: Texture) -> Quadric:
+        """An ellipsoid of the head; centre and radii in radii of the skull."""
+        a, c, b = self.skull_radii
+        size = radii[0] * a, radii[1] * c, radii[2] * b
+        return ellipsoid(self._on_head(*centre), self.skull.T, size, texture)
 
     def _limbs(self) -> Iterator[Quadric]:
         sides = zip((1, -1), ("left", "right"), self.pose.arms, self.pose.legs, strict=True)

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab.people import FloatArray
-from personlab.synthetic.raycast import Patch
 
 SUPERSAMPLING: Final = 2
 BACKGROUND: Final = 0
@@ -57,12 +56,12 @@ class Canvas:
         cv2.ellipse(self.rgb, at, axes, angle, 0, 360, to_bytes(colour), -1)
         cv2.ellipse(self.instances, at, axes, angle, 0, 360, BACKGROUND, -1)
 
-    def paste(self, patch: Patch, instance: int) -> None:
-        """Draw a rendered person."""
-        drawn = np.isfinite(patch.depth)
-        self.rgb[patch.slices][drawn] = (patch.colour[drawn].clip(0, 1) * 255).astype(np.uint8)
-        self.instances[patch.slices][drawn] = instance
-        self.depth[patch.slices][drawn] = patch.depth[drawn]
+    def paste(self, colour: FloatArray, depth: FloatArray, instance: int) -> None:
+        """Draw a person as `render` returns it."""
+        drawn = np.isfinite(depth)
+        self.rgb[drawn] = (colour[drawn].clip(0, 1) * 255).astype(np.uint8)
+        self.instances[drawn] = instance
+        self.depth[drawn] = depth[drawn]
 
     def shadow(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
         """Darken an ellipse, less towards its edge."""
