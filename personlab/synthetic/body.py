@@ -5,8 +5,7 @@ lengths are in statures. Forward kinematics starts at the pelvis. The 17 keypoin
 place them: joints inside the limbs; eyes, ears and nose on the surface of the head.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 from typing import Final
 
@@ -30,18 +29,6 @@ class Build:
         self.head = rng.normal(1.35, 0.07) if child else rng.normal(1.03, 0.04)
         self.legs = rng.normal(0.9, 0.03) if child else rng.normal(1, 0.03)  # length
         self.bust = 0.0 if child or rng.random() < 0.5 else rng.uniform(0.028, 0.04)  # statures
-
-
-@dataclass(frozen=True)
-class Body:
-    keypoints: FloatArray  # K x 3, statures
-    tolerance: FloatArray  # K: a surface at most this far in front does not hide the keypoint, statures
-    surfaces: tuple[Quadric, ...]
-
-
-def make_body(pose: Pose, build: Build, appearance: Appearance) -> Body:
-    """The body in a pose."""
-    return _Builder(pose, build, appearance).body()
 
 
 def rotation(axis: int, degrees: float) -> FloatArray:
@@ -89,8 +76,14 @@ def _downward(frame: FloatArray) -> FloatArray:
     return np.stack([frame[:, 0], -frame[:, 1], frame[:, 2]])
 
 
-class _Builder:
-    """Builds one body. Frames are 3 x 3 with columns x, y, z in the body frame."""
+class Body:
+    """The body in a pose. Frames are 3 x 3 with columns x, y, z in the body frame.
+
+    Attributes:
+        keypoints: K x 3, statures.
+        tolerance: K; a surface at most this far in front does not hide the keypoint, statures.
+        surfaces: the visible surfaces.
+    """
 
     def __init__(self, pose: Pose, build: Build, appearance: Appearance) -> None:
         self.pose, self.build, self.appearance = pose, build, appearance
@@ -101,12 +94,10 @@ class _Builder:
         self.skull_radii = (build.head * SKULL[0], build.head * SKULL[1], build.head * SKULL[2])
         skull_base = self._on_chest(0, NECK, 0.004)
         self.head = _offset(skull_base, self.skull, 0, 0.8 * self.skull_radii[1], 0.014)
-        self.keypoints: dict[str, tuple[FloatArray, float]] = {}  # name: position, tolerance
-
-    def body(self) -> Body:
-        surfaces = (*self._trunk(), *self._head(), *self._limbs())
-        positions, tolerances = zip(*(self.keypoints[name] for name in KEYPOINTS), strict=True)
-        return Body(np.stack(positions), np.array(tolerances, np.float32), surfaces)
+        self._points: dict[str, tuple[FloatArray, float]] = {}  # name: position, tolerance
+        self.surfaces: Sequence[Quadric] = (*self._trunk(), *self._head(), *self._limbs())
+        positions, tolerances = zip(*(self._points[name] for name in KEYPOINTS), strict=True)
+        self.keypoints, self.tolerance = np.stack(positions), np.array(tolerances, np.float32)
 
     def _trunk(self) -> Iterator[Quadric]:
         look, g, bust = self.appearance, self.build.girth, self.build.bust
@@ -137,13 +128,13 @@ class _Builder:
         look, radii = self.appearance, self.skull_radii
         skin, hair, hat = look.skin, solid(look.hair), solid(look.trim)
         yield ellipsoid(self.head, self.skull.T, radii, partial(face, look, radii))
-        self.keypoints["nose"] = self._on_head(0, -0.16, 1.12), 0.012
+        self._points["nose"] = self._on_head(0, -0.16, 1.12), 0.012
         yield self._on_skull((0, -0.12, 0.97), (0.2, 0.2, 0.2), solid(0.93 * skin))
         eye_depth = float(np.sqrt(1 - EYE[0] ** 2 - EYE[1] ** 2))
         for side, name in ((1, "left"), (-1, "right")):
             ear = (side * 1.0, -0.03, -0.12)
-            self.keypoints[f"{name}_eye"] = self._on_head(side * EYE[0], EYE[1], eye_depth), 0.01
-            self.keypoints[f"{name}_ear"] = self._on_head(*ear), 0.02
+            self._points[f"{name}_eye"] = self._on_head(side * EYE[0], EYE[1], eye_depth), 0.01
+            self._points[f"{name}_ear"] = self._on_head(*ear), 0.02
             yield self._on_skull(ear, (0.2, 0.25, 0.22), solid(0.9 * skin))
         if not look.bald:
             yield self._on_skull((0, 0.16, -0.16), (1.06, 0.97, 0.98), hair)
@@ -217,7 +208,7 @@ class _Builder:
         yield ellipsoid(foot, lower.T, (0.027 * r, 0.022, 0.07), shoe)
 
     def _joint(self, name: str, position: FloatArray, radius: float) -> None:
-        self.keypoints[name] = position, 1.4 * radius + 0.008
+        self._points[name] = position, 1.4 * radius + 0.008
 
 
 def _segment(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from personlab.people import BoolArray, FloatArray
 from personlab.synthetic.appearance import Appearance
-from personlab.synthetic.body import Body, Build, compose, make_body, rotation
+from personlab.synthetic.body import Body, Build, compose, rotation
 from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
 from personlab.synthetic.pose import Pose, Rng, choose, random_pose
 from personlab.synthetic.raycast import Camera, render
@@ -176,7 +176,7 @@ def place_person(
     """A person of random build and appearance, whose middle and lowest point are at `position`."""
     if pose.name == "lying":  # across the view; seen end on, a lying person is unrecognisable
         yaw = float(rng.choice((-90, 90))) + rng.normal(0, 30)
-    body = make_body(pose, Build(rng), Appearance(rng))
+    body = Body(pose, Build(rng), Appearance(rng))
     turn = view.rotation(yaw)
     joints = Camera(turn, stature, (0.0, 0.0)).project(body.keypoints)
     lowest = float(joints[:, 1].max()) + (0.06 if pose.name == "lying" else 0.045) * stature
