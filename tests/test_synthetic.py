@@ -165,7 +165,7 @@ def test_what_cannot_be_rendered_is_refused(width: int, seed: int, reason: str, 
 def _single_person(yaw: float, pose: Pose | None = None) -> PersonTruth:
     """One person, 200 pixels tall, seen by a level camera."""
     rng = np.random.default_rng(3)
-    canvas = Canvas.blank(320, 240)
+    canvas = Canvas(320, 240)
     person = place_person(rng, LEVEL, pose or Pose("standing"), yaw, (320, 450), 400, 1)
     draw_person(canvas, rng, LEVEL, person)
     return ground_truth(canvas, person)
@@ -208,7 +208,7 @@ def test_an_arm_stretched_to_the_camera_hides_its_own_elbow() -> None:
 
 def test_people_in_front_occlude_people_behind() -> None:
     rng = np.random.default_rng(3)
-    canvas = Canvas.blank(320, 240)
+    canvas = Canvas(320, 240)
     behind, front = (place_person(rng, LEVEL, Pose("standing"), 0, (320 + x, 450), 400, x) for x in (1, 40))
     for person in (behind, front):
         draw_person(canvas, rng, LEVEL, person)
@@ -299,4 +299,4 @@ def test_polygons_follow_rendered_masks() -> None:
 def test_the_canvas_is_finer_than_the_image() -> None:
     scene = make_scene(np.random.default_rng(1), 96, 64)
     assert scene.image.shape == (64, 96, 3)
-    assert Canvas.blank(96, 64).size == (64 * SUPERSAMPLING, 96 * SUPERSAMPLING)
+    assert Canvas(96, 64).size == (64 * SUPERSAMPLING, 96 * SUPERSAMPLING)

@@ -102,17 +102,12 @@ def write(results: Results, path: Path) -> None:
         "picture": lambda file: data_uri.jpeg(file, _PICTURE_BYTES),
         "sheet": lambda file: data_uri.jpeg(file, _SHEET_BYTES),
     }
-    tables = {title: _of_task(results.scores, task) for task, title in TITLES.items()}
+    tables = {
+        title: [each for each in results.scores if each.name.startswith(f"{task}.")]
+        for task, title in TITLES.items()
+    }
     page = environment.get_template("report.html").render(results=results, tables=tables, titles=TITLES)
     write_atomic(path, page)
-
-
-def _of_task(scores: Sequence[Difference], task: str) -> list[Difference]:
-    return [
-        Difference(each.name.removeprefix(f"{task}."), each.before, each.now)
-        for each in scores
-        if each.name.startswith(f"{task}.")
-    ]
 
 
 def _series(now: Sequence[Row], task: str, before: Sequence[Row]) -> Iterator[Series]:

@@ -3,7 +3,6 @@
 It has twice the resolution of the image: downscaling smooths the colours, and masks stay exact.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import cv2
@@ -16,26 +15,17 @@ SUPERSAMPLING: Final = 2
 BACKGROUND: Final = 0
 
 
-@dataclass(frozen=True)
 class Canvas:
-    """What is drawn later covers what was drawn earlier. Coordinates are canvas pixels (x, y)."""
+    """The canvas of an image of width x height pixels. Coordinates are canvas pixels (x, y).
 
-    rgb: npt.NDArray[np.uint8]  # h x w x 3
-    instances: npt.NDArray[np.uint8]  # h x w: the person that covers a pixel, from 1, or BACKGROUND
-    depth: FloatArray  # h x w, statures: the covering person's surface
+    What is drawn later covers what was drawn earlier.
+    """
 
-    @classmethod
-    def blank(cls, width: int, height: int) -> "Canvas":
-        """A canvas for an image of width x height pixels."""
-        size = SUPERSAMPLING * height, SUPERSAMPLING * width
-        return cls(
-            np.zeros((*size, 3), np.uint8), np.full(size, BACKGROUND, np.uint8), np.zeros(size, np.float32)
-        )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.instances.shape[0], self.instances.shape[1]
+    def __init__(self, width: int, height: int) -> None:
+        self.size = h, w = SUPERSAMPLING * height, SUPERSAMPLING * width
+        self.rgb = np.zeros((h, w, 3), np.uint8)
+        self.instances = np.full((h, w), BACKGROUND, np.uint8)  # the covering person, from 1, or BACKGROUND
+        self.depth = np.zeros((h, w), np.float32)  # statures: the covering person's surface
 
     def polygon(self, points: npt.ArrayLike, colour: FloatArray) -> None:
         """Fill a polygon of N x 2 points with background."""
@@ -66,10 +56,8 @@ class Canvas:
     def shadow(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
         """Darken an ellipse, less towards its edge."""
         h, w = self.size
-        left, right = max(int(centre[0] - radii[0]), 0), min(int(centre[0] + radii[0]) + 1, w)
-        top, bottom = max(int(centre[1] - radii[1]), 0), min(int(centre[1] + radii[1]) + 1, h)
-        if left >= right or top >= bottom:
-            return
+        left, right = np.clip((int(centre[0] - radii[0]), int(centre[0] + radii[0]) + 1), 0, w)
+        top, bottom = np.clip((int(centre[1] - radii[1]), int(centre[1] + radii[1]) + 1), 0, h)
         x = (np.arange(left, right, dtype=np.float32) - centre[0]) / radii[0]
         y = (np.arange(top, bottom, dtype=np.float32) - centre[1]) / radii[1]
         brightness = 1 - strength * np.maximum(1 - x[None, :] ** 2 - y[:, None] ** 2, 0)

@@ -92,7 +92,7 @@ def make_scene(rng: Rng, width: int, height: int) -> Scene:
     people = list(_place_people(rng, view))
     crowd = list(_place_crowd(rng, view, len(people) + 1)) if rng.random() < CROWD_PROBABILITY else []
     objects = [_place_object(rng, view) for _ in range(rng.integers(0, 5))]
-    canvas = Canvas.blank(width, height)
+    canvas = Canvas(width, height)
     paint_background(canvas, rng, view.horizon)
     items = [
         *((person.ground, partial(draw_person, canvas, rng, view, person)) for person in (*people, *crowd)),
