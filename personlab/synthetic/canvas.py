@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab.people import FloatArray
+from personlab.synthetic.raycast import Window
 
 SUPERSAMPLING: Final = 2
 BACKGROUND: Final = 0
@@ -46,12 +47,12 @@ class Canvas:
         cv2.ellipse(self.rgb, at, axes, angle, 0, 360, to_bytes(colour), -1)
         cv2.ellipse(self.instances, at, axes, angle, 0, 360, BACKGROUND, -1)
 
-    def paste(self, colour: FloatArray, depth: FloatArray, instance: int) -> None:
+    def paste(self, window: Window, colour: FloatArray, depth: FloatArray, instance: int) -> None:
         """Draw a person as `render` returns it."""
         drawn = np.isfinite(depth)
-        self.rgb[drawn] = (colour[drawn].clip(0, 1) * 255).astype(np.uint8)
-        self.instances[drawn] = instance
-        self.depth[drawn] = depth[drawn]
+        self.rgb[window][drawn] = (colour[drawn].clip(0, 1) * 255).astype(np.uint8)
+        self.instances[window][drawn] = instance
+        self.depth[window][drawn] = depth[drawn]
 
     def shadow(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
         """Darken an ellipse, less towards its edge."""

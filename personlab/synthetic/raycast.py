@@ -21,6 +21,7 @@ from personlab.people import FloatArray
 # Maps the u, t, w of N surface points, in statures, to colours (N x 3, RGB in 0..1).
 Texture = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
 Triple = tuple[float, float, float]
+Window = tuple[slice, slice]  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -82,28 +83,40 @@ class Camera:
 
 def render(
     quadrics: Sequence[Quadric], camera: Camera, light: FloatArray, size: tuple[int, int]
-) -> tuple[FloatArray, FloatArray]:
-    """Render surfaces on an image of `size` (H, W).
+) -> tuple[Window, FloatArray, FloatArray]:
+    """Render surfaces on an image of `size` (height, width).
 
-    light: unit vector from the surface to the light, camera space. Returns colours (H x W x 3, RGB in 0..1)
-    and depths (H x W, statures), which are infinite where there is no surface.
+    light: unit vector from the surface to the light, camera space. Returns the part of the image that holds
+    the surfaces, its colours (h x w x 3, RGB in 0..1) and its depths (h x w, statures), which are infinite,
+    and the colours undefined, where there is no surface.
     """
-    colour, depth = np.zeros((*size, 3), np.float32), np.full(size, np.inf, np.float32)
-    for quadric in quadrics:
-        _cast(quadric, camera, light, colour, depth)
-    return colour, depth
+    boxes = [camera.project(quadric.corners()) for quadric in quadrics]
+    window = _window(np.concatenate(boxes), size)
+    colour, depth = np.empty((*size, 3), np.float32), np.empty(size, np.float32)
+    depth[window] = np.inf  # the rest of the image is never touched, so it takes no time
+    for quadric, box in zip(quadrics, boxes, strict=True):
+        part = _window(box, size)
+        _cast(quadric, camera, light, part, colour[part], depth[part])
+    return window, colour[window], depth[window]
 
 
-def _cast(quadric: Quadric, camera: Camera, light: FloatArray, colour: FloatArray, depth: FloatArray) -> None:
-    """Intersect a ray per pixel with the surface; keep hits nearer than `depth`."""
-    box, limit = camera.project(quadric.corners())[:, :2], depth.shape[::-1]
-    left, top = np.floor(box.min(0)).clip(0, limit).astype(int)
-    right, bottom = (np.ceil(box.max(0)) + 1).clip(0, limit).astype(int)
-    colour, depth = colour[top:bottom, left:right], depth[top:bottom, left:right]
+def _window(points: FloatArray, size: tuple[int, int]) -> Window:
+    """The bounding box of projected points, clipped to the image."""
+    first = np.floor(points[:, :2].min(0)).clip(0, size[::-1]).astype(int)
+    last = (np.ceil(points[:, :2].max(0)) + 1).clip(0, size[::-1]).astype(int)
+    return slice(first[1], last[1]), slice(first[0], last[0])
+
+
+def _cast(
+    quadric: Quadric, camera: Camera, light: FloatArray, window: Window, colour: FloatArray, depth: FloatArray
+) -> None:
+    """Intersect a ray per pixel of the window with the surface; keep hits nearer than `depth`."""
+    rows, columns = window
     origin = camera.rotation @ quadric.origin
     axes = quadric.axes @ camera.rotation.T  # rows: u, t, w in camera space
-    x = (np.arange(left, right, dtype=np.float32) - np.float32(camera.shift[0])) / np.float32(camera.scale)
-    y = (np.arange(top, bottom, dtype=np.float32) - np.float32(camera.shift[1])) / np.float32(camera.scale)
+    (left, top), scale = np.array(camera.shift, np.float32), np.float32(camera.scale)
+    x = (np.arange(columns.start, columns.stop, dtype=np.float32) - left) / scale
+    y = (np.arange(rows.start, rows.stop, dtype=np.float32) - top) / scale
     x, y = x[None, :] - origin[0], y[:, None] - origin[1]
     u, t, w = (axis[0] * x + axis[1] * y for axis in axes)
     du, dt, dw = (float(axis[2]) for axis in axes)
