@@ -52,13 +52,8 @@ def found(who: dict, score=0.9, shift=(0.0, 0.0), mask: bytes | None = None) -> 
 
 
 def test_perfect_detections_score_one():
-    small, medium, large = (
-        person(w=20, h=30, visibility=[0] * K),
-        person(x=150),
-        person(x=250, w=120, h=200),
-    )
-    rows = [row(1, small, medium, large), row(2)]
-    scores = evaluate(ground_truth(rows), {1: [found(small), found(medium), found(large)]})
+    people = person(w=20, h=30, visibility=[0] * K), person(x=150), person(x=250, w=120, h=200)
+    scores = evaluate(ground_truth([row(1, *people), row(2)]), {1: [found(each) for each in people]})
     assert " ".join(scores.keypoints) == "AP AP50 AP75 APM APL AR AR50 AR75 ARM ARL"
     assert " ".join(scores.segm) == "AP AP50 AP75 APS APM APL AR1 AR10 AR20 ARS ARM ARL"
     assert scores.keypoints == pytest.approx(dict.fromkeys(scores.keypoints, 1.0))
@@ -110,11 +105,11 @@ def test_only_the_best_detections_count():
         found(person(x=300, y=150), score=0.5 + 0.01 * i, mask=encoded(300, 150, 60, 120)) for i in range(20)
     ]
     truth = ground_truth([row(1, who)])
-    first, last = [found(who, score=0.9)], [found(who, score=0.1)]
-    assert evaluate(truth, {1: elsewhere + first}).keypoints["AP"] == pytest.approx(1)
-    beyond = evaluate(truth, {1: elsewhere + last})
+    first, last = ({1: [*elsewhere, found(who, score=score)]} for score in (0.9, 0.1))
+    assert evaluate(truth, first).keypoints["AP"] == pytest.approx(1)
+    beyond = evaluate(truth, last)
     assert beyond.keypoints["AP"] == beyond.segm["AP"] == 0
-    assert evaluate(truth, {1: elsewhere + last}, max_people=21).segm["AR21"] == 1
+    assert evaluate(truth, last, max_people=21).segm["AR21"] == 1
 
 
 def test_a_budget_below_ten_is_kept():
@@ -127,12 +122,10 @@ def test_a_budget_below_ten_is_kept():
 
 
 def test_detections_of_crowds_are_ignored():
-    crowd = person(x=200, w=150, h=200, crowd=True, visibility=[0] * K)
-    who = person()
+    who, crowd = person(), person(x=200, w=150, h=200, crowd=True, visibility=[0] * K)
     inside = person(x=220, y=60)
-    scores = evaluate(
-        ground_truth([row(1, who, crowd)]), {1: [found(inside, 0.99), found(inside, 0.98), found(who, 0.5)]}
-    )
+    detections = {1: [found(inside, 0.99), found(inside, 0.98), found(who, 0.5)]}
+    scores = evaluate(ground_truth([row(1, who, crowd)]), detections)
     assert scores.keypoints["AP"] == scores.segm["AP"] == pytest.approx(1)
 
 
@@ -156,12 +149,8 @@ def test_detections_of_unknown_images_and_bad_scores_are_refused():
 def test_per_image_quality_orders_images():
     who, other = person(), person(x=200)
     rows = [row(1, who), row(2, who, other), row(3), row(4), row(5, who)]
-    detections = {
-        1: [found(who)],
-        2: [found(who)],
-        4: [found(who, score=0.7)],
-        5: [found(other, 0.8), found(who, 0.4)],
-    }
+    detections = {1: [found(who)], 2: [found(who)], 4: [found(who, 0.7)]}
+    detections[5] = [found(other, 0.8), found(who, 0.4)]
     quality = match(ground_truth(rows), detections, "keypoints").per_image()
     assert np.isnan(quality.pop(3))
     assert quality == pytest.approx({1: 1.0, 2: 0.5, 4: 0.3, 5: 0.5})
@@ -178,11 +167,8 @@ def test_best_threshold_separates_people_from_false_positives():
 
 def test_curve_is_that_of_a_hand_made_ranking():
     who, other = person(), person(x=200)
-    rows = [row(1, who, other)]
-    wrong = found(person(x=320, y=170))
-    detections = {1: [found(who, 0.9), Detection(wrong.keypoints, wrong.keypoint_scores, 0.8, wrong.rle)]}
-    detections[1].append(found(other, 0.7))
-    recall, precision = match(ground_truth(rows), detections, "keypoints").curve(0.5)
+    detections = {1: [found(who, 0.9), found(person(x=320, y=170), 0.8), found(other, 0.7)]}
+    recall, precision = match(ground_truth([row(1, who, other)]), detections, "keypoints").curve(0.5)
     np.testing.assert_allclose(recall, np.linspace(0, 1, 101))
     np.testing.assert_allclose(precision, np.where(recall <= 0.5, 1, 2 / 3))
 
@@ -277,28 +263,17 @@ def test_agrees_with_pycocotools_on_real_images(real):
 def test_equal_weights_bootstrap_to_the_ap_itself(real, task):
     truth, detections = real
     matches: Matches = match(ground_truth(shard_rows(truth)), detections, task)
-    ranking = bootstrap.Ranking.of(matches)
-    images = len(ranking.people)
-    for weight in (1, 3):
-        assert ranking.average_precision(np.full(images, float(weight))) == pytest.approx(
-            matches.columns()["AP"]
-        )
+    columns = matches.columns()
+    sizes = {"AP": "all", "APS": "small", "APM": "medium", "APL": "large"}
+    for column in sizes.keys() & columns.keys():
+        ranking = bootstrap.Ranking.of(matches, sizes[column])
+        for weight in (1.0, 3.0):
+            weights = np.full(len(ranking.people), weight)
+            assert ranking.average_precision(weights) == pytest.approx(columns[column])
     resampled = bootstrap.resampled_ap(matches, samples=200)
     low, high = bootstrap.interval(resampled)
-    assert low < matches.columns()["AP"] < high
+    assert low < columns["AP"] < high
     np.testing.assert_array_equal(resampled, bootstrap.resampled_ap(matches, samples=200))
-
-
-@pytest.mark.testdata
-@pytest.mark.parametrize("task", ["keypoints", "segm"])
-def test_people_of_a_size_can_be_resampled_alone(real, task):
-    truth, detections = real
-    matches: Matches = match(ground_truth(shard_rows(truth)), detections, task)
-    sizes = {"APS": "small", "APM": "medium", "APL": "large"}
-    for column in sizes.keys() & matches.columns().keys():
-        ranking = bootstrap.Ranking.of(matches, sizes[column])
-        weights = np.ones(len(ranking.people))
-        assert ranking.average_precision(weights) == pytest.approx(matches.columns()[column])
 
 
 @pytest.mark.testdata

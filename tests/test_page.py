@@ -106,11 +106,8 @@ def test_without_a_champion_there_is_nothing_to_compare(done: Path, tmp_path: Pa
 
 def test_the_worst_images_come_first_and_none_twice(done: Path) -> None:
     results = Results(done, None)
-    worst, best = (
-        [int(file.stem.partition("-")[0]) for file in each] for each in (results.worst, results.best)
-    )
-    assert worst == [1, 2, 3, 4, 5, 6]
-    assert best == [9, 8, 7]
+    ranks = [[int(file.stem.partition("-")[0]) for file in each] for each in (results.worst, results.best)]
+    assert ranks == [[1, 2, 3, 4, 5, 6], [9, 8, 7]]
 
 
 def test_stages_that_have_not_run_are_told(tmp_path: Path) -> None:
@@ -132,10 +129,6 @@ def test_a_chart_is_a_drawing_of_its_points() -> None:
 def test_differences_name_by_name() -> None:
     before = {"a.b": 1.0, "a.c": "old", "e": 7}
     now = flatten({"a": {"b": 1.25, "c": "new"}, "d": 2})
-    assert [(each.name, each.change) for each in compare(before, now)] == [
-        ("a.b", "+0.25"),
-        ("a.c", "–"),
-        ("d", "–"),
-        ("e", "–"),
-    ]
+    changes = {each.name: each.change for each in compare(before, now)}
+    assert [*changes.items()] == [("a.b", "+0.25"), ("a.c", "–"), ("d", "–"), ("e", "–")]
     assert changed({"a": 1, "b": True}, {"a": 1, "b": False}) == [Difference("b", True, False)]

@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from personlab.errors import UserError
 from personlab.people import BoolArray, FloatArray
 from personlab.skeleton import KEYPOINTS
-from personlab.synthetic.appearance import random_appearance, solid
-from personlab.synthetic.body import Build, make_body, rotation
+from personlab.synthetic.appearance import Appearance, solid
+from personlab.synthetic.body import Body, Build, rotation
 from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
 from personlab.synthetic.dataset import mask_to_polygons, write_sample
 from personlab.synthetic.pose import ARM_LIMITS, BACK_LIMITS, HEAD_LIMITS, LEG_LIMITS, Limb, Pose, random_pose
@@ -30,7 +30,7 @@ from personlab.synthetic.scene import (
     place_person,
 )
 
-IMAGES = 40
+IMAGES = 20
 LIGHT = np.array((0, 0, -1), np.float32)
 IDENTITY = np.eye(3, dtype=np.float32)
 ORIGIN = np.zeros(3, np.float32)
@@ -88,9 +88,6 @@ def test_layout_is_cocos(folder: Path, coco: COCO) -> None:
     for image in coco.imgs.values():
         pixels = cv2.imread(str(folder / "train2017" / image["file_name"]))
         assert pixels.shape == (image["height"], image["width"], 3)
-
-
-def test_no_image_id_is_in_both_splits(folder: Path, coco: COCO) -> None:
     val = COCO(folder / "annotations" / "person_keypoints_val2017.json")
     assert not set(val.imgs) & set(coco.imgs)
 
@@ -120,7 +117,7 @@ def test_visible_keypoints_lie_on_their_own_mask(coco: COCO, people: list[dict[s
             if v == 2:
                 assert near[round(y), round(x)]
                 checked += 1
-    assert checked > 300
+    assert checked > 100
 
 
 def test_keypoints_are_counted_inside_the_image_and_absent_from_small_people(
@@ -157,20 +154,18 @@ def test_variety(coco: COCO, people: list[dict[str, Any]]) -> None:
     assert all(isinstance(annotation["segmentation"], list) for annotation in people)
 
 
-def test_too_small_images_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least 64"):
-        write_sample(tmp_path, train_images=1, val_images=1, width=32, height=240, seed=0)
-
-
-def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="seed -1 is negative"):
-        write_sample(tmp_path, train_images=1, val_images=1, width=320, height=240, seed=-1)
+@pytest.mark.parametrize(
+    ("width", "seed", "reason"), [(32, 0, "at least 64"), (320, -1, "seed -1 is negative")]
+)
+def test_what_cannot_be_rendered_is_refused(width: int, seed: int, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=reason):
+        write_sample(tmp_path, train_images=1, val_images=1, width=width, height=240, seed=seed)
 
 
 def _single_person(yaw: float, pose: Pose | None = None) -> PersonTruth:
     """One person, 200 pixels tall, seen by a level camera."""
     rng = np.random.default_rng(3)
-    canvas = Canvas.blank(320, 240)
+    canvas = Canvas(320, 240)
     person = place_person(rng, LEVEL, pose or Pose("standing"), yaw, (320, 450), 400, 1)
     draw_person(canvas, rng, LEVEL, person)
     return ground_truth(canvas, person)
@@ -190,23 +185,18 @@ def test_left_is_the_persons_left() -> None:
 
 def test_the_face_shows_from_the_front_only() -> None:
     front, back = _named(_single_person(0)), _named(_single_person(180))
-    for name in ("nose", "left_eye", "right_eye"):
-        assert front[name][2]
-        assert not back[name][2]
-    for name in ("left_shoulder", "right_hip", "left_knee", "right_ankle"):
-        assert front[name][2]
-        assert back[name][2]
+    body = ("left_shoulder", "right_hip", "left_knee", "right_ankle")
+    assert all(front[name][2] for name in ("nose", "left_eye", "right_eye", *body))
+    assert not any(back[name][2] for name in ("nose", "left_eye", "right_eye"))
+    assert all(back[name][2] for name in body)
 
 
 def test_seen_from_the_side_the_far_half_is_hidden() -> None:
     """Turned to their left, a person shows the camera their right side."""
     side = _named(_single_person(90))
     assert side["nose"][0] > side["right_ear"][0]
-    assert side["right_ear"][2]
-    assert side["right_shoulder"][2]
-    assert not side["left_ear"][2]
-    assert not side["left_eye"][2]
-    assert not side["left_shoulder"][2]
+    assert all(side[name][2] for name in ("right_ear", "right_shoulder"))
+    assert not any(side[name][2] for name in ("left_ear", "left_eye", "left_shoulder"))
 
 
 def test_an_arm_stretched_to_the_camera_hides_its_own_elbow() -> None:
@@ -218,7 +208,7 @@ def test_an_arm_stretched_to_the_camera_hides_its_own_elbow() -> None:
 
 def test_people_in_front_occlude_people_behind() -> None:
     rng = np.random.default_rng(3)
-    canvas = Canvas.blank(320, 240)
+    canvas = Canvas(320, 240)
     behind, front = (place_person(rng, LEVEL, Pose("standing"), 0, (320 + x, 450), 400, x) for x in (1, 40))
     for person in (behind, front):
         draw_person(canvas, rng, LEVEL, person)
@@ -244,24 +234,17 @@ def test_a_seated_hip_and_knee_are_level() -> None:
 def test_poses_keep_to_joint_limits_and_bones_to_their_lengths(seed: int) -> None:
     rng = np.random.default_rng(seed)
     pose = random_pose(rng)
-    joints = (
-        *((arm, ARM_LIMITS) for arm in pose.arms),
-        *((leg, LEG_LIMITS) for leg in pose.legs),
-        *((pose.back, BACK_LIMITS), (pose.head, HEAD_LIMITS)),
-    )
-    for joint, (low, high) in joints:
-        assert (np.array(astuple(low)) <= astuple(joint)).all()
-        assert (np.array(astuple(joint)) <= astuple(high)).all()
-    appearance = random_appearance(rng)
-    bent = make_body(pose, Build(), appearance).keypoints
-    straight = make_body(Pose("standing"), Build(), appearance).keypoints
-    index = KEYPOINTS.index
-    for a, b in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle")):
-        for side in ("left_", "right_"):
-            bone = [index(side + a), index(side + b)]
-            assert np.linalg.norm(np.diff(bent[bone], axis=0)) == pytest.approx(
-                np.linalg.norm(np.diff(straight[bone], axis=0)), abs=1e-5
-            )
+    joints = (*pose.arms, *pose.legs, pose.back, pose.head)
+    limits = (ARM_LIMITS, ARM_LIMITS, LEG_LIMITS, LEG_LIMITS, BACK_LIMITS, HEAD_LIMITS)
+    for joint, (low, high) in zip(joints, limits, strict=True):
+        np.testing.assert_array_equal(np.clip(astuple(joint), astuple(low), astuple(high)), astuple(joint))
+    build, appearance = Build(rng), Appearance(rng)
+    bent, straight = (Body(each, build, appearance).keypoints for each in (pose, Pose("standing")))
+    for bone in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle")):
+        for side in ("left", "right"):
+            a, b = (KEYPOINTS.index(f"{side}_{joint}") for joint in bone)
+            length = np.linalg.norm(straight[a] - straight[b])
+            assert np.linalg.norm(bent[a] - bent[b]) == pytest.approx(length, abs=1e-5)
 
 
 WHITE = solid(np.ones(3, np.float32))
@@ -269,29 +252,28 @@ WHITE = solid(np.ones(3, np.float32))
 
 def test_a_sphere_is_a_disk_whose_depth_is_a_hemisphere() -> None:
     ball = sphere(ORIGIN, IDENTITY, 0.5, WHITE)
-    patch = render([ball], Camera(rotation(1, 30), 40.0, (30.0, 25.0)), LIGHT, (50, 60))
-    assert patch is not None
-    y, x = np.mgrid[patch.slices]
+    window, _, depth = render([ball], Camera(rotation(1, 30), 40.0, (30.0, 25.0)), LIGHT, (50, 60))
+    y, x = np.mgrid[window]
     squared = ((x - 30) ** 2 + (y - 25) ** 2) / 40**2
     inside = squared < 0.25 - 1e-4
-    assert (np.isfinite(patch.depth) == (squared < 0.25)).all()
-    np.testing.assert_allclose(patch.depth[inside], -np.sqrt(0.25 - squared[inside]), atol=1e-3)
+    assert (np.isfinite(depth) == (squared < 0.25)).all()
+    np.testing.assert_allclose(depth[inside], -np.sqrt(0.25 - squared[inside]), atol=1e-3)
 
 
 def test_a_cone_across_the_view_is_a_trapezoid() -> None:
     limb = cone(ORIGIN, IDENTITY, 1.0, (0.2, 0.2), 0.5, WHITE)
-    patch = render([limb], Camera(IDENTITY, 50.0, (30.25, 5.25)), LIGHT, (60, 60))
-    assert patch is not None
-    drawn = np.isfinite(patch.depth)
-    widths = {row + patch.top: drawn[row].sum() for row in range(len(drawn)) if drawn[row].any()}
-    assert (min(widths), max(widths)) == (6, 55)
+    (rows, _), _, depth = render([limb], Camera(IDENTITY, 50.0, (30.25, 5.25)), LIGHT, (60, 60))
+    widths = dict(zip(range(rows.start, rows.stop), np.isfinite(depth).sum(axis=1), strict=True))
+    assert [row for row in widths if widths[row]] == [*range(6, 56)]
     assert widths[6] == pytest.approx(2 * 50 * 0.2, abs=1)
     assert widths[55] == pytest.approx(2 * 50 * 0.1, abs=1)
 
 
 def test_nothing_outside_the_image_is_drawn() -> None:
     ball = sphere(ORIGIN, IDENTITY, 0.5, WHITE)
-    assert render([ball], Camera(IDENTITY, 40.0, (-100.0, 25.0)), LIGHT, (50, 60)) is None
+    for at in (-100.0, 200.0):
+        _, _, depth = render([ball], Camera(IDENTITY, 40.0, (at, 25.0)), LIGHT, (50, 60))
+        assert depth.size == 0
 
 
 def test_polygons_keep_pieces_and_holes_apart() -> None:
@@ -317,4 +299,4 @@ def test_polygons_follow_rendered_masks() -> None:
 def test_the_canvas_is_finer_than_the_image() -> None:
     scene = make_scene(np.random.default_rng(1), 96, 64)
     assert scene.image.shape == (64, 96, 3)
-    assert Canvas.blank(96, 64).size == (64 * SUPERSAMPLING, 96 * SUPERSAMPLING)
+    assert Canvas(96, 64).size == (64 * SUPERSAMPLING, 96 * SUPERSAMPLING)

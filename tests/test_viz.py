@@ -40,16 +40,8 @@ def detection(x=20, y=10, w=40, h=60, scores=1.0) -> Detection:
 
 
 def annotation(x=20, y=10, w=40, h=60, *, visibility=2, crowd=False) -> Annotation:
-    return Annotation(
-        id=1,
-        keypoints=lattice(x, y, w, h),
-        visibility=np.full(K, visibility, dtype=np.int8),
-        imputed=False,
-        box=(x, y, w, h),
-        area=w * h,
-        crowd=crowd,
-        rle=rectangle(x, y, w, h),
-    )
+    points, labels = lattice(x, y, w, h), np.full(K, visibility, dtype=np.int8)
+    return Annotation(1, points, labels, False, (x, y, w, h), w * h, crowd, rectangle(x, y, w, h))
 
 
 def changed(picture: np.ndarray) -> np.ndarray:
@@ -63,9 +55,14 @@ def input_is_not_modified():
     np.testing.assert_array_equal(GREY, before)
 
 
-def test_no_people_leave_the_image_equal():
+def test_no_people_and_empty_masks_leave_the_image_equal():
     assert viz.draw_people(GREY, []) is not GREY
-    for picture in (viz.draw_people(GREY, []), viz.draw_annotations(GREY, [])):
+    empty = Detection(lattice(0, 0, 9, 9), np.zeros(K, np.float32), 0.9, rectangle(0, 0, 0, 0))
+    for picture in (
+        viz.draw_people(GREY, []),
+        viz.draw_annotations(GREY, []),
+        viz.draw_people(GREY, [empty]),
+    ):
         np.testing.assert_array_equal(picture, GREY)
 
 
@@ -93,11 +90,6 @@ def test_people_without_masks_are_their_poses():
     np.testing.assert_array_equal(
         viz.draw_people(GREY, [bare, detection(x=70)])[:, :60], viz.draw_people(GREY, [bare])[:, :60]
     )
-
-
-def test_an_empty_mask_changes_nothing():
-    empty = Detection(lattice(0, 0, 9, 9), np.zeros(K, np.float32), 0.9, rectangle(0, 0, 0, 0))
-    np.testing.assert_array_equal(viz.draw_people(GREY, [empty]), GREY)
 
 
 def test_scores_are_above_the_people_in_their_colours():
@@ -131,13 +123,19 @@ def test_people_who_are_not_drawn_have_no_score():
     np.testing.assert_array_equal(viz.draw_scores(GREY, [detection(scores=0.1)]), GREY)
 
 
-def test_lines_are_thicker_on_larger_images():
-    def share(side: int) -> float:
-        image = np.zeros((side, side, 3), np.uint8)
-        picture = viz.draw_pose(image, lattice(0, 0, side, side), np.ones(K, np.float32))
-        return np.count_nonzero(picture.any(axis=-1)) / side**2
+def share_drawn(side: int, person: int) -> float:
+    """The number of drawn pixels on a square image, relative to the person's area."""
+    image = np.zeros((side, side, 3), np.uint8)
+    picture = viz.draw_pose(image, lattice(20, 20, person, person), np.ones(K, np.float32))
+    return np.count_nonzero(picture.any(axis=-1)) / person**2
 
-    assert share(4000) == pytest.approx(share(1000), rel=0.2)
+
+def test_lines_are_thicker_on_larger_images():
+    assert share_drawn(2000, 1900) == pytest.approx(share_drawn(1000, 950), rel=0.2)
+
+
+def test_bigger_people_have_thicker_limbs():
+    assert 300 * share_drawn(800, 300) > 2 * 50 * share_drawn(800, 50)
 
 
 def test_keypoints_below_the_threshold_are_left_out():
@@ -149,8 +147,7 @@ def test_keypoints_below_the_threshold_are_left_out():
 
 
 def test_left_is_orange_and_right_is_blue():
-    points = np.zeros((K, 2), dtype=np.float32)
-    scores = np.zeros(K, dtype=np.float32)
+    points, scores = np.zeros((K, 2), np.float32), np.zeros(K, np.float32)
     for row, side in ((20, "left"), (70, "right")):
         for column, joint in ((20, "elbow"), (100, "wrist")):
             index = KEYPOINTS.index(f"{side}_{joint}")
@@ -164,16 +161,6 @@ def test_colours_of_people_and_sides_can_be_told_apart():
     rgb = np.array([[*PEOPLE, LEFT, RIGHT]], np.float32) / 255
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
     assert min(np.linalg.norm(a - b) for a, b in combinations(lab, 2)) > 35
-
-
-def test_bigger_people_have_thicker_limbs():
-    image = np.zeros((800, 800, 3), dtype=np.uint8)
-
-    def share_drawn(size: int) -> float:
-        picture = viz.draw_pose(image, lattice(20, 20, size, size), np.ones(K, dtype=np.float32))
-        return np.count_nonzero(picture.any(axis=-1)) / size
-
-    assert share_drawn(300) > 2 * share_drawn(50)
 
 
 def test_drawing_beyond_the_border_is_clipped():

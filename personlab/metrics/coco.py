@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 PERSON: Final = 1  # COCO's category
 KEYPOINT_BUDGET: Final = 20  # detections per image in COCO's keypoint evaluation
 
+_THRESHOLDS: Final = {"": None, "50": 0.5, "75": 0.75}  # of the columns; None: the mean over all ten
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -113,42 +115,28 @@ class Matches:
 
     def columns(self) -> dict[str, float]:
         """The paper's columns: means over the thresholds .50, .55, ... .95, or at the one in the name."""
-        precision, recall = self._precision, self._recall
-        if self.task == "keypoints":
-            return {
-                "AP": precision(),
-                "AP50": precision(threshold=0.5),
-                "AP75": precision(threshold=0.75),
-                "APM": precision("medium"),
-                "APL": precision("large"),
-                "AR": recall(),
-                "AR50": recall(threshold=0.5),
-                "AR75": recall(threshold=0.75),
-                "ARM": recall("medium"),
-                "ARL": recall("large"),
-            }
-        return {
-            "AP": precision(),
-            "AP50": precision(threshold=0.5),
-            "AP75": precision(threshold=0.75),
-            "APS": precision("small"),
-            "APM": precision("medium"),
-            "APL": precision("large"),
-            **{f"AR{budget}": recall(budget=budget) for budget in self.evaluator.params.maxDets},
-            "ARS": recall("small"),
-            "ARM": recall("medium"),
-            "ARL": recall("large"),
+        _, *sizes = self.evaluator.params.areaRngLbl  # small (masks only), medium and large
+        sized = {
+            name: {f"{name}{size[0].upper()}": self._mean(quantity, size) for size in sizes}
+            for name, quantity in (("AP", "precision"), ("AR", "recall"))
         }
+        precision = {f"AP{name}": self._mean("precision", threshold=at) for name, at in _THRESHOLDS.items()}
+        if self.task == "keypoints":
+            recall = {f"AR{name}": self._mean("recall", threshold=at) for name, at in _THRESHOLDS.items()}
+        else:
+            budgets = self.evaluator.params.maxDets
+            recall = {f"AR{budget}": self._mean("recall", budget=budget) for budget in budgets}
+        return precision | sized["AP"] | recall | sized["AR"]
 
     def curve(self, threshold: float | None = None) -> tuple[Array, Array]:
         """Recalls 0, .01, ..., 1 and their precisions, at one threshold or averaged over all ten."""
-        precision = self._select("precision", "all", self.budget, threshold).mean(axis=0)
+        precision = self._select("precision", threshold=threshold).mean(axis=0)
         return self.evaluator.params.recThrs, np.where(precision < 0, np.nan, precision)
 
     def best_threshold(self) -> float:
         """The score threshold with the best F1 at threshold .50; infinite if no detection is correct."""
         recall, precision = self.curve(0.5)
-        scores = self._select("scores", "all", self.budget, 0.5)[0]
+        scores = self._select("scores", threshold=0.5)[0]
         f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
         best = int(np.nan_to_num(f1).argmax())
         return float(scores[best]) if f1[best] > 0 else float("inf")
@@ -191,28 +179,25 @@ class Matches:
         first = self.evaluator.params.areaRngLbl.index(size) * images
         return records[first : first + images]
 
-    def _precision(self, area: str = "all", threshold: float | None = None) -> float:
-        return _mean_defined(self._select("precision", area, self.budget, threshold))
+    def _mean(self, quantity: str, size: str = "all", **selection: Any) -> float:
+        values = self._select(quantity, size, **selection)
+        defined = values[values > -1]  # pycocotools writes -1 where there is no ground truth
+        return float(defined.mean()) if defined.size else float("nan")
 
-    def _recall(self, area: str = "all", threshold: float | None = None, budget: int | None = None) -> float:
-        return _mean_defined(self._select("recall", area, budget or self.budget, threshold))
-
-    def _select(self, quantity: str, area: str, budget: int, threshold: float | None) -> Array:
-        """pycocotools' array (T (x R) x category x area x budget) at one area and budget: T (x R)."""
+    def _select(
+        self, quantity: str, size: str = "all", *, threshold: float | None = None, budget: int | None = None
+    ) -> Array:
+        """pycocotools' array (T (x R) x category x size x budget) at one size and budget: T (x R)."""
         parameters = self.evaluator.params
         values: Array = self.evaluator.eval[quantity]
         if threshold is not None:
             row = self._threshold(threshold)
             values = values[row : row + 1]
-        return values[..., 0, parameters.areaRngLbl.index(area), parameters.maxDets.index(budget)]
+        at_budget = parameters.maxDets.index(budget or self.budget)
+        return values[..., 0, parameters.areaRngLbl.index(size), at_budget]
 
     def _threshold(self, threshold: float) -> int:
         return int(np.flatnonzero(np.isclose(self.evaluator.params.iouThrs, threshold))[0])
-
-
-def _mean_defined(values: Array) -> float:
-    defined = values[values > -1]  # pycocotools writes -1 where there is no ground truth
-    return float(defined.mean()) if defined.size else float("nan")
 
 
 def _image_matches(record: Mapping[str, Any] | None, thresholds: int, budget: int) -> ImageMatches:
@@ -249,7 +234,6 @@ def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> CO
 
 def _truth(number: int, row: Mapping[str, Any], person: Mapping[str, Any]) -> dict[str, Any]:
     visibility = np.zeros(K) if person["imputed"] else np.asarray(person["visibility"])
-    mask = {"size": [row["height"], row["width"]], "counts": person["mask"]} if person["mask"] else None
     return {
         "id": number,
         "image_id": row["image_id"],
@@ -259,8 +243,12 @@ def _truth(number: int, row: Mapping[str, Any], person: Mapping[str, Any]) -> di
         "bbox": list(person["box"]),
         "area": person["area"],
         "iscrowd": int(person["crowd"]),
-        "segmentation": mask,
+        "segmentation": _mask(row, person["mask"]) if person["mask"] else None,
     }
+
+
+def _mask(image: Mapping[str, Any], counts: bytes) -> dict[str, Any]:
+    return {"size": [image["height"], image["width"]], "counts": counts}
 
 
 def _results(truth: COCO, detections: Mapping[int, Sequence[Detection]], task: Task) -> COCO:
@@ -283,10 +271,7 @@ def _result(image: Mapping[str, Any], detection: Detection, task: Task) -> dict[
     result = {"image_id": image["id"], "category_id": PERSON, "score": float(detection.score)}
     if task == "keypoints":
         return {**result, "keypoints": _triples(detection.keypoints, np.ones(K))}
-    return {
-        **result,
-        "segmentation": {"size": [image["height"], image["width"]], "counts": detection.rle},
-    }
+    return {**result, "segmentation": _mask(image, detection.rle)}
 
 
 def _triples(xy: npt.ArrayLike, visibility: npt.ArrayLike) -> list[float]:

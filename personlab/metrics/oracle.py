@@ -138,12 +138,9 @@ class MeanPose:
     @classmethod
     def of(cls, people: Sequence[Annotation]) -> Self:
         """The mean over the labelled keypoints of `people`."""
-        total, count = np.zeros((K, 2)), np.zeros((K, 1))
-        for person in people:
-            x, y, width, height = person.box
-            labelled = (person.visibility > 0)[:, None]
-            total += np.where(labelled, (person.keypoints - (x, y)) / (width, height), 0)
-            count += labelled
+        points = np.stack([(person.keypoints - person.box[:2]) / person.box[2:] for person in people])
+        labelled = np.stack([person.visibility > 0 for person in people])[..., None]
+        total, count = points.sum(axis=0, where=labelled), labelled.sum(axis=0)
         return cls((total / np.maximum(count, 1)).astype(np.float32))
 
     def complete(self, person: Annotation) -> Annotation:

@@ -71,10 +71,8 @@ def _section(matches: Matches) -> str:
     columns = metrics(matches)
     table = _table(list(columns), [[_format(value) for value in columns.values()]])
     budget = f"At most {matches.budget} detections per image."
-    interval = (
-        f"95% confidence interval of AP: {_format(low)} to {_format(high)} (300 bootstrap resamplings)."
-    )
-    return f"## {TITLES[matches.task]}\n\n{table}\n\n{budget} {interval}"
+    interval = f"{_format(low)} to {_format(high)} (300 bootstrap resamplings)"
+    return f"## {TITLES[matches.task]}\n\n{table}\n\n{budget} 95% confidence interval of AP: {interval}."
 
 
 def _oks_section(keypoints: Matches) -> str:

@@ -34,10 +34,7 @@ def draw(series: Sequence[Series], *, x: str, y: str) -> str:
     colour = -1
     for row, each in enumerate(series):
         colour += not each.dashed
-        parts += [
-            _line(each, _COLOURS[colour % len(_COLOURS)]),
-            _key(each, row, _COLOURS[colour % len(_COLOURS)]),
-        ]
+        parts.append(_line(each, row, _COLOURS[colour % len(_COLOURS)]))
     return "".join((*parts, "</svg>"))
 
 
@@ -55,19 +52,13 @@ def _grid(tick: float) -> str:
     )
 
 
-def _stroke(series: Series, colour: str) -> str:
-    dashes = ' stroke-dasharray="5 4"' if series.dashed else ""
-    return f'fill="none" stroke="{colour}" stroke-width="2"{dashes}'
-
-
-def _line(series: Series, colour: str) -> str:
+def _line(series: Series, row: int, colour: str) -> str:
+    """The line of a series and its entry in the legend."""
     points = " ".join("{},{}".format(*_at(x, y)) for x, y in series.points)
-    return f'<polyline points="{points}" {_stroke(series, colour)}/>'
-
-
-def _key(series: Series, row: int, colour: str) -> str:
+    dashes = ' stroke-dasharray="5 4"' if series.dashed else ""
+    stroke = f'fill="none" stroke="{colour}" stroke-width="2"{dashes}'
     y = _TOP + _SIZE + _BELOW + _LEGEND * row + 4
     return (
-        f'<path d="M{_LEFT} {y}h24" {_stroke(series, colour)}/>'
+        f'<polyline points="{points}" {stroke}/><path d="M{_LEFT} {y}h24" {stroke}/>'
         f'<text x="{_LEFT + 32}" y="{y + 4}">{escape(series.name)}</text>'
     )

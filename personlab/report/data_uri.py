@@ -14,9 +14,13 @@ def jpeg(picture: Path, budget: int) -> str:
     side = _LARGEST
     with Image.open(picture) as opened:
         pixels = opened.convert("RGB")
-    while len(content := _encode(pixels, side)) > budget and side > _SMALLEST:
+    while True:
+        small, file = pixels.copy(), io.BytesIO()
+        small.thumbnail((side, side))
+        small.save(file, "JPEG", quality=85)
+        if file.tell() <= budget or side <= _SMALLEST:
+            return _uri("image/jpeg", file.getvalue())
         side = side * 3 // 4
-    return _uri("image/jpeg", content)
 
 
 def svg(drawing: str) -> str:
@@ -25,11 +29,3 @@ def svg(drawing: str) -> str:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _encode(pixels: Image.Image, side: int) -> bytes:
-    small = pixels.copy()
-    small.thumbnail((side, side))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    return file.getvalue()

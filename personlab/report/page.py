@@ -3,7 +3,6 @@
 This is not a stage: the page depends on the current champion, not on the run alone.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,13 +12,12 @@ from typing import Any, Final
 import jinja2
 
 from personlab import params as parameters
-from personlab.errors import UserError
 from personlab.metrics.report import TITLES
 from personlab.registry.models import Version
 from personlab.report import data_uri
 from personlab.report.chart import Series, draw
 from personlab.report.differences import NOTHING, Difference, changed, compare, flatten
-from personlab.utils.files import write_atomic
+from personlab.utils.files import read_json, write_atomic
 
 Row = dict[str, Any]
 
@@ -39,7 +37,7 @@ class Results:
     def scores(self) -> list[Difference]:
         """All scores; `before` is the champion's."""
         before = self.champion.lineage.metrics if self.champion else {}
-        return compare(flatten(before), flatten(_json(self.folder / "data/metrics/evaluate.json")))
+        return compare(flatten(before), flatten(read_json(self.folder / "data/metrics/evaluate.json")))
 
     @property
     def parameters(self) -> list[Difference]:
@@ -54,14 +52,14 @@ class Results:
     @cached_property
     def curves(self) -> dict[str, str]:
         """Precision over recall as SVG, by task; the champion's mean is dashed."""
-        now = _json(self.folder / "data/plots/evaluate/precision_recall.json")
-        before = _json(self.champion.folder / "plots/precision_recall.json") if self.champion else []
+        now = read_json(self.folder / "data/plots/evaluate/precision_recall.json")
+        before = read_json(self.champion.folder / "plots/precision_recall.json") if self.champion else []
         return {task: draw([*_series(now, task, before)], x="recall", y="precision") for task in TITLES}
 
     @property
     def keypoints(self) -> list[Row]:
         """OKS of each keypoint."""
-        rows: list[Row] = _json(self.folder / "data/plots/evaluate/oks_per_keypoint.json")
+        rows: list[Row] = read_json(self.folder / "data/plots/evaluate/oks_per_keypoint.json")
         return rows
 
     @property
@@ -104,17 +102,12 @@ def write(results: Results, path: Path) -> None:
         "picture": lambda file: data_uri.jpeg(file, _PICTURE_BYTES),
         "sheet": lambda file: data_uri.jpeg(file, _SHEET_BYTES),
     }
-    tables = {title: _of_task(results.scores, task) for task, title in TITLES.items()}
+    tables = {
+        title: [each for each in results.scores if each.name.startswith(f"{task}.")]
+        for task, title in TITLES.items()
+    }
     page = environment.get_template("report.html").render(results=results, tables=tables, titles=TITLES)
     write_atomic(path, page)
-
-
-def _of_task(scores: Sequence[Difference], task: str) -> list[Difference]:
-    return [
-        Difference(each.name.removeprefix(f"{task}."), each.before, each.now)
-        for each in scores
-        if each.name.startswith(f"{task}.")
-    ]
 
 
 def _series(now: Sequence[Row], task: str, before: Sequence[Row]) -> Iterator[Series]:
@@ -131,10 +124,3 @@ def _points(curves: Sequence[Row], task: str, threshold: str) -> list[tuple[floa
         for row in curves
         if row["task"] == task and row["threshold"] == threshold and row["precision"] is not None
     ]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{path}: missing or not JSON; run 'dvc repro'") from None

@@ -5,55 +5,30 @@ lengths are in statures. Forward kinematics starts at the pelvis. The 17 keypoin
 place them: joints inside the limbs; eyes, ears and nose on the surface of the head.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 from typing import Final
 
 import numpy as np
 
 from personlab.people import FloatArray
 from personlab.skeleton import KEYPOINTS
-from personlab.synthetic.appearance import EYE, Appearance, Face, Shirt, solid, split
+from personlab.synthetic.appearance import EYE, Appearance, face, shirt, solid, split
 from personlab.synthetic.pose import Limb, Pose, Rng, Spine
-from personlab.synthetic.raycast import Quadric, Texture, cone, ellipsoid, sphere
+from personlab.synthetic.raycast import Quadric, Texture, Triple, cone, ellipsoid, sphere
 
 
-@dataclass(frozen=True)
 class Build:
-    """Proportions, relative to an average adult's."""
+    """Random proportions, relative to an average adult's."""
 
-    girth: float = 1.0  # of the trunk
-    limbs: float = 1.0  # thickness of arms and legs
-    shoulders: float = 1.0
-    head: float = 1.0
-    legs: float = 1.0
-    bust: float = 0.0  # statures
-
-
-@dataclass(frozen=True)
-class Body:
-    keypoints: FloatArray  # K x 3, statures
-    tolerance: FloatArray  # K: a surface at most this far in front does not hide the keypoint, statures
-    surfaces: tuple[Quadric, ...]
-
-
-def random_build(rng: Rng) -> Build:
-    child = rng.random() < 0.15
-    girth = float(np.exp(rng.normal(0, 0.13)))
-    return Build(
-        girth=girth,
-        limbs=float(np.exp(0.5 * np.log(girth) + rng.normal(0, 0.08))),
-        shoulders=rng.normal(1, 0.06) * (0.93 if child else 1.0),
-        head=rng.normal(1.35, 0.07) if child else rng.normal(1.03, 0.04),
-        legs=rng.normal(0.9, 0.03) if child else rng.normal(1, 0.03),
-        bust=0.0 if child or rng.random() < 0.5 else rng.uniform(0.028, 0.04),
-    )
-
-
-def make_body(pose: Pose, build: Build, appearance: Appearance) -> Body:
-    """The body in a pose."""
-    return _Builder(pose, build, appearance).body()
+    def __init__(self, rng: Rng) -> None:
+        child = rng.random() < 0.15
+        self.girth = float(np.exp(rng.normal(0, 0.13)))  # of the trunk
+        self.limbs = float(np.exp(0.5 * np.log(self.girth) + rng.normal(0, 0.08)))  # thickness
+        self.shoulders = rng.normal(1, 0.06) * (0.93 if child else 1.0)
+        self.head = rng.normal(1.35, 0.07) if child else rng.normal(1.03, 0.04)
+        self.legs = rng.normal(0.9, 0.03) if child else rng.normal(1, 0.03)  # length
+        self.bust = 0.0 if child or rng.random() < 0.5 else rng.uniform(0.028, 0.04)  # statures
 
 
 def rotation(axis: int, degrees: float) -> FloatArray:
@@ -101,8 +76,14 @@ def _downward(frame: FloatArray) -> FloatArray:
     return np.stack([frame[:, 0], -frame[:, 1], frame[:, 2]])
 
 
-class _Builder:
-    """Builds one body. Frames are 3 x 3 with columns x, y, z in the body frame."""
+class Body:
+    """The body in a pose. Frames are 3 x 3 with columns x, y, z in the body frame.
+
+    Attributes:
+        keypoints: K x 3, statures.
+        tolerance: K; a surface at most this far in front does not hide the keypoint, statures.
+        surfaces: the visible surfaces.
+    """
 
     def __init__(self, pose: Pose, build: Build, appearance: Appearance) -> None:
         self.pose, self.build, self.appearance = pose, build, appearance
@@ -113,37 +94,28 @@ class _Builder:
         self.skull_radii = (build.head * SKULL[0], build.head * SKULL[1], build.head * SKULL[2])
         skull_base = self._on_chest(0, NECK, 0.004)
         self.head = _offset(skull_base, self.skull, 0, 0.8 * self.skull_radii[1], 0.014)
-        self.keypoints: dict[str, tuple[FloatArray, float]] = {}  # name: position, tolerance
-
-    def body(self) -> Body:
-        surfaces = (*self._trunk(), *self._head(), *self._limbs())
-        positions, tolerances = zip(*(self.keypoints[name] for name in KEYPOINTS), strict=True)
-        return Body(np.stack(positions), np.array(tolerances, np.float32), surfaces)
+        self._points: dict[str, tuple[FloatArray, float]] = {}  # name: position, tolerance
+        self.surfaces: Sequence[Quadric] = (*self._trunk(), *self._head(), *self._limbs())
+        positions, tolerances = zip(*(self._points[name] for name in KEYPOINTS), strict=True)
+        self.keypoints, self.tolerance = np.stack(positions), np.array(tolerances, np.float32)
 
     def _trunk(self) -> Iterator[Quadric]:
-        look, g = self.appearance, self.build.girth
-        axes, wide = self.chest.T, SHOULDER_WIDTH * self.build.shoulders
-        shirt = Shirt(look)
+        look, g, bust = self.appearance, self.build.girth, self.build.bust
+        axes, wide, dressed = self.chest.T, SHOULDER_WIDTH * self.build.shoulders, partial(shirt, look)
         pelvis = _offset(ORIGIN, self.pelvis, 0, 0.02, -0.004)
         yield ellipsoid(pelvis, self.pelvis.T, (0.1 * g, 0.075, 0.066 * g), look.trousers)
-        yield ellipsoid(self.waist, axes, (0.083 * g, 0.085, 0.06 * g), shirt)
-        yield cone(self.waist, axes, 0.19, (0.08 * g, 0.056 * g), 0.82 * wide / 0.08 / g, shirt)
+        yield ellipsoid(self.waist, axes, (0.083 * g, 0.085, 0.06 * g), dressed)
+        yield cone(self.waist, axes, 0.19, (0.08 * g, 0.056 * g), 0.82 * wide / 0.08 / g, dressed)
+        yoke = self._on_chest(0, 0.175, -0.004)
         yield ellipsoid(
-            self._on_chest(0, 0.175, -0.004),
-            axes,
-            (wide + 0.008, 0.052, 0.056 * g),
-            lambda u, t, w: shirt(u, t + np.float32(0.175), w),
+            yoke, axes, (wide + 0.008, 0.052, 0.056 * g), lambda u, t, w: dressed(u, t + np.float32(0.175), w)
         )
-        if self.build.bust:
-            for side in (1, -1):
-                yield sphere(
-                    self._on_chest(side * 0.043, 0.125, 0.033 * g), axes, self.build.bust, look.shirt
-                )
+        for side in (1, -1) if bust else ():
+            yield sphere(self._on_chest(side * 0.043, 0.125, 0.033 * g), axes, bust, look.shirt)
         yield cone(self._on_chest(0, 0.185, -0.006), axes, 0.1, (0.034, 0.034), 0.85, solid(look.skin))
         if look.backpack:
-            yield ellipsoid(
-                self._on_chest(0, 0.1, -0.06 * g - 0.035), axes, (0.075, 0.12, 0.05), solid(look.trim)
-            )
+            back = self._on_chest(0, 0.1, -0.06 * g - 0.035)
+            yield ellipsoid(back, axes, (0.075, 0.12, 0.05), solid(look.trim))
         if look.skirt and self.pose.upright:
             top, length = _offset(ORIGIN, self.pelvis, 0, 0.05, 0), 0.1 + 0.5 * (THIGH + SHANK)
             yield cone(top, _downward(self.pelvis), length, (0.088 * g, 0.062 * g), 1.75, look.trousers)
@@ -153,33 +125,35 @@ class _Builder:
         return _offset(self.waist, self.chest, x, y, z)
 
     def _head(self) -> Iterator[Quadric]:
-        look, (a, c, b) = self.appearance, self.skull_radii
-        axes = self.skull.T
-        yield ellipsoid(self.head, axes, (a, c, b), Face(look, (a, c, b)))
-        self.keypoints["nose"] = self._on_head(0, -0.16, 1.12), 0.012
-        yield ellipsoid(
-            self._on_head(0, -0.12, 0.97), axes, (0.2 * a, 0.2 * c, 0.2 * b), solid(0.93 * look.skin)
-        )
+        look, radii = self.appearance, self.skull_radii
+        skin, hair, hat = look.skin, solid(look.hair), solid(look.trim)
+        yield ellipsoid(self.head, self.skull.T, radii, partial(face, look, radii))
+        self._points["nose"] = self._on_head(0, -0.16, 1.12), 0.012
+        yield self._on_skull((0, -0.12, 0.97), (0.2, 0.2, 0.2), solid(0.93 * skin))
         eye_depth = float(np.sqrt(1 - EYE[0] ** 2 - EYE[1] ** 2))
         for side, name in ((1, "left"), (-1, "right")):
-            self.keypoints[f"{name}_eye"] = self._on_head(side * EYE[0], EYE[1], eye_depth), 0.01
-            ear = self._on_head(side * 1.0, -0.03, -0.12)
-            self.keypoints[f"{name}_ear"] = ear, 0.02
-            yield ellipsoid(ear, axes, (0.2 * a, 0.25 * c, 0.22 * b), solid(0.9 * look.skin))
+            ear = (side * 1.0, -0.03, -0.12)
+            self._points[f"{name}_eye"] = self._on_head(side * EYE[0], EYE[1], eye_depth), 0.01
+            self._points[f"{name}_ear"] = self._on_head(*ear), 0.02
+            yield self._on_skull(ear, (0.2, 0.25, 0.22), solid(0.9 * skin))
         if not look.bald:
-            hair = solid(look.hair)
-            yield ellipsoid(self._on_head(0, 0.16, -0.16), axes, (1.06 * a, 0.97 * c, 0.98 * b), hair)
-            if look.long_hair:
-                yield ellipsoid(self._on_head(0, -0.45, -0.5), axes, (1.12 * a, 1.35 * c, 0.68 * b), hair)
+            yield self._on_skull((0, 0.16, -0.16), (1.06, 0.97, 0.98), hair)
+        if look.long_hair:
+            yield self._on_skull((0, -0.45, -0.5), (1.12, 1.35, 0.68), hair)
         if look.hat:
-            hat = solid(look.trim)
-            yield ellipsoid(self._on_head(0, 0.55, -0.04), axes, (1.12 * a, 0.62 * c, 1.1 * b), hat)
-            yield ellipsoid(self._on_head(0, 0.5, 0.85), axes, (0.85 * a, 0.09 * c, 0.75 * b), hat)
+            yield self._on_skull((0, 0.55, -0.04), (1.12, 0.62, 1.1), hat)
+            yield self._on_skull((0, 0.5, 0.85), (0.85, 0.09, 0.75), hat)
 
     def _on_head(self, x: float, y: float, z: float) -> FloatArray:
         """A point of the skull's frame, in radii of the skull."""
         a, c, b = self.skull_radii
         return _offset(self.head, self.skull, x * a, y * c, z * b)
+
+    def _on_skull(self, centre: Triple, radii: Triple, texture: Texture) -> Quadric:
+        """An ellipsoid of the head; centre and radii in radii of the skull."""
+        a, c, b = self.skull_radii
+        size = radii[0] * a, radii[1] * c, radii[2] * b
+        return ellipsoid(self._on_head(*centre), self.skull.T, size, texture)
 
     def _limbs(self) -> Iterator[Quadric]:
         sides = zip((1, -1), ("left", "right"), self.pose.arms, self.pose.legs, strict=True)
@@ -234,7 +208,7 @@ class _Builder:
         yield ellipsoid(foot, lower.T, (0.027 * r, 0.022, 0.07), shoe)
 
     def _joint(self, name: str, position: FloatArray, radius: float) -> None:
-        self.keypoints[name] = position, 1.4 * radius + 0.008
+        self._points[name] = position, 1.4 * radius + 0.008
 
 
 def _segment(

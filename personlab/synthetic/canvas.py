@@ -3,7 +3,6 @@
 It has twice the resolution of the image: downscaling smooths the colours, and masks stay exact.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import cv2
@@ -11,32 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab.people import FloatArray
-from personlab.synthetic.raycast import Patch
+from personlab.synthetic.raycast import Window
 
 SUPERSAMPLING: Final = 2
 BACKGROUND: Final = 0
 
 
-@dataclass(frozen=True)
 class Canvas:
-    """What is drawn later covers what was drawn earlier. Coordinates are canvas pixels (x, y)."""
+    """The canvas of an image of width x height pixels. Coordinates are canvas pixels (x, y).
 
-    rgb: npt.NDArray[np.uint8]  # h x w x 3
-    instances: npt.NDArray[np.uint8]  # h x w: the person that covers a pixel, from 1, or BACKGROUND
-    depth: FloatArray  # h x w, statures: the covering person's surface
+    What is drawn later covers what was drawn earlier.
+    """
 
-    @classmethod
-    def blank(cls, width: int, height: int) -> "Canvas":
-        """A canvas for an image of width x height pixels."""
-        size = SUPERSAMPLING * height, SUPERSAMPLING * width
-        return cls(
-            np.zeros((*size, 3), np.uint8), np.full(size, BACKGROUND, np.uint8), np.zeros(size, np.float32)
-        )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.instances.shape[0], self.instances.shape[1]
+    def __init__(self, width: int, height: int) -> None:
+        self.size = h, w = SUPERSAMPLING * height, SUPERSAMPLING * width
+        self.rgb = np.zeros((h, w, 3), np.uint8)
+        self.instances = np.full((h, w), BACKGROUND, np.uint8)  # the covering person, from 1, or BACKGROUND
+        self.depth = np.zeros((h, w), np.float32)  # statures: the covering person's surface
 
     def polygon(self, points: npt.ArrayLike, colour: FloatArray) -> None:
         """Fill a polygon of N x 2 points with background."""
@@ -57,20 +47,18 @@ class Canvas:
         cv2.ellipse(self.rgb, at, axes, angle, 0, 360, to_bytes(colour), -1)
         cv2.ellipse(self.instances, at, axes, angle, 0, 360, BACKGROUND, -1)
 
-    def paste(self, patch: Patch, instance: int) -> None:
-        """Draw a rendered person."""
-        drawn = np.isfinite(patch.depth)
-        self.rgb[patch.slices][drawn] = (patch.colour[drawn].clip(0, 1) * 255).astype(np.uint8)
-        self.instances[patch.slices][drawn] = instance
-        self.depth[patch.slices][drawn] = patch.depth[drawn]
+    def paste(self, window: Window, colour: FloatArray, depth: FloatArray, instance: int) -> None:
+        """Draw a person as `render` returns it."""
+        drawn = np.isfinite(depth)
+        self.rgb[window][drawn] = (colour[drawn].clip(0, 1) * 255).astype(np.uint8)
+        self.instances[window][drawn] = instance
+        self.depth[window][drawn] = depth[drawn]
 
     def shadow(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
         """Darken an ellipse, less towards its edge."""
         h, w = self.size
-        left, right = max(int(centre[0] - radii[0]), 0), min(int(centre[0] + radii[0]) + 1, w)
-        top, bottom = max(int(centre[1] - radii[1]), 0), min(int(centre[1] + radii[1]) + 1, h)
-        if left >= right or top >= bottom:
-            return
+        left, right = np.clip((int(centre[0] - radii[0]), int(centre[0] + radii[0]) + 1), 0, w)
+        top, bottom = np.clip((int(centre[1] - radii[1]), int(centre[1] + radii[1]) + 1), 0, h)
         x = (np.arange(left, right, dtype=np.float32) - centre[0]) / radii[0]
         y = (np.arange(top, bottom, dtype=np.float32) - centre[1]) / radii[1]
         brightness = 1 - strength * np.maximum(1 - x[None, :] ** 2 - y[:, None] ** 2, 0)

@@ -56,14 +56,7 @@ def write_sample(
 ) -> None:
     """Render the data set into `folder`: train2017/, val2017/ and annotations/person_keypoints_*.json.
 
-    Args:
-        folder: created if needed.
-        train_images: number of training images.
-        val_images: number of validation images.
-        width: of the images, pixels.
-        height: of the images, pixels.
-        seed: of the random scenes.
-        progress: shows the progress of the rendering.
+    The images are width x height pixels.
 
     Raises:
         UserError: the images are too small to show people, or the seed is negative.
@@ -96,14 +89,10 @@ def annotate(scene: Scene, rng: Rng, image_id: int) -> list[dict[str, Any]]:
     rng: decides which hidden keypoints are labelled.
     """
     annotations = [_person(truth, rng) for truth in scene.people] + [_crowd(mask) for mask in scene.crowds]
+    first = image_id * ANNOTATIONS_PER_IMAGE + 1
     return [
-        {
-            "id": image_id * ANNOTATIONS_PER_IMAGE + number,
-            "image_id": image_id,
-            "category_id": 1,
-            **annotation,
-        }
-        for number, annotation in enumerate(filter(None, annotations), start=1)
+        {"id": number, "image_id": image_id, "category_id": 1, **annotation}
+        for number, annotation in enumerate(filter(None, annotations), start=first)
     ]
 
 
@@ -150,8 +139,8 @@ def _area_and_box(rle: dict[str, Any]) -> dict[str, Any]:
     return {"area": float(coco_mask.area(rle)), "bbox": coco_mask.toBbox(rle).tolist()}
 
 
-def mask_to_polygons(mask: BoolArray) -> list[list[float]]:
-    """The pieces of a mask as COCO polygons [x1, y1, x2, y2, …], in pixels from the image's corner.
+def mask_to_polygons(mask: BoolArray, left: int = 0, top: int = 0) -> list[list[float]]:
+    """The pieces of a mask whose corner is at (left, top) as COCO polygons [x1, y1, x2, y2, …].
 
     Polygons have no holes: a piece with a hole is cut in two through the hole.
     """
@@ -168,10 +157,10 @@ def mask_to_polygons(mask: BoolArray) -> list[list[float]]:
             continue
         cut = _hole_column((piece > 0) & ~part)
         if cut is None:
-            polygons.append(_trace(part, x, y))
+            polygons.append(_trace(part, left + x, top + y))
         else:
-            polygons += _shifted(mask_to_polygons(part[:, :cut]), x, y)
-            polygons += _shifted(mask_to_polygons(part[:, cut:]), x + cut, y)
+            polygons += mask_to_polygons(part[:, :cut], left + x, top + y)
+            polygons += mask_to_polygons(part[:, cut:], left + x + cut, top + y)
     return polygons
 
 
@@ -188,18 +177,14 @@ def _hole_column(holes: BoolArray) -> int | None:
 
 def _trace(piece: BoolArray, left: int, top: int) -> list[float]:
     """The outer contour of one connected piece whose corner is at (left, top)."""
-    large = np.repeat(np.repeat(piece.astype(np.uint8), UPSCALE, 0), UPSCALE, 1)
+    large = np.kron(piece, np.ones((UPSCALE, UPSCALE), np.uint8))
     contours, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     contour = max(contours, key=cv2.contourArea)
     simple = cv2.approxPolyDP(contour, 0.45 * UPSCALE, True)
     corners = (simple if len(simple) > 2 else contour).reshape(-1, 2)
     points = (corners + 0.5) / UPSCALE + (left, top)
-    return [float(number) for number in points.round(2).ravel()]
-
-
-def _shifted(polygons: list[list[float]], left: int, top: int) -> list[list[float]]:
-    shift = np.array([left, top])
-    return [(np.reshape(polygon, (-1, 2)) + shift).round(2).ravel().tolist() for polygon in polygons]
+    polygon: list[float] = points.round(2).ravel().tolist()
+    return polygon
 
 
 def _write_jpeg(path: Path, scene: Scene) -> None:
@@ -209,20 +194,12 @@ def _write_jpeg(path: Path, scene: Scene) -> None:
 
 
 def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    person = {"id": 1, "name": "person", "supercategory": "person"}
+    licence = {"id": 1, "name": "Apache License 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
     return {
         "info": {"description": "Rendered people in COCO's layout", "version": "1.0", "year": 2026},
-        "licenses": [
-            {"id": 1, "name": "Apache License 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
-        ],
+        "licenses": [licence],
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {
-                "id": 1,
-                "name": "person",
-                "supercategory": "person",
-                "keypoints": list(KEYPOINTS),
-                "skeleton": [list(edge) for edge in COCO_SKELETON],
-            }
-        ],
+        "categories": [{**person, "keypoints": KEYPOINTS, "skeleton": COCO_SKELETON}],
     }

@@ -7,12 +7,14 @@ the elbow or knee.
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Final, TypeVar
 
 import numpy as np
 
 Rng = np.random.Generator
 T = TypeVar("T")
+Range = float | tuple[float, float]  # a number, or the limits of a uniform distribution
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Limb:
     bend: float = 0.0
 
 
-Limbs = tuple[Limb, Limb]  # left, right
+Limbs = tuple[Limb, ...]  # left, right
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,6 @@ class Pose:
     roll: float = 0.0  # of the lying body about its length
 
     @property
-    def seated(self) -> bool:
-        return self.name == "sitting"
-
-    @property
     def upright(self) -> bool:
         """Whether the thighs point down, so that a skirt hangs."""
         return self.tilt == 0 and max(abs(leg.flex) for leg in self.legs) < 45
@@ -60,8 +58,8 @@ class Pose:
             self,
             back=_clip(self.back, BACK_LIMITS),
             head=_clip(self.head, HEAD_LIMITS),
-            arms=(_clip(self.arms[0], ARM_LIMITS), _clip(self.arms[1], ARM_LIMITS)),
-            legs=(_clip(self.legs[0], LEG_LIMITS), _clip(self.legs[1], LEG_LIMITS)),
+            arms=tuple(_clip(arm, ARM_LIMITS) for arm in self.arms),
+            legs=tuple(_clip(leg, LEG_LIMITS) for leg in self.legs),
         )
 
 
@@ -71,7 +69,6 @@ LEG_LIMITS: Final = (Limb(-25, -15, -35, 0), Limb(120, 50, 45, 140))
 BACK_LIMITS: Final = (Spine(-20, -25, -35), Spine(75, 25, 35))
 HEAD_LIMITS: Final = (Spine(-35, -25, -70), Spine(40, 25, 70))
 
-
 Joint = TypeVar("Joint", Limb, Spine)
 
 
@@ -80,15 +77,30 @@ def _clip(joint: Joint, limits: tuple[Joint, Joint]) -> Joint:
     return type(joint)(*(float(angle) for angle in np.clip(astuple(joint), low, high)))
 
 
+# Of an arm: flex, abduct, twist, bend, and their standard deviation; and the probabilities.
+GESTURES: Final[tuple[tuple[Range, Range, Range, Range, float], ...]] = (
+    (0, 9, 0, 12, 8),  # hanging
+    (-18, 42, -55, 92, 5),  # hand on the hip
+    ((110, 165), 15, 0, (0, 80), 10),  # raised
+    ((40, 95), 4, -10, (5, 70), 8),  # forward
+    (28, 8, -50, 95, 6),  # folded
+    (5, (50, 100), 0, (0, 60), 8),  # sideways
+)
+GESTURE_PROBABILITIES: Final = (0.3, 0.14, 0.2, 0.14, 0.12, 0.1)
+
+
 def random_pose(rng: Rng) -> Pose:
     """An everyday pose within the joint limits."""
-    bodies = (_standing, _walking, _running, _sitting, _lying, _crouching)
+    walking = partial(_gait, name="walking", reach=(18, 32), knee=(30, 55), elbow=(8, 35), lean=4)
+    running = partial(_gait, name="running", reach=(35, 55), knee=(75, 110), elbow=(75, 105), lean=14)
+    bodies: tuple[Callable[[Rng], Pose], ...]
+    bodies = (_standing, walking, running, _sitting, _lying, _crouching)
     pose = choose(rng, bodies, (0.34, 0.22, 0.1, 0.2, 0.08, 0.06))(rng)
     if rng.random() < (0.25 if pose.name in ("walking", "running") else 0.85):
-        left, right = _random_gesture(rng), _random_gesture(rng)
+        left, right = (choose(rng, GESTURES, GESTURE_PROBABILITIES) for _ in range(2))
         if rng.random() < 0.45:
             right = left
-        pose = replace(pose, arms=(left(rng), right(rng)))
+        pose = replace(pose, arms=(_limb(rng, *left), _limb(rng, *right)))
     head = Spine(rng.normal(4, 10), rng.normal(0, 7), rng.normal(0, 22))
     return replace(pose, head=head).clipped()
 
@@ -98,93 +110,58 @@ def choose(rng: Rng, options: Sequence[T], probabilities: Sequence[float]) -> T:
     return options[int(rng.choice(len(options), p=probabilities))]
 
 
-def _limb(rng: Rng, flex: float, abduct: float, twist: float, bend: float, spread: float = 8.0) -> Limb:
+def _limb(rng: Rng, flex: Range, abduct: Range, twist: Range, bend: Range, spread: float) -> Limb:
     """A limb with normally distributed angles: the given means, standard deviation `spread`."""
-    return Limb(*(angle + rng.normal(0, spread) for angle in (flex, abduct, twist, bend)))
+    means = [rng.uniform(*m) if isinstance(m, tuple) else m for m in (flex, abduct, twist, bend)]
+    return Limb(*(mean + rng.normal(0, spread) for mean in means))
 
 
-# --- bodies -----------------------------------------------------------------------------------------------
+def _limbs(rng: Rng, flex: Range, abduct: Range, twist: Range, bend: Range, spread: float) -> Limbs:
+    return tuple(_limb(rng, flex, abduct, twist, bend, spread) for _ in range(2))
 
 
 def _standing(rng: Rng) -> Pose:
     back = Spine(rng.normal(3, 5), rng.normal(0, 4), rng.normal(0, 6))
-    stance = rng.uniform(1, 14)
-    left, right = (_limb(rng, 0, stance, 8, rng.uniform(0, 12), 3) for _ in range(2))
+    left, right = _limbs(rng, 0, rng.uniform(1, 14), 8, (0, 12), 3)
     if rng.random() < 0.08:  # on one leg, as in a kick
-        left = _limb(rng, rng.uniform(20, 90), 8, 0, rng.uniform(0, 100), 5)
+        left = _limb(rng, (20, 90), 8, 0, (0, 100), 5)
     return Pose("standing", back, legs=(left, right))
 
 
-def _gait(rng: Rng, name: str, reach: float, knee: float, elbow: float, lean: float) -> Pose:
+def _gait(
+    rng: Rng,
+    name: str,
+    reach: tuple[float, float],
+    knee: tuple[float, float],
+    elbow: tuple[float, float],
+    lean: float,
+) -> Pose:
     """A random phase of walking or running, with arms and legs in opposition. Amplitudes in degrees."""
+    swing, lift, bend = rng.uniform(*reach), rng.uniform(*knee), rng.uniform(*elbow)
     phase = rng.uniform(0, 2 * np.pi)
-    swing = np.array([phase, phase + np.pi])  # left, right
-    hips = reach * np.sin(swing) + reach / 5
-    knees = 6 + knee * np.maximum(np.cos(swing), 0) ** 1.3
-    shoulders = -0.9 * reach * np.sin(swing)
-    left, right = (_limb(rng, hip, 2, 4, bend, 3) for hip, bend in zip(hips, knees, strict=True))
-    arms = _limb(rng, shoulders[0], 8, 0, elbow, 6), _limb(rng, shoulders[1], 8, 0, elbow, 6)
+    phases = np.array([phase, phase + np.pi])  # left, right
+    hips = swing * np.sin(phases) + swing / 5
+    knees = 6 + lift * np.maximum(np.cos(phases), 0) ** 1.3
+    legs = tuple(_limb(rng, hip, 2, 4, fold, 3) for hip, fold in zip(hips, knees, strict=True))
+    arms = tuple(_limb(rng, shoulder, 8, 0, bend, 6) for shoulder in -0.9 * swing * np.sin(phases))
     back = Spine(rng.normal(lean, 3), rng.normal(0, 3), 8 * float(np.sin(phase)))
-    return Pose(name, back, arms=arms, legs=(left, right))
-
-
-def _walking(rng: Rng) -> Pose:
-    return _gait(rng, "walking", rng.uniform(18, 32), rng.uniform(30, 55), rng.uniform(8, 35), 4)
-
-
-def _running(rng: Rng) -> Pose:
-    return _gait(rng, "running", rng.uniform(35, 55), rng.uniform(75, 110), rng.uniform(75, 105), 14)
+    return Pose(name, back, arms=arms, legs=legs)
 
 
 def _sitting(rng: Rng) -> Pose:
     spread, knee = rng.uniform(2, 22), rng.uniform(60, 105)
-    legs = _limb(rng, 86, spread, 0, knee, 5), _limb(rng, 86, spread, 0, knee, 5)
+    legs = _limbs(rng, 86, spread, 0, knee, 5)
     back = Spine(rng.normal(8, 12), rng.normal(0, 6), rng.normal(0, 8))
-    arms = _limb(rng, 35, 10, -10, 55), _limb(rng, 35, 10, -10, 55)  # hands in the lap
-    return Pose("sitting", back, arms=arms, legs=legs)
+    return Pose("sitting", back, arms=_limbs(rng, 35, 10, -10, 55, 8), legs=legs)  # hands in the lap
 
 
 def _crouching(rng: Rng) -> Pose:
     hip, knee = rng.uniform(75, 115), rng.uniform(85, 135)
-    legs = _limb(rng, hip, 14, 8, knee, 6), _limb(rng, hip, 14, 8, knee, 6)
-    arms = _limb(rng, 60, 8, 0, 30, 12), _limb(rng, 60, 8, 0, 30, 12)
+    legs, arms = _limbs(rng, hip, 14, 8, knee, 6), _limbs(rng, 60, 8, 0, 30, 12)
     return Pose("crouching", Spine(rng.uniform(10, 45)), arms=arms, legs=legs)
 
 
 def _lying(rng: Rng) -> Pose:
-    left, right = (_limb(rng, rng.uniform(0, 45), 8, 6, rng.uniform(0, 70), 6) for _ in range(2))
+    legs = _limbs(rng, (0, 45), 8, 6, (0, 70), 6)
     tilt = -90.0 if rng.random() < 0.6 else 90.0
-    back = Spine(rng.normal(2, 6))
-    return Pose("lying", back, legs=(left, right), tilt=tilt, roll=rng.normal(0, 35))
-
-
-# --- arms -------------------------------------------------------------------------------------------------
-
-
-def _random_gesture(rng: Rng) -> Callable[[Rng], Limb]:
-    gestures = (_hanging, _on_hip, _raised, _forward, _folded, _sideways)
-    return choose(rng, gestures, (0.3, 0.14, 0.2, 0.14, 0.12, 0.1))
-
-
-def _hanging(rng: Rng) -> Limb:
-    return _limb(rng, 0, 9, 0, 12)
-
-
-def _on_hip(rng: Rng) -> Limb:
-    return _limb(rng, -18, 42, -55, 92, 5)
-
-
-def _raised(rng: Rng) -> Limb:
-    return _limb(rng, rng.uniform(110, 165), 15, 0, rng.uniform(0, 80), 10)
-
-
-def _forward(rng: Rng) -> Limb:
-    return _limb(rng, rng.uniform(40, 95), 4, -10, rng.uniform(5, 70))
-
-
-def _folded(rng: Rng) -> Limb:
-    return _limb(rng, 28, 8, -50, 95, 6)
-
-
-def _sideways(rng: Rng) -> Limb:
-    return _limb(rng, 5, rng.uniform(50, 100), 0, rng.uniform(0, 60))
+    return Pose("lying", Spine(rng.normal(2, 6)), legs=legs, tilt=tilt, roll=rng.normal(0, 35))

@@ -20,7 +20,8 @@ from personlab.people import FloatArray
 
 # Maps the u, t, w of N surface points, in statures, to colours (N x 3, RGB in 0..1).
 Texture = Callable[[FloatArray, FloatArray, FloatArray], FloatArray]
-Bounds = tuple[int, int, int, int]  # top, bottom, left, right in pixels; bottom and right exclusive
+Triple = tuple[float, float, float]
+Window = tuple[slice, slice]  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Quadric:
     origin: FloatArray  # 3, body frame
     axes: FloatArray  # 3 x 3, rows are the unit vectors of u, t, w in the body frame
     radii: tuple[float, float]  # a, b: along u and w, where the profile is 1
-    profile: tuple[float, float, float]  # c0, c1, c2
+    profile: Triple  # c0, c1, c2
     span: tuple[float, float]  # first, last t
     texture: Texture
 
@@ -42,9 +43,7 @@ class Quadric:
         return self.origin + np.array(box, np.float32) @ self.axes
 
 
-def ellipsoid(
-    centre: FloatArray, axes: FloatArray, radii: tuple[float, float, float], texture: Texture
-) -> Quadric:
+def ellipsoid(centre: FloatArray, axes: FloatArray, radii: Triple, texture: Texture) -> Quadric:
     """An ellipsoid with radii along (u, t, w)."""
     u, t, w = radii
     return Quadric(centre, axes, (u, w), (1.0, 0.0, -1.0 / t**2), (-t, t), texture)
@@ -82,66 +81,42 @@ class Camera:
         return projected
 
 
-@dataclass(frozen=True)
-class Patch:
-    """A rendered rectangle of the image; `depth` is infinite where there is no surface."""
-
-    top: int
-    left: int
-    colour: FloatArray  # h x w x 3, RGB in 0..1
-    depth: FloatArray  # h x w, statures
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """The rows and columns of the image that the patch covers."""
-        h, w = self.depth.shape
-        return slice(self.top, self.top + h), slice(self.left, self.left + w)
-
-
 def render(
     quadrics: Sequence[Quadric], camera: Camera, light: FloatArray, size: tuple[int, int]
-) -> Patch | None:
-    """Render surfaces into the part of an image of `size` (height, width) that they cover.
+) -> tuple[Window, FloatArray, FloatArray]:
+    """Render surfaces on an image of `size` (height, width).
 
-    light: unit vector from the surface to the light, camera space. Returns None if all surfaces lie outside.
+    light: unit vector from the surface to the light, camera space. Returns the part of the image that holds
+    the surfaces, its colours (h x w x 3, RGB in 0..1) and its depths (h x w, statures), which are infinite,
+    and the colours undefined, where there is no surface.
     """
     boxes = [camera.project(quadric.corners()) for quadric in quadrics]
-    bounds = _bounds(np.concatenate(boxes), (0, size[0], 0, size[1]))
-    if _is_empty(bounds):
-        return None
-    top, bottom, left, right = bounds
-    shape = bottom - top, right - left
-    patch = Patch(top, left, np.zeros((*shape, 3), np.float32), np.full(shape, np.inf, np.float32))
+    window = _window(np.concatenate(boxes), size)
+    colour, depth = np.empty((*size, 3), np.float32), np.empty(size, np.float32)
+    depth[window] = np.inf  # the rest of the image is never touched, so it takes no time
     for quadric, box in zip(quadrics, boxes, strict=True):
-        part = _bounds(box, bounds)
-        if not _is_empty(part):
-            _cast(quadric, camera, light, patch, part)
-    return patch
+        part = _window(box, size)
+        _cast(quadric, camera, light, part, colour[part], depth[part])
+    return window, colour[window], depth[window]
 
 
-def _bounds(points: FloatArray, limit: Bounds) -> Bounds:
-    """The bounding box of projected points, clipped to `limit`."""
-    (left, top), (right, bottom) = np.floor(points[:, :2].min(0)), np.ceil(points[:, :2].max(0))
-    return (
-        max(int(top), limit[0]),
-        min(int(bottom) + 1, limit[1]),
-        max(int(left), limit[2]),
-        min(int(right) + 1, limit[3]),
-    )
+def _window(points: FloatArray, size: tuple[int, int]) -> Window:
+    """The bounding box of projected points, clipped to the image."""
+    first = np.floor(points[:, :2].min(0)).clip(0, size[::-1]).astype(int)
+    last = (np.ceil(points[:, :2].max(0)) + 1).clip(0, size[::-1]).astype(int)
+    return slice(first[1], last[1]), slice(first[0], last[0])
 
 
-def _is_empty(bounds: Bounds) -> bool:
-    top, bottom, left, right = bounds
-    return top >= bottom or left >= right
-
-
-def _cast(quadric: Quadric, camera: Camera, light: FloatArray, patch: Patch, bounds: Bounds) -> None:
-    """Intersect a ray per pixel of `bounds` with the surface; keep hits nearer than the patch's depth."""
-    top, bottom, left, right = bounds
+def _cast(
+    quadric: Quadric, camera: Camera, light: FloatArray, window: Window, colour: FloatArray, depth: FloatArray
+) -> None:
+    """Intersect a ray per pixel of the window with the surface; keep hits nearer than `depth`."""
+    rows, columns = window
     origin = camera.rotation @ quadric.origin
     axes = quadric.axes @ camera.rotation.T  # rows: u, t, w in camera space
-    x = (np.arange(left, right, dtype=np.float32) - np.float32(camera.shift[0])) / np.float32(camera.scale)
-    y = (np.arange(top, bottom, dtype=np.float32) - np.float32(camera.shift[1])) / np.float32(camera.scale)
+    (left, top), scale = np.array(camera.shift, np.float32), np.float32(camera.scale)
+    x = (np.arange(columns.start, columns.stop, dtype=np.float32) - left) / scale
+    y = (np.arange(rows.start, rows.stop, dtype=np.float32) - top) / scale
     x, y = x[None, :] - origin[0], y[:, None] - origin[1]
     u, t, w = (axis[0] * x + axis[1] * y for axis in axes)
     du, dt, dw = (float(axis[2]) for axis in axes)
@@ -155,18 +130,15 @@ def _cast(quadric: Quadric, camera: Camera, light: FloatArray, patch: Patch, bou
     C = ia * u * u + ib * w * w - c0 - c1 * t - c2 * t * t
     z = (-B - np.sqrt(np.maximum(B * B - A * C, 0))) / A
     along = t + dt * z
-    depth = patch.depth[top - patch.top : bottom - patch.top, left - patch.left : right - patch.left]
     hit = (B * B > A * C) & (along >= quadric.span[0]) & (along <= quadric.span[1]) & (z + origin[2] < depth)
     if not hit.any():
         return
-    rows, columns = np.nonzero(hit)
     z, along = z[hit], along[hit]
     u, w = u[hit] + du * z, w[hit] + dw * z
     depth[hit] = z + origin[2]
     normals = np.stack([ia * u, -c1 / 2 - c2 * along, ib * w])
     shade = _shade(normals, np.matmul(axes, light))
-    colour = quadric.texture(u, along, w) * shade[:, None]
-    patch.colour[rows + (top - patch.top), columns + (left - patch.left)] = colour
+    colour[hit] = quadric.texture(u, along, w) * shade[:, None]
 
 
 def _shade(normals: FloatArray, light: FloatArray) -> FloatArray:

@@ -6,6 +6,8 @@ truth is read from the rendered instance and depth maps.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from typing import Final
 
 import cv2
@@ -13,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab.people import BoolArray, FloatArray
-from personlab.synthetic.appearance import random_appearance
-from personlab.synthetic.body import Body, compose, make_body, random_build, rotation
+from personlab.synthetic.appearance import Appearance
+from personlab.synthetic.body import Body, Build, compose, rotation
 from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
 from personlab.synthetic.pose import Pose, Rng, choose, random_pose
 from personlab.synthetic.raycast import Camera, render
@@ -71,23 +73,9 @@ class PlacedPerson:
     ground: float  # row
     instance: int
 
-    @property
-    def stature(self) -> float:
-        """Pixels."""
-        return self.camera.scale
-
     def joints(self) -> FloatArray:
         """K x 3: x, y in canvas pixels and depth in statures."""
         return self.camera.project(self.body.keypoints)
-
-
-@dataclass(frozen=True)
-class PlacedObject:
-    """An object at a position of the canvas, not drawn yet. See `draw_object`."""
-
-    x: float
-    ground: float
-    size: float
 
 
 # (least, greatest) stature in pixels of an image 360 pixels high, for distant, middle and near people, and
@@ -103,15 +91,15 @@ def make_scene(rng: Rng, width: int, height: int) -> Scene:
     view = _random_view(rng, SUPERSAMPLING * width, SUPERSAMPLING * height)
     people = list(_place_people(rng, view))
     crowd = list(_place_crowd(rng, view, len(people) + 1)) if rng.random() < CROWD_PROBABILITY else []
-    objects = list(_place_objects(rng, view))
-    canvas = Canvas.blank(width, height)
+    objects = [_place_object(rng, view) for _ in range(rng.integers(0, 5))]
+    canvas = Canvas(width, height)
     paint_background(canvas, rng, view.horizon)
-    items: list[PlacedPerson | PlacedObject] = [*people, *crowd, *objects]
-    for item in sorted(items, key=lambda item: item.ground):
-        if isinstance(item, PlacedObject):
-            draw_object(canvas, rng, item.x, item.ground, item.size)
-        else:
-            draw_person(canvas, rng, view, item)
+    items = [
+        *((person.ground, partial(draw_person, canvas, rng, view, person)) for person in (*people, *crowd)),
+        *((ground, partial(draw_object, canvas, rng, x, ground, size)) for x, ground, size in objects),
+    ]
+    for _, draw in sorted(items, key=itemgetter(0)):
+        draw()
     return Scene(
         _photograph(canvas.rgb, rng),
         tuple(ground_truth(canvas, person) for person in people),
@@ -170,10 +158,10 @@ def _place_crowd(rng: Rng, view: Viewpoint, instance: int) -> Iterator[PlacedPer
             yield place_person(rng, view, random_pose(rng), _random_yaw(rng), (x, ground), stature, instance)
 
 
-def _place_objects(rng: Rng, view: Viewpoint) -> Iterator[PlacedObject]:
-    for _ in range(rng.integers(0, 5)):
-        size = _random_stature(rng, view, (30.0, 330.0))
-        yield PlacedObject(rng.uniform(0, 1) * view.width, view.ground(size), size)
+def _place_object(rng: Rng, view: Viewpoint) -> tuple[float, float, float]:
+    """x, ground and size for `draw_object`."""
+    size = _random_stature(rng, view, (30.0, 330.0))
+    return rng.uniform(0, 1) * view.width, view.ground(size), size
 
 
 def place_person(
@@ -188,7 +176,7 @@ def place_person(
     """A person of random build and appearance, whose middle and lowest point are at `position`."""
     if pose.name == "lying":  # across the view; seen end on, a lying person is unrecognisable
         yaw = float(rng.choice((-90, 90))) + rng.normal(0, 30)
-    body = make_body(pose, random_build(rng), random_appearance(rng))
+    body = Body(pose, Build(rng), Appearance(rng))
     turn = view.rotation(yaw)
     joints = Camera(turn, stature, (0.0, 0.0)).project(body.keypoints)
     lowest = float(joints[:, 1].max()) + (0.06 if pose.name == "lying" else 0.045) * stature
@@ -198,19 +186,18 @@ def place_person(
 
 def draw_person(canvas: Canvas, rng: Rng, view: Viewpoint, person: PlacedPerson) -> None:
     """Draw a person, the shadow and the seat."""
-    joints, stature = person.joints(), person.stature
+    joints, stature = person.joints(), person.camera.scale
     spread = 0.5 * float(np.ptp(joints[:, 0])) + 0.1 * stature
     canvas.shadow((float(joints[:, 0].mean()), person.ground), (spread, 0.07 * stature), 0.55)
     hips, seat = float(joints[11:13, 0].mean()), float(joints[11:13, 1].mean()) + 0.05 * stature
+    seated = person.pose.name == "sitting"
+    backrest = seated and rng.random() < 0.5
     away = abs((person.yaw + 180) % 360 - 180) > 100
-    backrest = person.pose.seated and rng.random() < 0.5
-    if person.pose.seated:
+    if seated:
         draw_seat(canvas, rng, hips, seat, person.ground, stature)
     if backrest and not away:
         draw_backrest(canvas, rng, hips, seat, stature)
-    patch = render(person.body.surfaces, person.camera, view.light, canvas.size)
-    if patch is not None:
-        canvas.paste(patch, person.instance)
+    canvas.paste(*render(person.body.surfaces, person.camera, view.light, canvas.size), person.instance)
     if backrest and away:
         draw_backrest(canvas, rng, hips, seat, stature)
 

@@ -89,9 +89,9 @@ def _window(canvas: Canvas, rng: Rng, horizon: float) -> None:
     left = rng.uniform(-0.1, 1) * w
     bottom = horizon if rng.random() < 0.5 else rng.uniform(0.1, 1) * horizon
     corners = np.array([(0, -1), (1, -1), (1, 0), (0, 0)], np.float32) * (width, height) + (left, bottom)
+    middle = corners.mean(0)
     canvas.polygon(corners, _random_colour(rng))
-    inner = (corners - corners.mean(0)) * rng.uniform(0.6, 0.93) + corners.mean(0)
-    canvas.polygon(inner, _random_colour(rng))
+    canvas.polygon((corners - middle) * rng.uniform(0.6, 0.93) + middle, _random_colour(rng))
 
 
 def _box(canvas: Canvas, rng: Rng, x: float, ground: float, size: float) -> None:

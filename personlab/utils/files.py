@@ -48,6 +48,18 @@ def write_json(path: Path, value: Any, *, indent: int = 2, sort_keys: bool = Fal
     write_atomic(path, json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
+def read_json(path: Path, advice: str = "run 'dvc repro'") -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing or not JSON; `advice` says what to do.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{path}: missing or not JSON; {advice}") from None
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it replaces `path` on success and is deleted on failure."""

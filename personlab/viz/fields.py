@@ -48,17 +48,14 @@ def draw_fields(image: ImageArray, fields: Fields, scale: float = 1.0) -> ImageA
     likely = heatmap.max(axis=0)
     # the nearer keypoint where disks overlap in targets, where all are 1
     keypoint = (heatmap - 1e-6 * np.linalg.norm(short, axis=1)).argmax(axis=0)
-    panels = {
-        "Image": background,
-        "Heatmaps\nleft orange, right blue": _overlay(background, _SIDES[keypoint], likely, step),
-    }
+    to_parent = _select(_array(fields.mid), _TO_PARENT[keypoint])
+    panels = {"Image": background}
+    panels["Heatmaps\nleft orange, right blue"] = _overlay(background, _SIDES[keypoint], likely, step)
     if fields.has_masks:
         person = _array(fields.seg)
         panels["Segmentation\nall people"] = _overlay(background, np.array(PEOPLE[0]), person, step)
     panels["Short-range offsets\nto the keypoint nearby"] = flow(_select(short, keypoint), likely)
-    panels["Mid-range offsets\nto the parent keypoint"] = flow(
-        _select(_array(fields.mid), _TO_PARENT[keypoint]), likely * (keypoint != 0)
-    )
+    panels["Mid-range offsets\nto the parent keypoint"] = flow(to_parent, likely * (keypoint != 0))
     if fields.has_masks:
         long = _array(fields.long).mean(axis=0)
         panels["Long-range offsets\nmean over all keypoints"] = flow(long, person)

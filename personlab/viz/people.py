@@ -101,8 +101,7 @@ def _paint_masks(image: ImageArray, masks: Sequence[BoolArray | None]) -> ImageA
     canvas = image.copy()
     for index, mask in reversed(list(enumerate(masks))):
         if mask is not None:
-            _tint(canvas, mask, _colour(index), 0.38)
-            _outline(canvas, mask, _colour(index))
+            _paint_mask(canvas, mask, _colour(index))
     return canvas
 
 
@@ -110,16 +109,14 @@ def _colour(index: int) -> Colour:
     return PEOPLE[index % len(PEOPLE)]
 
 
-def _tint(canvas: ImageArray, mask: BoolArray, colour: Colour, share: float) -> None:
-    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+def _paint_mask(canvas: ImageArray, mask: BoolArray, colour: Colour) -> None:
+    pixels = mask.view(np.uint8)
+    x, y, width, height = cv2.boundingRect(pixels)
     part = canvas[y : y + height, x : x + width]
-    shades = _mix(np.arange(256, dtype=np.uint8)[:, None], colour, share)
+    shades = _mix(np.arange(256, dtype=np.uint8)[:, None], colour, 0.38)
     if part.size:
         np.copyto(part, cv2.LUT(part, shades[None]), where=mask[y : y + height, x : x + width, None])
-
-
-def _outline(canvas: ImageArray, mask: BoolArray, colour: Colour) -> None:
-    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    contours, _ = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     thickness = round(_magnification(canvas) * (2 if mask.sum() > 48**2 else 1))
     cv2.polylines(canvas, contours, True, _lighter(colour), thickness, cv2.LINE_AA)
 
@@ -172,7 +169,8 @@ def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, scores:
         return
     points = np.vstack((keypoints, keypoints[_SHOULDERS].mean(axis=0)))
     drawn = np.append(shown, shown[_SHOULDERS].all())
-    width = _line_width(keypoints[shown], _magnification(canvas))
+    diagonal = float(np.linalg.norm(np.ptp(keypoints[shown], axis=0)))
+    width = float(np.clip(0.022 * diagonal, 1.2, 7.0 * _magnification(canvas)))
     rim = max(0.7, 0.28 * width)
     bones = [(a, b) for a, b in _BONES if drawn[a] and drawn[b]]
     for a, b in bones:  # all rims first, so that none crosses another bone
@@ -186,11 +184,6 @@ def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, scores:
         _disc(canvas, points[k], radius, side_colour(int(k)))
         if radius > 1.2:  # smaller cores would be invisible
             _disc(canvas, points[k], radius / 2, (grey, grey, grey))
-
-
-def _line_width(points: Floats, magnification: float) -> float:
-    diagonal = float(np.linalg.norm(np.ptp(points, axis=0)))
-    return float(np.clip(0.022 * diagonal, 1.2, 7.0 * magnification))
 
 
 _FRACTION = 4  # fractional bits of the coordinates given to OpenCV
@@ -214,9 +207,6 @@ def _disc(canvas: ImageArray, centre: Floats, radius: float, colour: Colour) -> 
     cv2.circle(canvas, (int(x), int(y)), size, colour, cv2.FILLED, cv2.LINE_AA, _FRACTION)
 
 
-# --- scores -----------------------------------------------------------------------------------------------
-
-
 def _paint_tag(
     pen: ImageDraw.ImageDraw, text: str, points: Floats, colour: Colour, magnification: float
 ) -> None:
@@ -230,6 +220,3 @@ def _paint_tag(
     x, y = np.clip((x, y), 0, np.maximum(np.array(pen.im.size) - (width, height) - 1, 0)).round()
     pen.rounded_rectangle((x, y, x + width, y + height), height * 0.3, fill=_lighter(colour), outline=RIM)
     pen.text((x + width / 2, y + height / 2), text, fill=RIM, font=font, anchor="mm")
-
-
-# --- fields -----------------------------------------------------------------------------------------------
