@@ -220,8 +220,8 @@ def test_a_retraining_shares_the_projects_cache_and_its_champion_can_be_pulled(
     assert weights.read_bytes() == (project / "models/champion/model.safetensors").read_bytes()
     predict = ("personlab", "predict", str(photos), "--weights", str(weights), "--out", "found")
     rehearsal.run(clone, sys.executable, "-m", *predict)
-    dvc(tmp_path, "artifacts", "get", str(clone), ARTIFACT, "--stage", "prod", "--out", "pulled")
-    assert (tmp_path / "pulled").read_bytes() == weights.read_bytes()
+    dvc(tmp_path, "artifacts", "get", str(clone), ARTIFACT, "--stage", "champion", "--out", "pulled")
+    assert (tmp_path / "pulled/model.safetensors").read_bytes() == weights.read_bytes()
 
 
 def dvc(folder: Path, *arguments: str) -> str:

@@ -282,7 +282,8 @@ class Registry:
 
     def _crown(self, version: Version, message: str) -> None:
         # Recorded first: what Git refuses does not happen.
-        provenance.record(self.root, version.lineage.commit, f"{message}\n\n{_facts(version.lineage)}\n")
+        lineage = version.lineage
+        provenance.record(self.root, lineage.commit, lineage.version, f"{message}\n\n{_facts(lineage)}\n")
         replace_link(self._folder / "champion", version.folder.relative_to(self._folder))
 
 

@@ -105,28 +105,30 @@ def _shards(deps: dict[str, str], split: str) -> str:
     return f"{deps[f'data/ingest/{split}']} {deps[f'data/targets/{split}']}"
 
 
-def record(folder: Path, commit: str, message: str) -> str:
-    """Tag a commit as the champion from now on: champion/N, whose name is returned, and GTO's tags.
+def record(folder: Path, commit: str, version: int, message: str) -> None:
+    """Tag a commit as the champion, for people (champion/N) and for GTO and DVC.
 
-    For GTO the commit is a version of the artifact, `person-poses@v1.0.0`, and in production,
-    `person-poses#prod#1`: `gto show` lists it, `dvc artifacts get ... person-poses --stage prod` gets it.
+    GTO's tags are `person-poses@v2.0.0` for version 2 and `person-poses#champion#N`, so that `gto show` lists
+    the versions and `dvc artifacts get URL person-poses --stage champion` gets the champion's.
     """
-    prefix = git(folder, "rev-parse", "--show-prefix").rstrip("/")
-    artifact = f"{prefix}={ARTIFACT}" if prefix else ARTIFACT
-    tags = [_next_tag(folder, "champion/")]
-    if re.fullmatch(r"[\w./=-]+", artifact, re.ASCII):  # GTO allows no other names of folders
-        tags.insert(0, _next_tag(folder, f"{artifact}#prod#"))
+    prefix = git(folder, "rev-parse", "--show-prefix")
+    artifact = f"{prefix[:-1]}={ARTIFACT}" if prefix else ARTIFACT
+    taken = git(folder, "tag", "--list")
+    number = _after(rf"(?:champion/|{re.escape(artifact)}#champion#)", taken)
+    tags = [f"champion/{number}"]
+    if re.fullmatch(r"(\w[\w.-]*/)*", prefix, re.ASCII):  # GTO allows no other names of folders
+        tags.insert(0, f"{artifact}#champion#{number}")
         if not git(folder, "tag", "--list", "--points-at", commit, f"{artifact}@v*"):
-            tags.insert(0, f"{_next_tag(folder, f'{artifact}@v')}.0.0")
+            if f"{artifact}@v{version}.0.0" in taken.split():  # another clone's version
+                version = _after(rf"{re.escape(artifact)}@v", taken)
+            tags.insert(0, f"{artifact}@v{version}.0.0")
     for tag in tags:
         git(folder, *_identity(folder), "tag", "--annotate", "--file=-", tag, commit, stdin=message)
-    return tags[-1]
 
 
-def _next_tag(folder: Path, prefix: str) -> str:
-    """The prefix followed by the number after the last one of a tag."""
-    numbers = re.findall(rf"^{re.escape(prefix)}(\d+)", git(folder, "tag", "--list"), re.MULTILINE)
-    return f"{prefix}{max(map(int, numbers), default=0) + 1}"
+def _after(prefix: str, tags: str) -> int:
+    """The number after the highest one that follows a prefix (a regular expression) in a list of tags."""
+    return max(map(int, re.findall(rf"^{prefix}(\d+)", tags, re.MULTILINE)), default=0) + 1
 
 
 def _identity(folder: Path) -> tuple[str, ...]:
