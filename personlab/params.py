@@ -281,7 +281,7 @@ def _hint(key: str) -> str:
     section, _, name = key.rpartition(".")
     if key in _MOVED or (section and name in Compute.model_fields):
         return f"; it is now '{_MOVED.get(key, f'compute.{name}')}'"
-    if key in _MOVED_SECTIONS:
+    if key in ("codec", "ray"):
         return "; its keys are in other sections now, see params.yaml"
     return " (misspelt?)"
 
@@ -300,8 +300,6 @@ _MOVED: Final = {f"{old}.{key}": f"{new}.{key}" for old, new, keys in _MOVES for
     "ray.address": "compute.ray_address",
     "ray.storage_path": "compute.storage_path",
 }
-_MOVED_SECTIONS: Final = {"codec", "ray"}
-_RENAMED_BACKBONES: Final = {"tf-resnet50": "slim-resnet50"}
 # Defaults of keys that versions up to 0.1 could leave out and that have another default now.
 _OLD_DEFAULTS: Final = {"infer": {"sides": [1401], "stride": 8}, "impute": {"max_area": None}}
 
@@ -329,7 +327,6 @@ def from_saved(raw: Mapping[str, Any]) -> Params:
     if isinstance(weights, list | tuple):
         tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))
     for section in ("model", "estimator"):
-        backbone = tree.get(section, {}).get("backbone")
-        if backbone in _RENAMED_BACKBONES:
-            tree[section]["backbone"] = _RENAMED_BACKBONES[backbone]
+        if tree.get(section, {}).get("backbone") == "tf-resnet50":
+            tree[section]["backbone"] = "slim-resnet50"
     return Params.model_validate(tree, extra="ignore")

@@ -14,7 +14,6 @@ from personlab.registry.provenance import ARTIFACT
 from tests import rehearsal
 from tests.conftest import ROOT
 
-
 seconds = count(1_800_000_000)
 
 

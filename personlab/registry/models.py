@@ -9,11 +9,9 @@ version again. Promotions and rollbacks are recorded in Git (see provenance). Th
 in DVC's cache, under the commit that the lineage names.
 """
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,7 +27,7 @@ from personlab.params import Decode, Params
 from personlab.registry import promotion, provenance
 from personlab.registry.promotion import Predictions, Rule, Verdict
 from personlab.tables import shards
-from personlab.utils.files import atomic_folder, file_lock, replace_link, write_json
+from personlab.utils.files import atomic_folder, file_lock, read_json, replace_link, write_json
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -40,8 +38,6 @@ _FILES = {
     "metrics.json": "data/metrics/evaluate.json",
     "params.yaml": "params.yaml",
 }
-_MODEL = shutil.ignore_patterns(WEIGHTS, CARD)  # beside the predictions in data/infer
-_IMAGES, _TARGETS = "data/ingest/val", "data/targets/val"
 
 
 class Lineage(BaseModel):
@@ -93,10 +89,6 @@ class Version:
             raise UserError(f"{self.folder / 'lineage.json'}: params: {parameters.reasons(error)}") from None
 
     @property
-    def weights(self) -> Path:
-        return self.folder / WEIGHTS
-
-    @property
     def served(self) -> Served:
         return self.lineage.weights, self.settings.decode
 
@@ -121,7 +113,7 @@ class Candidate:
 
     @cached_property
     def weights(self) -> str:
-        return _sha256(self.folder / _FILES[WEIGHTS])
+        return provenance.digest(self.folder / _FILES[WEIGHTS], "sha256")
 
     @property
     def served(self) -> Served:
@@ -133,11 +125,11 @@ class Candidate:
 
     @property
     def images(self) -> Path:
-        return self.folder / _IMAGES
+        return self.folder / "data/ingest/val"
 
     @property
     def targets(self) -> Path:
-        return self.folder / _TARGETS
+        return self.folder / "data/targets/val"
 
 
 # Predictions of a version on validation shards other than those it was evaluated on, in a temporary folder.
@@ -191,7 +183,11 @@ class Registry:
                 shards.detections(predictions, images, candidate.images), params.decode.max_people
             )
 
-        with _predictions(champion, data, candidate.images, predict_again) as predictions:
+        with (
+            nullcontext(champion.predictions)
+            if champion.lineage.data.val == data.val
+            else predict_again(champion, candidate.images)
+        ) as predictions:
             old = read(predictions, champion.settings)
         new = read(candidate.predictions, candidate.params)
         return promotion.decide(promotion.compare(ground_truth(images.values()), old, new), rule)
@@ -210,7 +206,8 @@ class Registry:
         Raises:
             UserError: as `judge`; or the candidate's dvc.lock is in no commit and no DVC experiment.
         """
-        with self._lock():
+        # one at a time: each is judged against the champion that the one before left
+        with file_lock(self._folder / ".lock"):
             verdict = self.judge(candidate, rule, predict_again)
             if not verdict.promoted:
                 return verdict, None
@@ -224,10 +221,9 @@ class Registry:
         Raises:
             UserError: there is no such version, or it is the champion.
         """
-        with self._lock():
+        with file_lock(self._folder / ".lock"):
             champion = self.champion()
-            before = champion.lineage.replaces if champion else None
-            wanted = before if number is None else number
+            wanted = champion.lineage.replaces if champion and number is None else number
             if wanted is None:
                 raise UserError(
                     "no earlier champion to roll back to; 'personlab models list' lists the versions"
@@ -248,12 +244,8 @@ class Registry:
         """The last version that is the candidate's model, if the champion is not."""
         if candidate.served == champion.served:
             return None
-        same = (each for each in reversed(self.versions()) if each.lineage.weights == candidate.weights)
-        return next((each for each in same if each.served == candidate.served), None)
-
-    def _lock(self) -> AbstractContextManager[None]:
-        """Wait for other promotions: each is judged against the champion that the one before left."""
-        return file_lock(self._folder / ".lock")
+        same = [each for each in self.versions() if each.lineage.weights == candidate.weights]
+        return next((each for each in reversed(same) if each.served == candidate.served), None)
 
     def _add(self, candidate: Candidate, why: str) -> Version:
         state = provenance.state_of(candidate.folder)
@@ -269,35 +261,30 @@ class Registry:
             experiment=state.experiment,
             data=candidate.data,
             params=candidate.params.model_dump(mode="json"),
-            metrics=_json(candidate.folder / _FILES["metrics.json"]),
+            metrics=read_json(candidate.folder / _FILES["metrics.json"]),
         )
         final = self._folder / "versions" / f"{number}-{digest[:8]}"
         with atomic_folder(final) as folder:
             for name, source in _FILES.items():
                 shutil.copyfile(candidate.folder / source, folder / name)
-            shutil.copytree(candidate.predictions, folder / "predictions", ignore=_MODEL)
+            shutil.copytree(
+                candidate.predictions, folder / "predictions", ignore=shutil.ignore_patterns(WEIGHTS, CARD)
+            )
             shutil.copytree(candidate.folder / "data/plots/evaluate", folder / "plots")
             write_json(folder / "lineage.json", lineage.model_dump(mode="json"))
         return Version(final)
 
     def _crown(self, version: Version, message: str) -> None:
-        # Recorded first: what Git refuses does not happen.
         lineage = version.lineage
-        provenance.record(self.root, lineage.commit, lineage.version, f"{message}\n\n{_facts(lineage)}\n")
+        scores = ", ".join(f"{task} AP {values['AP']}" for task, values in lineage.metrics.items())
+        message = (
+            f"{message}\n\nweights: sha256 {lineage.weights}\nscores: {scores}\n"
+            f"data: train {lineage.data.train}, val {lineage.data.val}\n"
+            f"experiment: {lineage.experiment or '-'}\n"
+        )
+        # Recorded first: what Git refuses does not happen.
+        provenance.record(self.root, lineage.commit, lineage.version, message)
         replace_link(self._folder / "champion", version.folder.relative_to(self._folder))
-
-
-def _predictions(
-    champion: Version, data: provenance.Data, val: Path, predict_again: PredictAgain
-) -> AbstractContextManager[Path]:
-    if champion.lineage.data.val == data.val:
-        return _kept(champion.predictions)
-    return predict_again(champion, val)
-
-
-@contextmanager
-def _kept(folder: Path) -> Iterator[Path]:
-    yield folder
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -306,30 +293,3 @@ def _same(one: Path, other: Path) -> bool:
         {path.name: path.read_bytes() for path in folder.glob("*.parquet")} for folder in (one, other)
     )
     return first == second
-
-
-def _facts(lineage: Lineage) -> str:
-    scores = ", ".join(f"{task} AP {values['AP']}" for task, values in lineage.metrics.items())
-    return "\n".join(
-        (
-            f"weights: sha256 {lineage.weights}",
-            f"scores: {scores}",
-            f"data: train {lineage.data.train}, val {lineage.data.val}",
-            f"experiment: {lineage.experiment or '-'}",
-        )
-    )
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{path}: missing or not JSON; run 'dvc repro'") from None
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run 'dvc repro' there first") from None

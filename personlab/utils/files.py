@@ -48,6 +48,14 @@ def write_json(path: Path, value: Any, *, indent: int = 2, sort_keys: bool = Fal
     write_atomic(path, json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The JSON value that a stage wrote to a file."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{path}: missing or not JSON; run 'dvc repro'") from None
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; it replaces `path` on success and is deleted on failure."""
