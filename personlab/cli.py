@@ -35,29 +35,18 @@ app.command(ablate, group=tools)
 
 DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
 Weights = Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")]
-Side = Annotated[
-    PositiveInt | None,
-    Parameter(
-        group=_scales, help=f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
-    ),
-]
+_side = f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
+Side = Annotated[PositiveInt | None, Parameter(group=_scales, help=_side)]
+_several = Parameter(group=_scales, consume_multiple=True, negative="")
 Pyramid = Annotated[
-    list[PositiveInt] | None,
-    Parameter(
-        group=_scales,
-        help="Several such sides instead: slower, finds more.",
-        consume_multiple=True,
-        negative="",
-    ),
+    list[PositiveInt] | None, _several, Parameter(help="Several such sides instead: slower, finds more.")
 ]
 OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
 MaxPeople = Annotated[
     PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")
 ]
+ScoresFile = Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")]
 Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")]
-
-ParamsFile = Annotated[Path, Parameter(name="--params", help="Parameter file.")]
-
 
 STAGES = {
     "acquire": """Get images and annotations: the sample, a folder or COCO 2017.
@@ -95,8 +84,13 @@ STAGES = {
 }
 
 
-def _run_stage(stage: str, /, *, params_file: ParamsFile = Path("params.yaml")) -> None:
-    settings = params.load(params_file)
+def _run_stage(
+    stage: str,
+    /,
+    *,
+    file: Annotated[Path, Parameter(name="--params", help="Parameter file.")] = Path("params.yaml"),
+) -> None:
+    settings = params.load(file)
     # imported here, so that --help does not wait for torch and Ray
     module = import_module(f"personlab.stages.{stage}")
     experiment = settings.model_copy(update={"compute": params.Compute()})  # where it runs does not matter
@@ -117,10 +111,10 @@ def oracle(
     *,
     annotations: Annotated[Path, Parameter(help="COCO person keypoints JSON; no images are needed.")],
     side: Annotated[int, Parameter(help="Longest side of the network's input, in pixels.")] = 801,
-    stride: Annotated[Literal[8, 16, 32], Parameter(help="Output stride.")] = 8,
+    stride: Annotated[params.Stride, Parameter(help="Output stride.")] = 8,
     complete: Annotated[bool, Parameter(help="Fill unlabelled keypoints first.")] = False,
     max_people: Annotated[int, Parameter(help="Proposals per image.")] = 20,
-    output: Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")] = None,
+    output: ScoresFile = None,
 ) -> None:
     """Score the codec alone, as with a perfect network.
 
@@ -275,7 +269,7 @@ def score(
     max_people: Annotated[
         PositiveInt, Parameter(help="Masks per image that count; of poses always 20.")
     ] = 20,
-    output: Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")] = None,
+    output: ScoresFile = None,
 ) -> None:
     """Score COCO results with pycocotools and print the paper's columns.
 
@@ -302,8 +296,7 @@ def score(
     ]
     print(*map(report.text, evaluations), sep="\n\n")
     if output:
-        scores = {matches.task: report.metrics(matches) for matches in evaluations}
-        write_json(output, scores)
+        write_json(output, {matches.task: report.metrics(matches) for matches in evaluations})
 
 
 @app.command(group=tools)
@@ -346,12 +339,12 @@ def import_weights(
 
 @app.command(group=tools)
 def export(
-    weights: Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")],
+    weights: Weights,
     /,
     *,
     out: Annotated[Path, Parameter(help="File to write, *.onnx.")],
     form: Annotated[Literal["onnx"], Parameter(name="--format", help="Kind of file.")] = "onnx",
-    stride: Annotated[Literal[8, 16, 32], Parameter(help="Output stride.")] = 16,
+    stride: Annotated[params.Stride, Parameter(help="Output stride.")] = 16,
 ) -> None:
     """Export a network to ONNX.
 
