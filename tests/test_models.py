@@ -16,10 +16,9 @@ import pytest
 import yaml
 
 import personlab
-from personlab import tables
 from personlab.cli import app
 from personlab.errors import UserError
-from personlab.params import Compute, Decode, load
+from personlab.params import Compute, Decode, Params, load
 from personlab.registry import provenance
 from personlab.registry.cli import _predict_again
 from personlab.registry.models import Candidate, Lineage, Registry, Version
@@ -268,18 +267,26 @@ def test_an_old_champion_is_listed_replaced_and_rolled_back_to(
     assert (served.decoder.radius, served.decoder.nms_radius, served.decoder.bin) == (12, 5, 1)
 
 
-@pytest.mark.slow
 def test_an_old_champion_predicts_again_where_the_workspace_computes(
-    old: Path, tmp_path: Path, ray_local: None
+    old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = old / "models/champion"
     lineage = json.loads((folder / "lineage.json").read_text())
     lineage["params"]["train"]["gpu"] = True  # it was trained on another machine
     lineage["params"]["infer"]["sides"] = [65]
     (folder / "lineage.json").write_text(json.dumps(lineage))
-    with _predict_again(Compute(), Version(folder), old / "data/ingest/val") as predictions:
-        found = tables.read_table(predictions / "part-00000.parquet", tables.PREDICTIONS)
-    assert len(found) == rehearsal.IMAGES
+
+    def run(settings: Params, project: Path) -> None:
+        assert settings.compute == Compute(workers=2)
+        assert settings.infer.sides == (65,)
+        assert tree(project / "data/ingest/val") == tree(old / "data/ingest/val")
+        predictor = personlab.Predictor.from_checkpoint(project / "data/train/model.safetensors")
+        assert predictor.decoder.nms_radius == 5
+        (project / "data/infer").mkdir()
+
+    monkeypatch.setattr("personlab.stages.infer.run", run)
+    with _predict_again(Compute(workers=2), Version(folder), old / "data/ingest/val") as predictions:
+        assert predictions.is_dir()
 
 
 def test_a_lineage_without_sense_names_its_file(old: Path) -> None:
