@@ -123,14 +123,6 @@ class Candidate:
     def predictions(self) -> Path:
         return self.folder / "data/infer"
 
-    @property
-    def images(self) -> Path:
-        return self.folder / "data/ingest/val"
-
-    @property
-    def targets(self) -> Path:
-        return self.folder / "data/targets/val"
-
 
 # Predictions of a version on validation shards other than those it was evaluated on, in a temporary folder.
 PredictAgain = Callable[[Version, Path], AbstractContextManager[Path]]
@@ -152,9 +144,7 @@ class Registry:
         if not link.is_symlink():
             return None
         if not link.exists():
-            raise UserError(
-                f"{link}: its version is missing; restore it or run 'personlab models rollback N'"
-            )
+            raise UserError(f"{link}: its version is missing; restore it, or 'personlab models rollback N'")
         return Version(link.resolve())
 
     def judge(self, candidate: Candidate, rule: Rule, predict_again: PredictAgain) -> Verdict:
@@ -176,18 +166,15 @@ class Registry:
             number = retired.lineage.version
             why = f"it is version {number}, which was replaced or rolled back; "
             return Verdict(False, f"{why}'personlab models rollback {number}' brings it back")
-        images = shards.annotated(candidate.images, candidate.targets)
+        val = candidate.folder / "data/ingest/val"
+        images = shards.annotated(val, candidate.folder / "data/targets/val")
 
         def read(predictions: Path, params: Params) -> Predictions:
-            return Predictions(
-                shards.detections(predictions, images, candidate.images), params.decode.max_people
-            )
+            return Predictions(shards.detections(predictions, images, val), params.decode.max_people)
 
-        with (
-            nullcontext(champion.predictions)
-            if champion.lineage.data.val == data.val
-            else predict_again(champion, candidate.images)
-        ) as predictions:
+        same_images = champion.lineage.data.val == data.val
+        kept = nullcontext(champion.predictions)
+        with kept if same_images else predict_again(champion, val) as predictions:
             old = read(predictions, champion.settings)
         new = read(candidate.predictions, candidate.params)
         return promotion.decide(promotion.compare(ground_truth(images.values()), old, new), rule)
@@ -225,9 +212,7 @@ class Registry:
             champion = self.champion()
             wanted = champion.lineage.replaces if champion and number is None else number
             if wanted is None:
-                raise UserError(
-                    "no earlier champion to roll back to; 'personlab models list' lists the versions"
-                )
+                raise UserError("no earlier champion; 'personlab models list' lists the versions")
             known = {version.lineage.version: version for version in self.versions()}
             if wanted not in known:
                 raise UserError(f"no version {wanted}; there are: {', '.join(map(str, known)) or 'none'}")
@@ -267,9 +252,8 @@ class Registry:
         with atomic_folder(final) as folder:
             for name, source in _FILES.items():
                 shutil.copyfile(candidate.folder / source, folder / name)
-            shutil.copytree(
-                candidate.predictions, folder / "predictions", ignore=shutil.ignore_patterns(WEIGHTS, CARD)
-            )
+            others = shutil.ignore_patterns(WEIGHTS, CARD)
+            shutil.copytree(candidate.predictions, folder / "predictions", ignore=others)
             shutil.copytree(candidate.folder / "data/plots/evaluate", folder / "plots")
             write_json(folder / "lineage.json", lineage.model_dump(mode="json"))
         return Version(final)
