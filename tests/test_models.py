@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,9 @@ def made(
     settings = load(folder / "params.yaml")
     for stage in ("train", "infer", "evaluate"):
         (folder / "data" / stage).mkdir(parents=True, exist_ok=True)
-    here = Path.cwd()
-    try:
-        os.chdir(folder)
+    with chdir(folder):
         rehearsal.train(Path("data/train"), settings)
         rehearsal.infer(Path("data/infer"), settings)
-    finally:
-        os.chdir(here)
     scores = {"keypoints": {"AP": learning_rate}, "segm": {"AP": None}}
     (folder / "data/metrics/evaluate.json").write_text(json.dumps(scores))
     (folder / "data/plots/evaluate").mkdir(parents=True, exist_ok=True)
