@@ -106,7 +106,7 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
     assert verdict.why == "there is no champion yet"
     assert first
     assert first.lineage.replaces is None
-    assert first.lineage.settings.train.learning_rate == USUAL
+    assert first.settings.train.learning_rate == USUAL
     assert first.lineage.commit == rehearsal.run(project, "git", "rev-parse", "HEAD")
     assert first.lineage.experiment is None
     assert first.lineage.data == provenance.Data(train="train-1 people-1", val="val-1 people-2")

@@ -106,7 +106,7 @@ def test_the_first_model_becomes_champion_and_the_working_tree_stays_as_it_is(
     assert not (project / "data/train").exists()
     champion = Registry(project).champion()
     assert champion
-    assert champion.lineage.settings.train.learning_rate == USUAL
+    assert champion.settings.train.learning_rate == USUAL
     assert str(champion.lineage.experiment).startswith("retrain-")
     saved = f"{champion.lineage.commit}:dvc.lock"
     assert rehearsal.run(project, "git", "cat-file", "-t", saved) == "blob"

@@ -56,11 +56,6 @@ class Lineage(BaseModel):
     params: dict[str, Any]  # as written by the version of personlab that promoted it
     metrics: dict[str, dict[str, float | None]]
 
-    @property
-    def settings(self) -> Params:
-        """The parameters, as this version of personlab names them."""
-        return parameters.from_saved(self.params)
-
 
 # What decides the predictions of a served model: SHA-256 of the weights, and the decoding parameters.
 Served = tuple[str, Decode]
@@ -83,8 +78,9 @@ class Version:
 
     @cached_property
     def settings(self) -> Params:
+        """The parameters, as this version of personlab names them."""
         try:
-            return self.lineage.settings
+            return parameters.from_saved(self.lineage.params)
         except ValidationError as error:
             raise UserError(f"{self.folder / 'lineage.json'}: params: {parameters.reasons(error)}") from None
 
