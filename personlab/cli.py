@@ -7,6 +7,7 @@ that are out of date; the command of a stage always runs it.
 
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -34,33 +35,62 @@ app.command(ablate, group=tools)
 
 DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
 Weights = Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")]
-Side = Annotated[
-    PositiveInt | None,
-    Parameter(
-        group=_scales, help=f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
-    ),
-]
+_side = f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
+Side = Annotated[PositiveInt | None, Parameter(group=_scales, help=_side)]
+_several = Parameter(group=_scales, consume_multiple=True, negative="")
 Pyramid = Annotated[
-    list[PositiveInt] | None,
-    Parameter(
-        group=_scales,
-        help="Several such sides instead: slower, finds more.",
-        consume_multiple=True,
-        negative="",
-    ),
+    list[PositiveInt] | None, _several, Parameter(help="Several such sides instead: slower, finds more.")
 ]
 OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
 MaxPeople = Annotated[
     PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")
 ]
+ScoresFile = Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")]
 Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")]
 
-ParamsFile = Annotated[Path, Parameter(name="--params", help="Parameter file.")]
-PARAMS = Path("params.yaml")
+STAGES = {
+    "acquire": """Get images and annotations: the sample, a folder or COCO 2017.
+
+    Renders the sample data set, locates a COCO folder, or downloads COCO 2017. Writes
+    data/acquire/source.json: the path of the data set, and the hash and counts of its annotations.""",
+    "ingest": """Validate records and images; pack images into shards.
+
+    Reads data/acquire and the files that it names; writes data/ingest: people.parquet, rejects.parquet with
+    reasons, and the image shards {train,val}/part-*.parquet. Later stages read no other images.""",
+    "estimator": """Train the single-person estimator for imputation.
+
+    Reads data/ingest; writes data/estimator/estimator.safetensors, metrics and plots. Runs on Ray Train;
+    after a kill it resumes from the last checkpoint.""",
+    "impute": """Estimate keypoints of small training people without any.
+
+    Reads data/ingest and data/estimator; writes data/impute: people.parquet and imputed.png. Runs on Ray
+    Data.""",
+    "targets": """Write the people to train and evaluate on.
+
+    Reads data/ingest and data/impute; writes data/targets/{train,val}/part-*.parquet, row for row as the
+    image shards.""",
+    "train": """Train the network.
+
+    Reads data/ingest and data/targets; writes data/train/model.safetensors, metrics and learning curves. Runs
+    on Ray Train; after a kill it resumes from the last checkpoint.""",
+    "infer": """Predict the people of the validation images.
+
+    Reads data/ingest and data/train; writes data/infer: part-*.parquet, one row per image with poses, masks
+    and scores, and model.safetensors, whose card holds the decoding parameters. Runs on Ray Data.""",
+    "evaluate": """Score keypoints and masks; draw curves and a gallery.
+
+    Reads data/ingest, data/targets and data/infer; writes data/metrics/evaluate.json, data/plots/evaluate and
+    data/evaluate: gallery.jpg, gallery/ and report.md. Scores are pycocotools'.""",
+}
 
 
-def _run_stage(stage: str, params_file: Path) -> None:
-    settings = params.load(params_file)
+def _run_stage(
+    stage: str,
+    /,
+    *,
+    file: Annotated[Path, Parameter(name="--params", help="Parameter file.")] = Path("params.yaml"),
+) -> None:
+    settings = params.load(file)
     # imported here, so that --help does not wait for torch and Ray
     module = import_module(f"personlab.stages.{stage}")
     experiment = settings.model_copy(update={"compute": params.Compute()})  # where it runs does not matter
@@ -68,88 +98,12 @@ def _run_stage(stage: str, params_file: Path) -> None:
     module.run(settings, Path.cwd())
 
 
+for _order, (_stage, _text) in enumerate(STAGES.items()):
+    app.command(partial(_run_stage, _stage), name=_stage, help=_text, group=stages, sort_key=_order)
+
+
 def _infer(side: int | None, pyramid: list[int] | None, stride: params.Stride) -> params.Infer:
     return params.Infer(sides=tuple(pyramid or [side or DEFAULTS.sides[0]]), stride=stride)
-
-
-@app.command(group=stages, sort_key=0)
-def acquire(*, params: ParamsFile = PARAMS) -> None:
-    """Get images and annotations: the sample, a folder or COCO 2017.
-
-    Renders the sample data set, locates a COCO folder, or downloads COCO 2017. Writes
-    data/acquire/source.json: the path of the data set, and the hash and counts of its annotations.
-    """
-    _run_stage("acquire", params)
-
-
-@app.command(group=stages, sort_key=1)
-def ingest(*, params: ParamsFile = PARAMS) -> None:
-    """Validate records and images; pack images into shards.
-
-    Reads data/acquire and the files that it names; writes data/ingest: people.parquet, rejects.parquet with
-    reasons, and the image shards {train,val}/part-*.parquet. Later stages read no other images.
-    """
-    _run_stage("ingest", params)
-
-
-@app.command(group=stages, sort_key=2)
-def estimator(*, params: ParamsFile = PARAMS) -> None:
-    """Train the single-person estimator for imputation.
-
-    Reads data/ingest; writes data/estimator/estimator.safetensors, metrics and plots. Runs on Ray Train;
-    after a kill it resumes from the last checkpoint.
-    """
-    _run_stage("estimator", params)
-
-
-@app.command(group=stages, sort_key=3)
-def impute(*, params: ParamsFile = PARAMS) -> None:
-    """Estimate keypoints of small training people without any.
-
-    Reads data/ingest and data/estimator; writes data/impute: people.parquet and imputed.png. Runs on Ray
-    Data.
-    """
-    _run_stage("impute", params)
-
-
-@app.command(group=stages, sort_key=4)
-def targets(*, params: ParamsFile = PARAMS) -> None:
-    """Write the people to train and evaluate on.
-
-    Reads data/ingest and data/impute; writes data/targets/{train,val}/part-*.parquet, row for row as the
-    image shards.
-    """
-    _run_stage("targets", params)
-
-
-@app.command(group=stages, sort_key=5)
-def train(*, params: ParamsFile = PARAMS) -> None:
-    """Train the network.
-
-    Reads data/ingest and data/targets; writes data/train/model.safetensors, metrics and learning curves. Runs
-    on Ray Train; after a kill it resumes from the last checkpoint.
-    """
-    _run_stage("train", params)
-
-
-@app.command(group=stages, sort_key=6)
-def infer(*, params: ParamsFile = PARAMS) -> None:
-    """Predict the people of the validation images.
-
-    Reads data/ingest and data/train; writes data/infer: part-*.parquet, one row per image with poses, masks
-    and scores, and model.safetensors, whose card holds the decoding parameters. Runs on Ray Data.
-    """
-    _run_stage("infer", params)
-
-
-@app.command(group=stages, sort_key=7)
-def evaluate(*, params: ParamsFile = PARAMS) -> None:
-    """Score keypoints and masks; draw curves and a gallery.
-
-    Reads data/ingest, data/targets and data/infer; writes data/metrics/evaluate.json, data/plots/evaluate and
-    data/evaluate: gallery.jpg, gallery/ and report.md. Scores are pycocotools'.
-    """
-    _run_stage("evaluate", params)
 
 
 @app.command(group=tools)
@@ -157,10 +111,10 @@ def oracle(
     *,
     annotations: Annotated[Path, Parameter(help="COCO person keypoints JSON; no images are needed.")],
     side: Annotated[int, Parameter(help="Longest side of the network's input, in pixels.")] = 801,
-    stride: Annotated[Literal[8, 16, 32], Parameter(help="Output stride.")] = 8,
+    stride: Annotated[params.Stride, Parameter(help="Output stride.")] = 8,
     complete: Annotated[bool, Parameter(help="Fill unlabelled keypoints first.")] = False,
     max_people: Annotated[int, Parameter(help="Proposals per image.")] = 20,
-    output: Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")] = None,
+    output: ScoresFile = None,
 ) -> None:
     """Score the codec alone, as with a perfect network.
 
@@ -315,7 +269,7 @@ def score(
     max_people: Annotated[
         PositiveInt, Parameter(help="Masks per image that count; of poses always 20.")
     ] = 20,
-    output: Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")] = None,
+    output: ScoresFile = None,
 ) -> None:
     """Score COCO results with pycocotools and print the paper's columns.
 
@@ -342,8 +296,7 @@ def score(
     ]
     print(*map(report.text, evaluations), sep="\n\n")
     if output:
-        scores = {matches.task: report.metrics(matches) for matches in evaluations}
-        write_json(output, scores)
+        write_json(output, {matches.task: report.metrics(matches) for matches in evaluations})
 
 
 @app.command(group=tools)
@@ -386,12 +339,12 @@ def import_weights(
 
 @app.command(group=tools)
 def export(
-    weights: Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")],
+    weights: Weights,
     /,
     *,
     out: Annotated[Path, Parameter(help="File to write, *.onnx.")],
     form: Annotated[Literal["onnx"], Parameter(name="--format", help="Kind of file.")] = "onnx",
-    stride: Annotated[Literal[8, 16, 32], Parameter(help="Output stride.")] = 16,
+    stride: Annotated[params.Stride, Parameter(help="Output stride.")] = 16,
 ) -> None:
     """Export a network to ONNX.
 

@@ -287,35 +287,25 @@ def _hint(key: str) -> str:
     section, _, name = key.rpartition(".")
     if key in _MOVED or (section and name in Compute.model_fields):
         return f"; it is now '{_MOVED.get(key, f'compute.{name}')}'"
-    if key in _MOVED_SECTIONS:
+    if key in ("codec", "ray"):
         return "; its keys are in other sections now, see params.yaml"
     return " (misspelt?)"
 
 
 # --- parameters that older versions saved -------------------------------------------------------------------
 
-# What versions up to 0.1 called these.
-_MOVED: Final = {
-    "codec.radius": "model.radius",
-    "codec.nms_radius": "decode.nms_radius",
-    "codec.bin": "decode.bin",
-    "codec.seed_threshold": "decode.seed_threshold",
-    "codec.trace_refinements": "decode.trace_refinements",
-    "codec.mask_distance": "decode.mask_distance",
-    "infer.scoring": "decode.scoring",
-    "infer.nms": "decode.nms",
-    "infer.max_people": "decode.max_people",
-    "targets.shard_mb": "ingest.shard_mb",
-    "targets.row_group": "ingest.row_group",
-    "train.gpu": "compute.gpu",
-    "train.workers": "compute.workers",
-    "train.checkpoint_every": "compute.checkpoint_every",
-    "train.max_failures": "compute.max_failures",
+# Section of versions up to 0.1, today's section, keys.
+_MOVES: Final = (
+    ("codec", "model", "radius"),
+    ("codec", "decode", "nms_radius bin seed_threshold trace_refinements mask_distance"),
+    ("infer", "decode", "scoring nms max_people"),
+    ("targets", "ingest", "shard_mb row_group"),
+    ("train", "compute", "gpu workers checkpoint_every max_failures"),
+)
+_MOVED: Final = {f"{old}.{key}": f"{new}.{key}" for old, new, keys in _MOVES for key in keys.split()} | {
     "ray.address": "compute.ray_address",
     "ray.storage_path": "compute.storage_path",
 }
-_MOVED_SECTIONS: Final = {"codec", "ray"}
-_RENAMED_BACKBONES: Final = {"tf-resnet50": "slim-resnet50"}
 # Defaults of keys that versions up to 0.1 could leave out and that have another default now.
 _OLD_DEFAULTS: Final = {"infer": {"sides": [1401], "stride": 8}, "impute": {"max_area": None}}
 
@@ -343,18 +333,6 @@ def from_saved(raw: Mapping[str, Any]) -> Params:
     if isinstance(weights, list | tuple):
         tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))
     for section in ("model", "estimator"):
-        backbone = tree.get(section, {}).get("backbone")
-        if backbone in _RENAMED_BACKBONES:
-            tree[section]["backbone"] = _RENAMED_BACKBONES[backbone]
-    return Params.model_validate(_known(Params, tree))
-
-
-def _known(model: type[BaseModel], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a tree of values whose names are fields of the model."""
-    known: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        if name in tree:
-            kind, value = field.annotation, tree[name]
-            nested = isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping)
-            known[name] = _known(kind, value) if nested else value  # type: ignore[arg-type]
-    return known
+        if tree.get(section, {}).get("backbone") == "tf-resnet50":
+            tree[section]["backbone"] = "slim-resnet50"
+    return Params.model_validate(tree, extra="ignore")

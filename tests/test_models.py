@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,9 @@ import pytest
 import yaml
 
 import personlab
-from personlab import tables
 from personlab.cli import app
 from personlab.errors import UserError
-from personlab.params import Compute, Decode, load
+from personlab.params import Compute, Decode, Params, load
 from personlab.registry import provenance
 from personlab.registry.cli import _predict_again
 from personlab.registry.models import Candidate, Lineage, Registry, Version
@@ -51,13 +50,9 @@ def made(
     settings = load(folder / "params.yaml")
     for stage in ("train", "infer", "evaluate"):
         (folder / "data" / stage).mkdir(parents=True, exist_ok=True)
-    here = Path.cwd()
-    try:
-        os.chdir(folder)
+    with chdir(folder):
         rehearsal.train(Path("data/train"), settings)
         rehearsal.infer(Path("data/infer"), settings)
-    finally:
-        os.chdir(here)
     scores = {"keypoints": {"AP": learning_rate}, "segm": {"AP": None}}
     (folder / "data/metrics/evaluate.json").write_text(json.dumps(scores))
     (folder / "data/plots/evaluate").mkdir(parents=True, exist_ok=True)
@@ -111,7 +106,7 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
     assert verdict.why == "there is no champion yet"
     assert first
     assert first.lineage.replaces is None
-    assert first.lineage.settings.train.learning_rate == USUAL
+    assert first.settings.train.learning_rate == USUAL
     assert first.lineage.commit == rehearsal.run(project, "git", "rev-parse", "HEAD")
     assert first.lineage.experiment is None
     assert first.lineage.data == provenance.Data(train="train-1 people-1", val="val-1 people-2")
@@ -268,18 +263,26 @@ def test_an_old_champion_is_listed_replaced_and_rolled_back_to(
     assert (served.decoder.radius, served.decoder.nms_radius, served.decoder.bin) == (12, 5, 1)
 
 
-@pytest.mark.slow
 def test_an_old_champion_predicts_again_where_the_workspace_computes(
-    old: Path, tmp_path: Path, ray_local: None
+    old: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = old / "models/champion"
     lineage = json.loads((folder / "lineage.json").read_text())
     lineage["params"]["train"]["gpu"] = True  # it was trained on another machine
     lineage["params"]["infer"]["sides"] = [65]
     (folder / "lineage.json").write_text(json.dumps(lineage))
-    with _predict_again(Compute(), Version(folder), old / "data/ingest/val") as predictions:
-        found = tables.read_table(predictions / "part-00000.parquet", tables.PREDICTIONS)
-    assert len(found) == rehearsal.IMAGES
+
+    def run(settings: Params, project: Path) -> None:
+        assert settings.compute == Compute(workers=2)
+        assert settings.infer.sides == (65,)
+        assert tree(project / "data/ingest/val") == tree(old / "data/ingest/val")
+        predictor = personlab.Predictor.from_checkpoint(project / "data/train/model.safetensors")
+        assert predictor.decoder.nms_radius == 5
+        (project / "data/infer").mkdir()
+
+    monkeypatch.setattr("personlab.stages.infer.run", run)
+    with _predict_again(Compute(workers=2), Version(folder), old / "data/ingest/val") as predictions:
+        assert predictions.is_dir()
 
 
 def test_a_lineage_without_sense_names_its_file(old: Path) -> None:

@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from dvc.repo.artifacts import Artifacts
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.filters import EventFilter
 from pydantic import ValidationError
 
+import personlab
 from flows.retrain import Retraining, retrain
 from flows.stages import run_stage
 from personlab.errors import UserError
@@ -26,7 +29,7 @@ from personlab.registry.models import Registry
 from personlab.registry.provenance import ARTIFACT
 from personlab.utils.checkout import checkout
 from tests import rehearsal
-from tests.batches import save_pictures, save_weights
+from tests.batches import save_weights
 from tests.conftest import ROOT
 from tests.rehearsal import BAD, BEST, STAGES, USUAL
 from tests.served import artifacts_of, is_alive, log_of, run_of, sub_runs, table_of
@@ -103,7 +106,7 @@ def test_the_first_model_becomes_champion_and_the_working_tree_stays_as_it_is(
     assert not (project / "data/train").exists()
     champion = Registry(project).champion()
     assert champion
-    assert champion.lineage.settings.train.learning_rate == USUAL
+    assert champion.settings.train.learning_rate == USUAL
     assert str(champion.lineage.experiment).startswith("retrain-")
     saved = f"{champion.lineage.commit}:dvc.lock"
     assert rehearsal.run(project, "git", "cat-file", "-t", saved) == "blob"
@@ -150,7 +153,7 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
     assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BEST}
     # the event that the documented automation expects
     assert has_event("prefect.flow-run.Not promoted", run_of(sabotaged))
-    assert dvc(project, "exp", "list", "--all-commits").count("retrain-") == 3
+    assert len(rehearsal.experiments(project)) == 3
 
     Registry(project).rollback()
     assert of_champion(project) == before
@@ -159,19 +162,19 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
 def test_the_message_of_a_failed_run_begins_with_the_error_of_its_stage(
     project: Path, first: State[Any]
 ) -> None:
-    reason = "personlab: input/impute.txt: row 3 is bad\n  write another row"
+    reason = "personlab: input/ingest.txt: row 3 is bad\n  write another row"
     with branch(project, "broken") as aside:
-        (aside / "input/impute.txt").write_text(reason)
+        (aside / "input/ingest.txt").write_text(reason)
     state = retrain(Retraining(revision="broken"), project, return_state=True)
     assert state.is_failed()
-    assert str(state.message).startswith(f"impute: {reason}")
+    assert str(state.message).startswith(f"ingest: {reason}")
     runs = sub_runs(state)
-    assert [run.name for run in runs] == list(STAGES[: STAGES.index("impute") + 1])
+    assert [run.name for run in runs] == ["acquire", "ingest"]
     failed = runs[-1].state
     assert failed is not None
     assert failed.is_failed()
-    assert str(failed.message).startswith("personlab: input/impute.txt: row 3 is bad")
-    assert (40, "personlab: input/impute.txt: row 3 is bad") in log_of(runs[-1])
+    assert str(failed.message).startswith("personlab: input/ingest.txt: row 3 is bad")
+    assert (40, "personlab: input/ingest.txt: row 3 is bad") in log_of(runs[-1])
 
 
 def test_bad_revisions_and_overrides_are_errors(project: Path, first: State[Any]) -> None:
@@ -194,38 +197,36 @@ def test_the_form_refuses_bad_values() -> None:
 def test_a_retraining_shares_the_projects_cache_and_its_champion_can_be_pulled(
     prefect_server: None, tmp_path: Path
 ) -> None:
-    project, storage, clone = tmp_path / "Läufe", tmp_path / "storage", tmp_path / "clone"
+    project, clone, pulled = tmp_path / "Läufe", tmp_path / "clone", tmp_path / "pulled"
     rehearsal.project(project, weights=save_weights(tmp_path / "model.safetensors"))
-    dvc(project, "remote", "add", "--default", "storage", str(storage))
-    dvc(project, "repro")
+    with rehearsal.dvc(project) as repo:
+        with repo.config.edit() as settings:
+            settings["remote"] = {"storage": {"url": str(tmp_path / "storage")}}
+            settings["core"]["remote"] = "storage"
+        repo.reproduce()
     rehearsal.commit(project)
-    cached = retrain(Retraining(), project, return_state=True)
-    assert cached.name == "Promoted"
-    assert outcomes(cached) == dict.fromkeys(STAGES, "Cached")
+    state = retrain(Retraining(overrides=["evaluate.gallery=3"]), project, return_state=True)
+    assert state.name == "Promoted"
+    assert outcomes(state) == dict.fromkeys(STAGES, "Cached") | {"evaluate": "Completed"}
 
-    worse = Retraining(overrides=learning_rate(BAD), rule="never")
-    assert retrain(worse, project, return_state=True).name == "Not promoted"
-    (experiment,) = dvc(project, "exp", "list", "--name-only").split()
-    dvc(project, "exp", "apply", experiment)
+    with rehearsal.dvc(project) as repo:
+        (experiment,) = rehearsal.experiments(project)
+        repo.experiments.apply(experiment)
+        repo.push(all_tags=True)
     for name in ("data/infer/part-00000.parquet", "data/metrics/evaluate.json", "data/evaluate/gallery.jpg"):
         assert (project / name).read_bytes() == (project / "runs/retrain" / name).read_bytes()
-    assert load(project / "params.yaml").train.learning_rate == BAD
+    assert load(project / "params.yaml").evaluate.gallery == 3
 
-    dvc(project, "push", "--all-tags")
     rehearsal.run(tmp_path, "git", "clone", "-q", str(project), str(clone))
     rehearsal.run(clone, "git", "checkout", "-q", "champion/1")
-    dvc(clone, "pull")
-    photos = save_pictures(tmp_path / "photos", 1)
-    weights = clone / "data/infer/model.safetensors"
-    assert weights.read_bytes() == (project / "models/champion/model.safetensors").read_bytes()
-    predict = ("personlab", "predict", str(photos), "--weights", str(weights), "--out", "found")
-    rehearsal.run(clone, sys.executable, "-m", *predict)
-    dvc(tmp_path, "artifacts", "get", str(clone), ARTIFACT, "--stage", "prod", "--out", "pulled")
-    assert (tmp_path / "pulled").read_bytes() == weights.read_bytes()
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    return rehearsal.run(folder, sys.executable, "-m", "dvc", *arguments)
+    with rehearsal.dvc(clone) as repo:
+        repo.pull()
+    Artifacts.get(str(clone), ARTIFACT, stage="champion", out=str(pulled))
+    champion = (project / "models/champion/model.safetensors").read_bytes()
+    for folder in (clone / "data/infer", pulled):
+        assert (folder / "model.safetensors").read_bytes() == champion
+    predictor = personlab.Predictor.from_checkpoint(pulled / "model.safetensors")
+    assert predictor.level(np.zeros((36, 48, 3), np.uint8), 65).scale > 1
 
 
 def test_two_retrainings_do_not_share_a_checkout(project: Path, first: State[Any]) -> None:

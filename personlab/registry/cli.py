@@ -1,17 +1,17 @@
 """List, promote and roll back models."""
 
-import math
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
+from pydantic import TypeAdapter
 
 from personlab.params import Compute
 from personlab.utils.files import write_json
@@ -59,6 +59,7 @@ def promote(
     validation images are compared by a paired bootstrap. The exit status is 1 if the model is not promoted.
     """
     from personlab.registry.models import Candidate, Registry
+    from personlab.registry.promotion import Verdict
 
     candidate = Candidate(checkout.resolve())
     predict = partial(_predict_again, candidate.params.compute)
@@ -68,7 +69,8 @@ def promote(
         print(f"champion: {_line(version)}")
     if output:
         lineage = version.lineage.model_dump(mode="json") if version else None
-        write_json(output, {"outcome": verdict.outcome, **_plain(asdict(verdict)), "version": lineage})
+        judged = json.loads(TypeAdapter(Verdict).dump_json(verdict))  # NaN, which JSON lacks, becomes null
+        write_json(output, {"outcome": verdict.outcome, **judged, "version": lineage})
     sys.exit(0 if verdict.promoted else 1)
 
 
@@ -88,15 +90,6 @@ def rollback(
     from personlab.registry.models import Registry
 
     print(f"champion: {_line(Registry(Path.cwd()).rollback(version, why))}")
-
-
-def _plain(value: Any) -> Any:
-    """A value with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _line(version: "Version") -> str:

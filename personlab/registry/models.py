@@ -9,11 +9,9 @@ version again. Promotions and rollbacks are recorded in Git (see provenance). Th
 in DVC's cache, under the commit that the lineage names.
 """
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,7 +27,7 @@ from personlab.params import Decode, Params
 from personlab.registry import promotion, provenance
 from personlab.registry.promotion import Predictions, Rule, Verdict
 from personlab.tables import shards
-from personlab.utils.files import atomic_folder, file_lock, replace_link, write_json
+from personlab.utils.files import atomic_folder, file_lock, read_json, replace_link, write_json
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -40,8 +38,6 @@ _FILES = {
     "metrics.json": "data/metrics/evaluate.json",
     "params.yaml": "params.yaml",
 }
-_MODEL = shutil.ignore_patterns(WEIGHTS, CARD)  # beside the predictions in data/infer
-_IMAGES, _TARGETS = "data/ingest/val", "data/targets/val"
 
 
 class Lineage(BaseModel):
@@ -59,11 +55,6 @@ class Lineage(BaseModel):
     data: provenance.Data
     params: dict[str, Any]  # as written by the version of personlab that promoted it
     metrics: dict[str, dict[str, float | None]]
-
-    @property
-    def settings(self) -> Params:
-        """The parameters, as this version of personlab names them."""
-        return parameters.from_saved(self.params)
 
 
 # What decides the predictions of a served model: SHA-256 of the weights, and the decoding parameters.
@@ -87,14 +78,11 @@ class Version:
 
     @cached_property
     def settings(self) -> Params:
+        """The parameters, as this version of personlab names them."""
         try:
-            return self.lineage.settings
+            return parameters.from_saved(self.lineage.params)
         except ValidationError as error:
             raise UserError(f"{self.folder / 'lineage.json'}: params: {parameters.reasons(error)}") from None
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / WEIGHTS
 
     @property
     def served(self) -> Served:
@@ -121,7 +109,7 @@ class Candidate:
 
     @cached_property
     def weights(self) -> str:
-        return _sha256(self.folder / _FILES[WEIGHTS])
+        return provenance.digest(self.folder / _FILES[WEIGHTS], "sha256")
 
     @property
     def served(self) -> Served:
@@ -130,14 +118,6 @@ class Candidate:
     @property
     def predictions(self) -> Path:
         return self.folder / "data/infer"
-
-    @property
-    def images(self) -> Path:
-        return self.folder / _IMAGES
-
-    @property
-    def targets(self) -> Path:
-        return self.folder / _TARGETS
 
 
 # Predictions of a version on validation shards other than those it was evaluated on, in a temporary folder.
@@ -160,9 +140,7 @@ class Registry:
         if not link.is_symlink():
             return None
         if not link.exists():
-            raise UserError(
-                f"{link}: its version is missing; restore it or run 'personlab models rollback N'"
-            )
+            raise UserError(f"{link}: its version is missing; restore it, or 'personlab models rollback N'")
         return Version(link.resolve())
 
     def judge(self, candidate: Candidate, rule: Rule, predict_again: PredictAgain) -> Verdict:
@@ -184,14 +162,15 @@ class Registry:
             number = retired.lineage.version
             why = f"it is version {number}, which was replaced or rolled back; "
             return Verdict(False, f"{why}'personlab models rollback {number}' brings it back")
-        images = shards.annotated(candidate.images, candidate.targets)
+        val = candidate.folder / "data/ingest/val"
+        images = shards.annotated(val, candidate.folder / "data/targets/val")
 
         def read(predictions: Path, params: Params) -> Predictions:
-            return Predictions(
-                shards.detections(predictions, images, candidate.images), params.decode.max_people
-            )
+            return Predictions(shards.detections(predictions, images, val), params.decode.max_people)
 
-        with _predictions(champion, data, candidate.images, predict_again) as predictions:
+        same_images = champion.lineage.data.val == data.val
+        kept = nullcontext(champion.predictions)
+        with kept if same_images else predict_again(champion, val) as predictions:
             old = read(predictions, champion.settings)
         new = read(candidate.predictions, candidate.params)
         return promotion.decide(promotion.compare(ground_truth(images.values()), old, new), rule)
@@ -210,7 +189,8 @@ class Registry:
         Raises:
             UserError: as `judge`; or the candidate's dvc.lock is in no commit and no DVC experiment.
         """
-        with self._lock():
+        # one at a time: each is judged against the champion that the one before left
+        with file_lock(self._folder / ".lock"):
             verdict = self.judge(candidate, rule, predict_again)
             if not verdict.promoted:
                 return verdict, None
@@ -224,14 +204,11 @@ class Registry:
         Raises:
             UserError: there is no such version, or it is the champion.
         """
-        with self._lock():
+        with file_lock(self._folder / ".lock"):
             champion = self.champion()
-            before = champion.lineage.replaces if champion else None
-            wanted = before if number is None else number
+            wanted = champion.lineage.replaces if champion and number is None else number
             if wanted is None:
-                raise UserError(
-                    "no earlier champion to roll back to; 'personlab models list' lists the versions"
-                )
+                raise UserError("no earlier champion; 'personlab models list' lists the versions")
             known = {version.lineage.version: version for version in self.versions()}
             if wanted not in known:
                 raise UserError(f"no version {wanted}; there are: {', '.join(map(str, known)) or 'none'}")
@@ -248,12 +225,8 @@ class Registry:
         """The last version that is the candidate's model, if the champion is not."""
         if candidate.served == champion.served:
             return None
-        same = (each for each in reversed(self.versions()) if each.lineage.weights == candidate.weights)
-        return next((each for each in same if each.served == candidate.served), None)
-
-    def _lock(self) -> AbstractContextManager[None]:
-        """Wait for other promotions: each is judged against the champion that the one before left."""
-        return file_lock(self._folder / ".lock")
+        same = [each for each in self.versions() if each.lineage.weights == candidate.weights]
+        return next((each for each in reversed(same) if each.served == candidate.served), None)
 
     def _add(self, candidate: Candidate, why: str) -> Version:
         state = provenance.state_of(candidate.folder)
@@ -269,34 +242,29 @@ class Registry:
             experiment=state.experiment,
             data=candidate.data,
             params=candidate.params.model_dump(mode="json"),
-            metrics=_json(candidate.folder / _FILES["metrics.json"]),
+            metrics=read_json(candidate.folder / _FILES["metrics.json"]),
         )
         final = self._folder / "versions" / f"{number}-{digest[:8]}"
         with atomic_folder(final) as folder:
             for name, source in _FILES.items():
                 shutil.copyfile(candidate.folder / source, folder / name)
-            shutil.copytree(candidate.predictions, folder / "predictions", ignore=_MODEL)
+            others = shutil.ignore_patterns(WEIGHTS, CARD)
+            shutil.copytree(candidate.predictions, folder / "predictions", ignore=others)
             shutil.copytree(candidate.folder / "data/plots/evaluate", folder / "plots")
             write_json(folder / "lineage.json", lineage.model_dump(mode="json"))
         return Version(final)
 
     def _crown(self, version: Version, message: str) -> None:
+        lineage = version.lineage
+        scores = ", ".join(f"{task} AP {values['AP']}" for task, values in lineage.metrics.items())
+        message = (
+            f"{message}\n\nweights: sha256 {lineage.weights}\nscores: {scores}\n"
+            f"data: train {lineage.data.train}, val {lineage.data.val}\n"
+            f"experiment: {lineage.experiment or '-'}\n"
+        )
         # Recorded first: what Git refuses does not happen.
-        provenance.record(self.root, version.lineage.commit, f"{message}\n\n{_facts(version.lineage)}\n")
+        provenance.record(self.root, lineage.commit, lineage.version, message)
         replace_link(self._folder / "champion", version.folder.relative_to(self._folder))
-
-
-def _predictions(
-    champion: Version, data: provenance.Data, val: Path, predict_again: PredictAgain
-) -> AbstractContextManager[Path]:
-    if champion.lineage.data.val == data.val:
-        return _kept(champion.predictions)
-    return predict_again(champion, val)
-
-
-@contextmanager
-def _kept(folder: Path) -> Iterator[Path]:
-    yield folder
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -305,30 +273,3 @@ def _same(one: Path, other: Path) -> bool:
         {path.name: path.read_bytes() for path in folder.glob("*.parquet")} for folder in (one, other)
     )
     return first == second
-
-
-def _facts(lineage: Lineage) -> str:
-    scores = ", ".join(f"{task} AP {values['AP']}" for task, values in lineage.metrics.items())
-    return "\n".join(
-        (
-            f"weights: sha256 {lineage.weights}",
-            f"scores: {scores}",
-            f"data: train {lineage.data.train}, val {lineage.data.val}",
-            f"experiment: {lineage.experiment or '-'}",
-        )
-    )
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        raise UserError(f"{path}: missing or not JSON; run 'dvc repro'") from None
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run 'dvc repro' there first") from None

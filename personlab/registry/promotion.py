@@ -1,5 +1,4 @@
-"""The rule of promotion: a paired bootstrap over the validation images compares a candidate with the
-champion.
+"""The rule of promotion: a paired bootstrap over images compares a candidate with the champion.
 
 Both models are scored on the same resamplings of the images, so the interval is that of their difference,
 without the variance between images. A task is *worse* if the interval that holds 95% of the differences of AP
@@ -89,9 +88,8 @@ def compare(truth: COCO, champion: Predictions, candidate: Predictions) -> tuple
     return tuple(_compare(truth, champion, candidate, task) for task in _TASKS)
 
 
-def decide(comparisons: Iterable[Comparison], rule: Rule) -> Verdict:
+def decide(comparisons: tuple[Comparison, ...], rule: Rule) -> Verdict:
     """Apply a rule; a task without annotated people does not count."""
-    comparisons = tuple(comparisons)
     return Verdict(*_decide(comparisons, rule), comparisons)
 
 
@@ -100,26 +98,24 @@ def _compare(truth: COCO, champion: Predictions, candidate: Predictions, task: T
         match(truth, model.people, task, KEYPOINT_BUDGET if task == "keypoints" else model.max_people)
         for model in (champion, candidate)
     )
-    differences = bootstrap.resampled_ap(new, samples=_SAMPLES) - bootstrap.resampled_ap(
-        old, samples=_SAMPLES
-    )
-    low, high = bootstrap.interval(differences, COVERAGE)
+    before, after = (bootstrap.resampled_ap(model, samples=_SAMPLES) for model in (old, new))
+    low, high = bootstrap.interval(after - before, COVERAGE)
     return Comparison(task, old.columns()["AP"], new.columns()["AP"], low, high)
 
 
 def _decide(comparisons: Sequence[Comparison], rule: Rule) -> tuple[bool, str]:
     if rule in ("always", "never"):
         return rule == "always", f"the rule says {rule}"
-    if worse := [_name(each) for each in comparisons if each.worse]:
-        return False, f"{' and '.join(worse)} got worse"
-    if better := [_name(each) for each in comparisons if each.better]:
-        return True, f"{' and '.join(better)} got better, nothing got worse"
-    if rule == "not-worse":
-        if higher := [_name(each) for each in comparisons if each.candidate > each.champion]:
-            return True, f"nothing got worse beyond chance, AP of {' and '.join(higher)} is higher"
-        return False, "no AP is higher"
-    return False, "nothing got better beyond chance"
+    if worse := _names(each for each in comparisons if each.worse):
+        return False, f"{worse} got worse"
+    if better := _names(each for each in comparisons if each.better):
+        return True, f"{better} got better, nothing got worse"
+    if rule == "better":
+        return False, "nothing got better beyond chance"
+    if higher := _names(each for each in comparisons if each.candidate > each.champion):
+        return True, f"nothing got worse beyond chance, AP of {higher} is higher"
+    return False, "no AP is higher"
 
 
-def _name(comparison: Comparison) -> str:
-    return TITLES[comparison.task].lower()
+def _names(comparisons: Iterable[Comparison]) -> str:
+    return " and ".join(TITLES[each.task].lower() for each in comparisons)

@@ -9,9 +9,10 @@ shares them, and branches and the working tree are not touched.
 import hashlib
 import re
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict
@@ -71,10 +72,8 @@ def acquired(folder: Path) -> str:
     Raises:
         UserError: dvc.lock is missing or not of this pipeline.
     """
-    try:
-        return _entries(_lock(folder), "acquire", "outs")["data/acquire"]
-    except (KeyError, TypeError):
-        raise UserError(f"{folder / LOCK}: not this pipeline's; run 'dvc repro'") from None
+    with _locked(folder) as hashes:
+        return hashes("acquire", "outs")["data/acquire"]
 
 
 def data_of(folder: Path) -> Data:
@@ -83,50 +82,54 @@ def data_of(folder: Path) -> Data:
     Raises:
         UserError: dvc.lock is missing or not of this pipeline, or the outputs are of different runs.
     """
-    lock = _lock(folder)
-    try:
-        trained, evaluated = _entries(lock, "train", "deps"), _entries(lock, "evaluate", "deps")
-        inferred, predicted = _entries(lock, "infer", "deps"), _entries(lock, "infer", "outs")["data/infer"]
+    with _locked(folder) as hashes:
+        trained, inferred, evaluated = (hashes(stage, "deps") for stage in ("train", "infer", "evaluate"))
         weights = inferred["data/train/model.safetensors"]
-        together = evaluated["data/infer"] == predicted and all(
+        together = evaluated["data/infer"] == hashes("infer", "outs")["data/infer"] and all(
             deps["data/ingest/val"] == evaluated["data/ingest/val"] for deps in (trained, inferred)
         )
-        data = Data(train=_shards(trained, "train"), val=_shards(evaluated, "val"))
-    except (KeyError, TypeError):
-        raise UserError(f"{folder / LOCK}: not this pipeline's; run 'dvc repro'") from None
+        train, val = (  # hashes of the images and of their people
+            f"{deps[f'data/ingest/{split}']} {deps[f'data/targets/{split}']}"
+            for deps, split in ((trained, "train"), (evaluated, "val"))
+        )
     # infer copies the weights of train
-    if not (together and _md5(folder / "data/infer/model.safetensors") == weights):
+    if not (together and digest(folder / "data/infer/model.safetensors", "md5") == weights):
         raise UserError(f"{folder}: weights, predictions and scores are not of one run; run 'dvc repro'")
-    return data
+    return Data(train=train, val=val)
 
 
-def _shards(deps: dict[str, str], split: str) -> str:
-    """Hashes of a split's images and of their people."""
-    return f"{deps[f'data/ingest/{split}']} {deps[f'data/targets/{split}']}"
+def digest(path: Path, algorithm: str) -> str:
+    """The hash of a file that `dvc repro` wrote."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run 'dvc repro' there first") from None
 
 
-def record(folder: Path, commit: str, message: str) -> str:
-    """Tag a commit as the champion from now on: champion/N, whose name is returned, and GTO's tags.
+def record(folder: Path, commit: str, version: int, message: str) -> None:
+    """Tag a commit as the champion, for people (champion/N) and for GTO and DVC.
 
-    For GTO the commit is a version of the artifact, `person-poses@v1.0.0`, and in production,
-    `person-poses#prod#1`: `gto show` lists it, `dvc artifacts get ... person-poses --stage prod` gets it.
+    GTO's tags are `person-poses@v2.0.0` for version 2 and `person-poses#champion#N`, so that `gto show` lists
+    the versions and `dvc artifacts get URL person-poses --stage champion` gets the champion's.
     """
-    prefix = git(folder, "rev-parse", "--show-prefix").rstrip("/")
-    artifact = f"{prefix}={ARTIFACT}" if prefix else ARTIFACT
-    tags = [_next_tag(folder, "champion/")]
-    if re.fullmatch(r"[\w./=-]+", artifact, re.ASCII):  # GTO allows no other names of folders
-        tags.insert(0, _next_tag(folder, f"{artifact}#prod#"))
+    prefix, taken = git(folder, "rev-parse", "--show-prefix"), git(folder, "tag", "--list")
+    artifact = f"{prefix[:-1]}={ARTIFACT}" if prefix else ARTIFACT
+    number = _after(rf"(?:champion/|{re.escape(artifact)}#champion#)", taken)
+    tags = [f"champion/{number}"]
+    if re.fullmatch(r"(\w[\w.-]*/)*", prefix, re.ASCII):  # GTO allows no other names of folders
+        tags.insert(0, f"{artifact}#champion#{number}")
         if not git(folder, "tag", "--list", "--points-at", commit, f"{artifact}@v*"):
-            tags.insert(0, f"{_next_tag(folder, f'{artifact}@v')}.0.0")
+            if f"{artifact}@v{version}.0.0" in taken.split():  # another clone's version
+                version = _after(rf"{re.escape(artifact)}@v", taken)
+            tags.insert(0, f"{artifact}@v{version}.0.0")
     for tag in tags:
         git(folder, *_identity(folder), "tag", "--annotate", "--file=-", tag, commit, stdin=message)
-    return tags[-1]
 
 
-def _next_tag(folder: Path, prefix: str) -> str:
-    """The prefix followed by the number after the last one of a tag."""
-    numbers = re.findall(rf"^{re.escape(prefix)}(\d+)", git(folder, "tag", "--list"), re.MULTILINE)
-    return f"{prefix}{max(map(int, numbers), default=0) + 1}"
+def _after(prefix: str, tags: str) -> int:
+    """The number after the highest one that follows a prefix (a regular expression) in a list of tags."""
+    return max(map(int, re.findall(rf"^{prefix}(\d+)", tags, re.MULTILINE)), default=0) + 1
 
 
 def _identity(folder: Path) -> tuple[str, ...]:
@@ -135,20 +138,14 @@ def _identity(folder: Path) -> tuple[str, ...]:
     return () if known.returncode == 0 else _FALLBACK
 
 
-def _lock(folder: Path) -> Any:
+@contextmanager
+def _locked(folder: Path) -> Iterator[Callable[[str, str], dict[str, str]]]:
+    """Yield a function of a stage and "deps" or "outs": the hashes in dvc.lock by path."""
+    path = folder / LOCK
     try:
-        return yaml.safe_load((folder / LOCK).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder / LOCK}: no such file; run 'dvc repro' there first") from None
-
-
-def _entries(lock: Any, stage: str, kind: str) -> dict[str, str]:
-    return {entry["path"]: entry["md5"] for entry in lock["stages"][stage][kind]}
-
-
-def _md5(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
+        stages = yaml.safe_load(path.read_bytes())["stages"]
+        yield lambda stage, kind: {entry["path"]: entry["md5"] for entry in stages[stage][kind]}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run 'dvc repro' there first") from None
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: not this pipeline's; run 'dvc repro'") from None

@@ -45,9 +45,7 @@ class Results:
         if not self.champion:
             return []
         now = parameters.load(self.folder / "params.yaml")
-        return changed(
-            *(flatten(each.model_dump(mode="json")) for each in (self.champion.lineage.settings, now))
-        )
+        return changed(*(flatten(each.model_dump(mode="json")) for each in (self.champion.settings, now)))
 
     @cached_property
     def curves(self) -> dict[str, str]:

@@ -48,16 +48,16 @@ def write_json(path: Path, value: Any, *, indent: int = 2, sort_keys: bool = Fal
     write_atomic(path, json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, advice: str = "run 'dvc repro'") -> Any:
-    """Read a JSON file.
+def read_json(path: Path) -> Any:
+    """The JSON value that a stage wrote to a file.
 
     Raises:
-        UserError: the file is missing or not JSON; `advice` says what to do.
+        UserError: the file is missing or not JSON.
     """
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
-        raise UserError(f"{path}: missing or not JSON; {advice}") from None
+        raise UserError(f"{path}: missing or not JSON; run 'dvc repro'") from None
 
 
 @contextmanager

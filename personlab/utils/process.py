@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 # -P: the folder of a script is not searched for modules, so that files.py beside it shadows none
 SUPERVISOR: Final = (sys.executable, "-P", str(Path(__file__).with_name("supervisor.py")))
@@ -81,18 +81,13 @@ def parse_line(raw: str) -> OutputLine:
     """Parse a line of personlab's JSON log, or of any other output."""
     text = COLOUR.sub("", raw).rstrip()
     if text.startswith("{"):
-        try:
-            return _log_record(json.loads(text))
-        except (ValueError, KeyError, TypeError):
-            pass  # JSON of another program
+        with suppress(ValueError, KeyError, TypeError):  # JSON of another program
+            fields = json.loads(text)
+            progress = Progress(**fields["progress"]) if "progress" in fields else None
+            return OutputLine(fields["message"], LEVELS[fields["level"]], progress)
     if ERROR.match(text):
         return OutputLine(text, logging.ERROR)
     return OutputLine(text, logging.WARNING if text.startswith("WARNING") else logging.INFO)
-
-
-def _log_record(fields: Mapping[str, Any]) -> OutputLine:
-    progress = fields.get("progress")
-    return OutputLine(fields["message"], LEVELS[fields["level"]], Progress(**progress) if progress else None)
 
 
 def error_text(tail: Sequence[OutputLine]) -> str:

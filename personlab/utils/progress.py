@@ -6,18 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import Final, Protocol, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from tqdm import tqdm
 
 from personlab.utils import logs
 
@@ -48,22 +37,9 @@ def progress(iterable: Iterable[T], *, total: int | None = None, label: str, beg
     """
     if total is None and isinstance(iterable, Sized):
         total = begun + len(iterable)
-    show = _bar if sys.stderr.isatty() else _lines
-    return show(iterable, total, label, begun)
-
-
-def _bar(iterable: Iterable[T], total: int | None, label: str, begun: int) -> Iterator[T]:
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate()),
-        *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield from bar.track(iterable, total=total, completed=begun, description=label)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(_rate(task.speed) if task.speed else "")
+    if sys.stderr.isatty():
+        return iter(tqdm(iterable, label, total, initial=begun))
+    return _lines(iterable, total, label, begun)
 
 
 def _lines(iterable: Iterable[T], total: int | None, label: str, begun: int) -> Iterator[T]:
@@ -81,14 +57,14 @@ def _state(done: int, total: int | None, rate: float) -> str:
     """E.g. "120/400, 3.1/s, 1.5 min left"."""
     if total is None or rate == 0:
         return f"{done}{'' if total is None else f'/{total}'}, {_rate(rate)}"
-    return f"{done}/{total}, {_rate(rate)}, {duration((total - done) / rate)} left"
+    return f"{done}/{total}, {_rate(rate)}, {_duration((total - done) / rate)} left"
 
 
 def _rate(per_second: float) -> str:
     return f"{per_second:.1f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """E.g. "45 s", "3.1 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
