@@ -225,6 +225,13 @@ def write_manifest(job: Job, parts: Sequence[Part]) -> Manifest:
     return manifest
 
 
+def first_error(job: Job, manifest: Manifest) -> str:
+    """The first image of a run that cannot be read, and the reason."""
+    number = next(part.number for part in manifest.parts if part.errors)
+    row = pq.read_table(job.out.open(errors_name(number))).to_pylist()[0]
+    return f"{row['image']}: {row['reason']}"
+
+
 def read_part(job: Job, number: int) -> Part | None:
     """The contents of a part, read from its files; None if they are incomplete or of another plan."""
     ids = job.plan.ids(number)
