@@ -119,7 +119,7 @@ def _temp_dir() -> str | None:
     if len(folder) <= _LONGEST_FOLDER and folder.isascii() and Path(folder).is_absolute():
         return None
     log.info(
-        "%s: no folder for Ray's sockets, which need an absolute path in ASCII of at most %d bytes; %s is used",
+        "%s: not used for Ray's sockets, which need an absolute path of at most %d ASCII characters, but %s",
         *(folder, _LONGEST_FOLDER, _USUAL_FOLDER),
     )
     return f"{_USUAL_FOLDER}/ray"
