@@ -1,6 +1,5 @@
 """Read what `infer-batch` and `predict` found in annotated images, to be scored."""
 
-import json
 import logging
 import unicodedata
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from personlab.data.coco import Image
 from personlab.errors import UserError
@@ -84,7 +84,7 @@ def check_images(results: Path, annotations: Annotations) -> None:
     """
     known = AnnotatedImages.of("the annotations", annotations.person, annotations.images.values())
     for record in _image_records(results.with_name("images.json")):
-        number, name = record["id"], record["file_name"]
+        number, name = record.id, record.file_name
         image, candidates = annotations.images.get(number), known.candidates(name)
         if (image and not image.file_name) or not (image or candidates):
             continue  # a name is unknown, or the image is not annotated
@@ -94,7 +94,7 @@ def check_images(results: Path, annotations: Annotations) -> None:
                 f"{image.file_name if image else 'missing'} in the annotations; 'personlab predict "
                 "--annotations FILE' gives images the ids of the annotations"
             )
-        size, annotated = (record["height"], record["width"]), (image.height, image.width)
+        size, annotated = (record.height, record.width), (image.height, image.width)
         if size != annotated:
             raise UserError(
                 f"{results}: image {number}, {name}, is {size} pixels (height, width), annotated as "
@@ -102,17 +102,18 @@ def check_images(results: Path, annotations: Annotations) -> None:
             )
 
 
-def _image_records(path: Path) -> list[Row]:
+class _ImageRecord(BaseModel):
+    """What results.image_record makes."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+def _image_records(path: Path) -> list[_ImageRecord]:
     """The records of an images.json; none if there is no such file or it is not of `predict`."""
     try:
-        records = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return TypeAdapter(list[_ImageRecord]).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError):
         return []
-    is_ours = isinstance(records, list) and all(
-        isinstance(record, dict)
-        and record.keys() >= {"id", "file_name", "height", "width"}
-        and isinstance(record["id"], int)
-        and isinstance(record["file_name"], str)
-        for record in records
-    )
-    return records if is_ours else []
