@@ -427,9 +427,16 @@ def test_the_automation_for_lost_runs_knows_every_final_state_of_the_flows() -> 
     assert automation.trigger.within.total_seconds() > 3 * float(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value())
 
 
-@pytest.mark.parametrize("command", ["flows.deployments", "flows.retrain", "flows.stages ingest"])
-def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path, command: str) -> None:
-    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": str(ROOT)}
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [
+        ("flows.deployments", "http://127.0.0.1:9/api"),
+        ("flows.retrain", "localhost:9"),
+        ("flows.stages ingest", "http://nowhere.invalid/api"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path, command: str, url: str) -> None:
+    environment = os.environ | {"PREFECT_API_URL": url, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         (sys.executable, "-m", *command.split()),
         cwd=tmp_path,
@@ -438,7 +445,7 @@ def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path, command: str)
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: Failed to reach API at http://127.0.0.1:9/api/; 'make ui' starts")
+    assert done.stderr.startswith(f"error: Failed to reach API at {url}/; 'make ui' starts")
     assert "Traceback" not in done.stderr
 
 

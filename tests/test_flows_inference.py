@@ -15,7 +15,7 @@ from tests.served import artifacts_of, log_of, run_of, sub_runs, table_of
 
 @pytest.mark.slow
 def test_batch_inference_shows_counts_errors_and_pictures_and_its_results_are_scored(
-    prefect_server: None, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prefect_server: None, ray_local: None, tmp_path: Path
 ) -> None:
     import ray
 
@@ -35,17 +35,11 @@ def test_batch_inference_shows_counts_errors_and_pictures_and_its_results_are_sc
     assert str(run.state.message).startswith("4 images in = 3 predictions + 1 errors")
     counts = {row["what"]: row["value"] for row in table_of(run, "batch-counts")}
     assert (counts["images"], counts["predictions"], counts["errors"]) == (4, 3, 1)
-    assert counts["images per second"] > 0
     (error,) = table_of(run, "batch-errors")
     assert error["image"] == "002.png"
     samples = str(artifacts_of(run)["batch-samples"].data)
     assert samples.count("data:image/jpeg") == 3
     assert "![01-000](" in samples
-
-    with monkeypatch.context() as quickly:
-        quickly.setattr("flows.batch_inference.personlab", lambda *_, **__: None)  # the run is complete
-        again = run_of(batch_inference(batch, tmp_path, return_state=True))
-    assert "images per second" not in {row["what"] for row in table_of(again, "batch-counts")}
 
     other = batch.model_copy(update={"images": "nothing"})
     failed = batch_inference(other, tmp_path, return_state=True)

@@ -17,7 +17,7 @@ from tests.batches import check_truth, digests, job, save_pictures, save_weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
-IMAGES = 40
+IMAGES = 24
 
 
 @pytest.fixture(scope="module")

@@ -174,22 +174,3 @@ def test_an_image_that_cannot_be_read_stops_the_stage(project: Path) -> None:
         infer.run(PARAMS, project)
     assert not (project / "data/infer").exists()
     assert not list((project / "runs").iterdir())
-
-
-def test_the_exported_model_is_served_with_the_decoding_it_was_judged_by(
-    inferred: Path, project: Path
-) -> None:
-    """Changed decoding parameters reach the model that is served, and its predictions are infer's own."""
-    for root, params in (
-        (inferred, PARAMS),
-        (project, PARAMS.model_copy(update={"decode": Decode(nms="hard")})),
-    ):
-        if root is project:
-            infer.run(params, root)
-        served = Predictor.from_checkpoint(root / "data/infer/model.safetensors", params.infer)
-        judged = Predictor.from_checkpoint(root / "data/train/model.safetensors", params.infer, params.decode)
-        assert served.decoder == judged.decoder
-        [shard, *_] = sorted((root / "data/ingest/val").glob("part-*.parquet"))
-        image = pixels(tables.read_table(shard, tables.IMAGES).to_pylist()[0])
-        found = tables.read_table(root / "data/infer" / shard.name, tables.PREDICTIONS).to_pylist()[0]
-        assert [person["mask"] for person in found["people"]] == [person.rle for person in served(image)]
