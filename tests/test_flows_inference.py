@@ -1,15 +1,18 @@
 """Batch inference and evaluation as flows: the real commands, tiny images, a real Prefect server."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+import flows.batch_inference as batch_inference_module
 from flows.batch_inference import Batch, batch_inference
 from flows.evaluation import Scoring, evaluation
 from tests import layouts
 from tests.batches import save_pictures, save_weights, spoil
+from tests.conftest import ROOT
 from tests.served import artifacts_of, log_of, run_of, sub_runs, table_of
 
 
@@ -65,6 +68,14 @@ def test_evaluation_scores_results_beside_the_champions(prefect_server: None, tm
         "champion, on its own images": "–",
         "change": "–",
     }
+
+
+def test_the_documented_commands_fit_the_forms() -> None:
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8") + str(batch_inference_module.__doc__)
+    documented = re.findall(r"--param (batch|scoring)='(.*?)'\s", text + "\n", re.DOTALL)
+    assert sorted(name for name, _ in documented) == ["batch", "batch", "scoring"]
+    for name, values in documented:
+        (Batch if name == "batch" else Scoring).model_validate_json(values)
 
 
 def test_the_form_becomes_the_command() -> None:
