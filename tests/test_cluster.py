@@ -90,9 +90,10 @@ def test_the_variable_comes_before_the_parameter(monkeypatch: pytest.MonkeyPatch
         with cluster.connect("b:2"):
             pass
     monkeypatch.delenv("RAY_ADDRESS")
-    with cluster.connect():
-        pass
-    assert asked == [("a:1", "RAY_ADDRESS"), "private", ("b:2", "compute.ray_address"), "private"]
+    for parameter in ("", None):
+        with cluster.connect(parameter):
+            pass
+    assert asked == [("a:1", "RAY_ADDRESS"), "private", ("b:2", "compute.ray_address"), "private", "private"]
 
 
 @pytest.mark.parametrize("folder", ["/scratch/" + 31 * "x", "/scratch/über", "scratch"])

@@ -58,7 +58,7 @@ def connect(address: str | None = None) -> Iterator[None]:
         return
     source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "compute.ray_address"
     address = os.environ.get("RAY_ADDRESS") or address
-    if address in (None, "local"):
+    if not address or address == "local":
         _start()
     else:
         _join(address, source)

@@ -95,7 +95,7 @@ def kind(place: str) -> FileType:
         if local.is_dir():
             return FileType.Directory
         return FileType.File if local.exists() else FileType.NotFound
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{place}: {error}") from None
 
 
@@ -127,7 +127,7 @@ class Folder:
             found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=recursive))
             start = len(path.rstrip("/")) + 1
             return [info.path[start:] for info in found if info.type == FileType.File]
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{self.place}: cannot be listed ({error})") from None
 
     def glob(self, pattern: str) -> list[str]:
