@@ -14,9 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from personlab.inference import job as batch
-from personlab.inference.job import Worker
-from tests.batches import check_truth, digests, job, save_pictures, save_weights, spoil
+from tests.batches import begin, check_truth, digests, job, make_all, save_pictures, save_weights, spoil
 from tests.nodes import removed
 
 pytestmark = pytest.mark.slow
@@ -38,11 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[str, str]:
     """What a plain loop without Ray makes."""
-    given, listing = job(folder / "in", folder / "w.safetensors", folder / "plain", part_size=PART)
-    given.out.create()
-    batch.write_plan(given, listing)
-    worker = Worker(given)
-    batch.write_manifest(given, [worker.make_part(number) for number in given.plan.parts])
+    make_all(begin(job(folder / "in", folder / "w.safetensors", folder / "plain", part_size=PART)))
     return digests(folder / "plain")
 
 
