@@ -47,7 +47,9 @@ def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
     if unread:
         message = "%s: %d annotated images could not be read and count as images without people"
         log.warning(message, run.place, len(unread))
-    people = {image_id: _people(run, row, annotations.images[image_id]) for image_id, row in rows.items()}
+    for image_id, row in rows.items():
+        _check_size(f"{run.place}: {row['image']}", row["height"], row["width"], annotations.images[image_id])
+    people = {image_id: list(map(Detection.from_row, row["people"])) for image_id, row in rows.items()}
     masks = any(person.rle for found in people.values() for person in found)
     return {"keypoints": people, "segm": people} if masks else {"keypoints": people}
 
@@ -64,14 +66,13 @@ def _rows(run: Folder, kind: str) -> Iterator[Row]:
             yield from pq.read_table(file).to_pylist()
 
 
-def _people(run: Folder, row: Row, image: Image) -> list[Detection]:
-    size, annotated = (row["height"], row["width"]), (image.height, image.width)
+def _check_size(what: str, height: int, width: int, image: Image) -> None:
+    size, annotated = (height, width), (image.height, image.width)
     if size != annotated:
         raise UserError(
-            f"{run.place}: {row['image']} is {size} pixels (height, width), annotated as {annotated}; "
-            "annotate the images as they are shown"
+            f"{what} is {size} pixels (height, width), annotated as {annotated}; annotate images as they are "
+            "shown, or use 'personlab predict --annotations FILE'"
         )
-    return [Detection.from_row(record) for record in row["people"]]
 
 
 def check_images(results: Path, annotations: Annotations) -> None:
@@ -94,12 +95,7 @@ def check_images(results: Path, annotations: Annotations) -> None:
                 f"{image.file_name if image else 'missing'} in the annotations; 'personlab predict "
                 "--annotations FILE' gives images the ids of the annotations"
             )
-        size, annotated = (record.height, record.width), (image.height, image.width)
-        if size != annotated:
-            raise UserError(
-                f"{results}: image {number}, {name}, is {size} pixels (height, width), annotated as "
-                f"{annotated}"
-            )
+        _check_size(f"{results}: image {number}, {name},", record.height, record.width, image)
 
 
 class _ImageRecord(BaseModel):
