@@ -119,8 +119,8 @@ def _temp_dir() -> str | None:
     if len(folder) <= _LONGEST_FOLDER and folder.isascii() and Path(folder).is_absolute():
         return None
     log.info(
-        "%s: not used for Ray's sockets, which need an absolute path of at most %d ASCII characters, but %s",
-        *(folder, _LONGEST_FOLDER, _USUAL_FOLDER),
+        "Ray's files go to %s: its sockets need an absolute path of at most %d ASCII characters, unlike %s",
+        *(_USUAL_FOLDER, _LONGEST_FOLDER, folder),
     )
     return f"{_USUAL_FOLDER}/ray"
 
