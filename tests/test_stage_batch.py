@@ -45,7 +45,7 @@ def times(out: Path) -> dict[str, int]:
 
 
 def test_what_cannot_be_read_or_decoded_is_listed_and_stops_nothing(
-    pictures: Path, weights: Path, tmp_path: Path
+    pictures: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for how, number in enumerate((7, 23)):
         spoil(pictures / f"{number:03}.png", how)
@@ -69,6 +69,7 @@ def test_what_cannot_be_read_or_decoded_is_listed_and_stops_nothing(
     assert list(reasons) == ["007.png", "011.png", "013.png", "023.png"]
     assert reasons["011.png"] == "RuntimeError: the decoder stumbled"
     assert "kills the process" in reasons["013.png"]
+    assert "4 images could not be read, see errors-*.parquet; the first: 007.png: " in caplog.text
 
 
 def test_only_what_is_missing_or_broken_is_made_again(
