@@ -45,9 +45,9 @@ def web_server() -> Iterator[str]:
         thread.join(10)
 
 
-def refusal(address: str | None = None) -> str:
+def refusal(address: str) -> str:
     with pytest.raises(UserError) as raised:
-        cluster._join(address, "RAY_ADDRESS") if address else cluster._start()
+        cluster._join(address, "RAY_ADDRESS")
     message = str(raised.value)
     assert "\n" not in message
     return message
@@ -108,16 +108,21 @@ def test_folders_that_do_not_suit_rays_sockets_are_not_used(
         assert cluster._temp_dir() is None
 
 
-def test_a_folder_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
-    assert "'/dev/null/ray'; RAY_TMPDIR sets the folder of its files" in refusal()
-
-
 @pytest.mark.slow
-def test_ray_starts_where_temporary_files_have_a_long_path(tmp_path: Path) -> None:
-    code = "from personlab.distributed import cluster\nwith cluster.connect(): print(cluster.node_cpus())"
+def test_ray_starts_where_temporary_files_have_a_long_path_and_names_a_folder_that_it_cannot_make(
+    tmp_path: Path,
+) -> None:
     long = tmp_path / (60 * "x")
     long.mkdir()
-    environment = os.environ | {"TMPDIR": str(long)}
-    done = subprocess.run((sys.executable, "-c", code), env=environment, capture_output=True, text=True)
-    assert (done.returncode, int(done.stdout) > 0) == (0, True), done.stderr
+    started = start(TMPDIR=str(long))
+    assert (started.returncode, int(started.stdout) > 0) == (0, True), started.stderr
+    refused = start(RAY_TMPDIR="/dev/null")
+    assert "UserError: Ray cannot start: " in refused.stderr
+    assert "'/dev/null/ray'; RAY_TMPDIR sets the folder of its files, /tmp by default" in refused.stderr
+
+
+def start(**variables: str) -> subprocess.CompletedProcess[str]:
+    """Start a private Ray in another process, which prints the number of CPUs."""
+    code = "from personlab.distributed import cluster\nwith cluster.connect(): print(cluster.node_cpus())"
+    environment = os.environ | variables
+    return subprocess.run((sys.executable, "-c", code), env=environment, capture_output=True, text=True)
