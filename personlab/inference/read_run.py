@@ -47,8 +47,10 @@ def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
     if unread:
         message = "%s: %d annotated images could not be read and count as images without people"
         log.warning(message, run.place, len(unread))
+    advice = "infer-batch turns images as their EXIF orientation says: turn the files and annotate these"
     for image_id, row in rows.items():
-        _check_size(f"{run.place}: {row['image']}", row["height"], row["width"], annotations.images[image_id])
+        size = row["height"], row["width"]
+        _check_size(f"{run.place}: {row['image']}", size, annotations.images[image_id], advice)
     people = {image_id: list(map(Detection.from_row, row["people"])) for image_id, row in rows.items()}
     masks = any(person.rle for found in people.values() for person in found)
     return {"keypoints": people, "segm": people} if masks else {"keypoints": people}
@@ -66,13 +68,10 @@ def _rows(run: Folder, kind: str) -> Iterator[Row]:
             yield from pq.read_table(file).to_pylist()
 
 
-def _check_size(what: str, height: int, width: int, image: Image) -> None:
-    size, annotated = (height, width), (image.height, image.width)
+def _check_size(what: str, size: tuple[int, int], image: Image, advice: str) -> None:
+    annotated = image.height, image.width
     if size != annotated:
-        raise UserError(
-            f"{what} is {size} pixels (height, width), annotated as {annotated}; annotate images as they are "
-            "shown, or use 'personlab predict --annotations FILE'"
-        )
+        raise UserError(f"{what} is {size} pixels (height, width), annotated as {annotated}; {advice}")
 
 
 def check_images(results: Path, annotations: Annotations) -> None:
@@ -84,6 +83,7 @@ def check_images(results: Path, annotations: Annotations) -> None:
         UserError: an image has another id, file name or size in the annotations.
     """
     known = AnnotatedImages.of("the annotations", annotations.person, annotations.images.values())
+    advice = "'personlab predict --annotations FILE' applies EXIF orientation as these do"
     for record in _image_records(results.with_name("images.json")):
         number, name = record.id, record.file_name
         image, candidates = annotations.images.get(number), known.candidates(name)
@@ -95,7 +95,7 @@ def check_images(results: Path, annotations: Annotations) -> None:
                 f"{image.file_name if image else 'missing'} in the annotations; 'personlab predict "
                 "--annotations FILE' gives images the ids of the annotations"
             )
-        _check_size(f"{results}: image {number}, {name},", record.height, record.width, image)
+        _check_size(f"{results}: image {number}, {name},", (record.height, record.width), image, advice)
 
 
 class _ImageRecord(BaseModel):
