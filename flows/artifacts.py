@@ -50,11 +50,12 @@ def publish(stage: str, project: Path) -> None:
         if points := read_curves(curve):
             create_table_artifact(points, key=artifact_key(stage, curve), description=f"{curve.name} by step")
     for file in sorted(folder.glob("*")):
+        key = artifact_key(stage, file)
         if file.suffix in PICTURES:  # markdown, because the UI prints the whole URL below an image artifact
             markdown = picture(file, PICTURE_BYTES, title=file.name)
-            create_markdown_artifact(markdown, key=artifact_key(stage, file), description=file.name)
+            create_markdown_artifact(markdown, key=key, description=file.name)
         elif file.suffix == ".md":
-            create_markdown_artifact(with_pictures(file), key=artifact_key(stage, file))
+            create_markdown_artifact(with_pictures(file), key=key)
 
 
 def artifact_key(stage: str, path: Path) -> str:

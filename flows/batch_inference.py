@@ -7,7 +7,6 @@ Run it from the UI (`make ui`), or in a terminal:
 """
 
 import json
-import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -72,17 +71,13 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
     folder = batch.folder(project)
     environment = {"RAY_ADDRESS": batch.ray_address} if batch.ray_address else {}
     try:
-        resumed = any(name.startswith("part-") for name in folder.files())
-        start = time.monotonic()
         personlab("infer-batch", *batch.arguments, project=project, environment=environment)
-        seconds = time.monotonic() - start
     except (CommandError, UserError) as failure:
         return Failed(message=str(failure), data=failure)
     manifest = json.loads(folder.read("manifest.json"))
     counts = {name: manifest[name] for name in ("images", "predictions", "errors", "people")}
     with for_show("counts and errors"):
-        # a resumed run has computed only some of the images
-        publish(folder, counts if resumed else counts | throughput(counts["images"], seconds))
+        publish(folder, counts)
     with for_show("the samples"):
         samples = sample_pictures(batch, project)
         create_markdown_artifact(samples, key="batch-samples", description="some of the images")
@@ -90,14 +85,10 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
     return Completed(message=message.format(**counts), data=counts)
 
 
-def throughput(images: int, seconds: float) -> Row:
-    return {"seconds": round(seconds, 1), "images per second": round(images / seconds, 2)}
-
-
 def publish(folder: Folder, counts: Row) -> None:
     """Publish tables of counts and of images that cannot be read."""
     rows = [{"what": name, "value": value} for name, value in counts.items()]
-    create_table_artifact(rows, key="batch-counts", description=f"{folder.place}, with the start of Ray")
+    create_table_artifact(rows, key="batch-counts", description=folder.place)
     create_table_artifact(
         list(islice(errors(folder), ERRORS_SHOWN)),
         key="batch-errors",

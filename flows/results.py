@@ -1,8 +1,6 @@
 """Results of a retraining as artifacts: scores and parameters beside the champion's, curves, pictures."""
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -44,12 +42,6 @@ def _pictures(results: Results) -> Iterator[str]:
             yield picture(file, PICTURE_BYTES // (len(results.worst) + len(results.best)), title=file.stem)
 
 
-def publish_verdict(verdict: Verdict, rule: Rule) -> None:
-    create_markdown_artifact(
-        verdict_text(verdict, rule), key="retrain-promotion", description=headline(verdict)
-    )
-
-
 def headline(verdict: Verdict) -> str:
     """E.g. "promoted to version 2: person keypoints got better, nothing got worse"."""
     if version := verdict["version"]:
@@ -73,25 +65,13 @@ def verdict_text(verdict: Verdict, rule: Rule) -> str:
 
 
 def comparison_table(comparisons: Sequence[Verdict]) -> str:
-    """A markdown table with one row per task; a dash where there is nobody to find."""
-    lines = [
-        f"| AP | champion | new | change | {COVERAGE:.0%} of resamplings |",
-        "|:---|---:|---:|---:|:---|",
-    ]
-    for each in comparisons:
-        old, new = each["champion"], each["candidate"]
-        cells = (
-            ("–",) * 4
-            if old is None or new is None
-            else (
-                *(f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}"),
-                f"{each['low']:+.3f} to {each['high']:+.3f}",
-            )
-        )
-        lines.append(f"| {TITLES[each['task']]} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    """A markdown table with one row per task; dashes where no image shows a person."""
+    head = f"| AP | champion | new | change | {COVERAGE:.0%} of resamplings |\n|:---|---:|---:|---:|:---|"
+    return "\n".join((head, *(f"| {TITLES[each['task']]} | {_cells(each)} |" for each in comparisons)))
 
 
-def read_verdict(file: Path) -> Verdict:
-    verdict: Verdict = json.loads(file.read_bytes())
-    return verdict
+def _cells(comparison: Verdict) -> str:
+    old, new, low, high = (comparison[name] for name in ("champion", "candidate", "low", "high"))
+    if old is None or new is None:
+        return "– | – | – | –"
+    return f"{old:.3f} | {new:.3f} | {new - old:+.3f} | {low:+.3f} to {high:+.3f}"

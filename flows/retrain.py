@@ -8,6 +8,7 @@ Run it with `python -m flows.retrain`, or from the UI (`make ui`).
 """
 
 import argparse
+import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,10 +88,7 @@ def run_stages(folder: Path, *, refresh: bool) -> str | None:
             break
     with for_show("the outcomes of the stages"):
         create_table_artifact(
-            [
-                {"stage": name, "outcome": state.name, "reason": state.message}
-                for name, state in outcomes.items()
-            ],
+            [{"stage": name, "outcome": s.name, "reason": s.message} for name, s in outcomes.items()],
             key="retrain-stages",
             description="outcome of each stage",
         )
@@ -109,7 +107,11 @@ def conclude(folder: Path, project: Path, rule: Rule) -> State[Verdict]:
     with for_show("scores and pictures"):
         results.publish(shown)
     with for_show("the verdict"):
-        results.publish_verdict(verdict, rule)
+        create_markdown_artifact(
+            results.verdict_text(verdict, rule),
+            key="retrain-promotion",
+            description=results.headline(verdict),
+        )
     return Completed(name=verdict["outcome"].capitalize(), message=results.headline(verdict), data=verdict)
 
 
@@ -142,7 +144,8 @@ def judge(folder: Path, project: Path, rule: Rule, why: str) -> Verdict:
     except CommandError:
         if not file.exists():  # it failed; exit status 1 alone means that it did not promote
             raise
-    return results.read_verdict(file)
+    verdict: Verdict = json.loads(file.read_bytes())
+    return verdict
 
 
 def main() -> None:

@@ -8,7 +8,19 @@ import torch
 from PIL import Image
 
 from personlab.data import images
-from personlab.inference.job import INPUTS, MANIFEST, PLAN, DecodeImage, Job, Manifest, make_plan
+from personlab.inference.job import (
+    INPUTS,
+    MANIFEST,
+    PLAN,
+    DecodeImage,
+    Job,
+    Manifest,
+    Part,
+    Worker,
+    make_plan,
+    write_manifest,
+    write_plan,
+)
 from personlab.inference.listing import Listing, list_images
 from personlab.model import checkpoint
 from personlab.model.network import build
@@ -59,6 +71,21 @@ def job(
     listing = list_images(str(wanted))
     plan = make_plan(listing, weights, infer, decode, part_size=part_size)
     return Job(plan, listing.root, Folder(str(out)), weights, read), listing
+
+
+def begin(given: tuple[Job, Listing]) -> Worker:
+    """Write the plan of a run; its worker."""
+    made, listing = given
+    made.out.create()
+    write_plan(made, listing)
+    return Worker(made)
+
+
+def make_all(worker: Worker) -> list[Part]:
+    """Make all parts one after the other, without Ray, and the manifest."""
+    parts = [worker.make_part(number) for number in worker.job.plan.parts]
+    write_manifest(worker.job, parts)
+    return parts
 
 
 def digests(out: Path) -> dict[str, str]:

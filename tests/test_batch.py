@@ -12,11 +12,21 @@ from personlab.data import images as picture
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference import job as batch
-from personlab.inference.job import Job, Part, Worker
-from personlab.inference.listing import Listing
+from personlab.inference.job import Worker
 from personlab.params import Infer
 from personlab.people import Detection
-from tests.batches import DECODE, INFER, check_truth, digests, job, save_pictures, save_weights, spoil
+from tests.batches import (
+    DECODE,
+    INFER,
+    begin,
+    check_truth,
+    digests,
+    job,
+    make_all,
+    save_pictures,
+    save_weights,
+    spoil,
+)
 
 IMAGES = 10
 
@@ -29,19 +39,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     return save_pictures(tmp_path / "in", IMAGES)
-
-
-def begin(given: tuple[Job, Listing]) -> Worker:
-    made, listing = given
-    made.out.create()
-    batch.write_plan(made, listing)
-    return Worker(made)
-
-
-def make_all(worker: Worker) -> list[Part]:
-    parts = [worker.make_part(number) for number in worker.job.plan.parts]
-    batch.write_manifest(worker.job, parts)
-    return parts
 
 
 def rows(out: Path, number: int) -> list[dict]:
@@ -72,14 +69,7 @@ def test_every_image_is_predicted_once_as_the_predictor_would(
     assert expected
     np.testing.assert_array_equal(row["people"][0]["keypoints"], expected[0].keypoints.ravel())
     assert check_truth(tmp_path / "out").people == sum(len(row["people"]) for row in found)
-
-
-def test_predictions_can_be_read_as_those_of_the_pipeline(
-    pictures: Path, weights: Path, tmp_path: Path
-) -> None:
-    begin(job(pictures, weights, tmp_path / "out")).make_part(0)
-    table = tables.read_table(tmp_path / "out/part-00000.parquet", tables.PREDICTIONS)
-    tables.validate(table)
+    tables.validate(tables.read_table(tmp_path / "out/part-00000.parquet", tables.PREDICTIONS))
 
 
 def test_the_bytes_depend_on_the_plan_alone(pictures: Path, weights: Path, tmp_path: Path) -> None:

@@ -99,11 +99,7 @@ def test_a_run_that_is_done_is_forgotten(run: Run) -> None:
 
 
 def test_two_at_once(run: Run) -> None:
-    with (
-        run.lock(),
-        pytest.raises(UserError, match="another run is writing here"),
-        run.lock(),
-    ):
+    with run.lock(), pytest.raises(UserError, match="another run is writing here"), run.lock():
         pass
 
 

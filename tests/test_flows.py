@@ -1,4 +1,4 @@
-"""Flows of a DVC project of eight small stages, on a real Prefect server."""
+"""Flows of a DVC project of four small stages, on a real Prefect server."""
 
 import base64
 import io
@@ -51,6 +51,8 @@ SERVED = [
     *(f"stage/{name}" for name in STAGES),
 ]
 
+SMALL = ("acquire", "ingest", "targets", "evaluate")
+
 # A stage of the small project fails if its input is "bad".
 MAKE = """
 import json, sys
@@ -97,13 +99,13 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Eight stages in a row, each of which also reads input/<stage>.txt."""
+    """Four stages in a row, each of which also reads input/<stage>.txt."""
     made = Project(tmp_path)
     made.start()
     (tmp_path / "make.py").write_text(MAKE)
     (tmp_path / "input").mkdir()
     stages: dict[str, Any] = {}
-    for before, name in zip([None, *STAGES], STAGES, strict=False):
+    for before, name in zip((None, *SMALL), SMALL, strict=False):
         made.give(name, "3")
         deps = ["make.py", f"input/{name}.txt", *([f"data/{before}"] if before else [])]
         stages[name] = {
@@ -427,9 +429,16 @@ def test_the_automation_for_lost_runs_knows_every_final_state_of_the_flows() -> 
     assert automation.trigger.within.total_seconds() > 3 * float(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value())
 
 
-@pytest.mark.parametrize("command", ["flows.deployments", "flows.retrain", "flows.stages ingest"])
-def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path, command: str) -> None:
-    environment = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": str(ROOT)}
+@pytest.mark.parametrize(
+    ("command", "url"),
+    [
+        ("flows.deployments", "http://127.0.0.1:9/api"),
+        ("flows.retrain", "localhost:9"),
+        ("flows.stages ingest", "http://nowhere.invalid/api"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path, command: str, url: str) -> None:
+    environment = os.environ | {"PREFECT_API_URL": url, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         (sys.executable, "-m", *command.split()),
         cwd=tmp_path,
@@ -438,7 +447,7 @@ def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path, command: str)
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: Failed to reach API at http://127.0.0.1:9/api/; 'make ui' starts")
+    assert done.stderr.startswith(f"error: Failed to reach API at {url}/; 'make ui' starts")
     assert "Traceback" not in done.stderr
 
 

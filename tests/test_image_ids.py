@@ -1,10 +1,12 @@
 """Image ids: COCO's numbers, positions, or an annotation file's ids by file name, and an error on doubt."""
 
+import re
 import unicodedata
 from pathlib import Path
 
 import pytest
 
+from personlab.data.coco import Image
 from personlab.errors import UserError
 from personlab.inference.image_ids import AnnotatedImages, number_images
 from tests import layouts
@@ -49,7 +51,9 @@ def test_images_are_numbered_as_coco_does_if_all_names_are_cocos(names: list[str
 def test_an_image_is_found_by_its_file_name(
     tmp_path: Path, file_names: list[str], path: str, number: int
 ) -> None:
-    assert annotated(tmp_path, *file_names).find(path).id == number
+    image = annotated(tmp_path, *file_names).find(path)
+    assert isinstance(image, Image)
+    assert image.id == number
 
 
 @pytest.mark.parametrize(
@@ -61,8 +65,9 @@ def test_an_image_is_found_by_its_file_name(
     ],
 )
 def test_doubt_is_an_error(tmp_path: Path, file_names: list[str], path: str, reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        annotated(tmp_path, *file_names).find(path)
+    found = annotated(tmp_path, *file_names).find(path)
+    assert isinstance(found, UserError)
+    assert re.match(reason, str(found))
 
 
 def test_the_file_with_most_in_common_is_the_image_and_a_tie_is_an_error(tmp_path: Path) -> None:

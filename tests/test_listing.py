@@ -1,8 +1,10 @@
 """Images to predict: listed once, sorted, under stable names; read, or the reason why not."""
 
+import errno
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -222,8 +224,26 @@ def test_one_bad_file_stops_nothing(tmp_path: Path) -> None:
     assert "one column of bytes is needed" in str(found.pop("numbers.parquet#0"))
     assert "torn.parquet cannot be read" in str(found.pop("torn.parquet#0"))
     assert not found
+    assert names(list_images(f"{tmp_path}/**/good.jpg")) == ["good.jpg"]
     with pytest.raises(UserError, match="cannot be read as a Parquet file of images"):
         list_images(str(tmp_path / "torn.parquet"))
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_the_others_are_read(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    scandir = os.scandir
+
+    def closed(path: Path | str) -> Any:  # tests may run as root, who is refused nothing
+        if Path(path).name == "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert names(list_images(str(tree))) == ["b.jpg", "é #1.jpg"]
+    assert f"{tree}/a: cannot be listed (Permission denied); its files are left out" in caplog.text
+    with pytest.raises(UserError, match=r"/a: cannot be listed .*Permission denied"):
+        list_images(str(tree / "a"))
 
 
 def test_files_in_linked_folders_are_listed(tree: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,11 @@ from personlab.data import images as picture
 from personlab.data.transform import ImageArray
 from personlab.distributed import batch
 from personlab.errors import UserError
-from tests.batches import check_truth, digests, job, save_pictures, save_weights, spoil
+from tests.batches import begin, check_truth, digests, job, make_all, save_pictures, save_weights, spoil
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_local")]
 
-IMAGES = 40
+IMAGES = 24
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,9 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an undisturbed run leaves."""
+    """What a plain loop without Ray makes."""
     folder = tmp_path_factory.mktemp("whole")
-    batch.run(*job(save_pictures(folder / "in", IMAGES), weights, folder / "out"))
+    make_all(begin(job(save_pictures(folder / "in", IMAGES), weights, folder / "out")))
     check_truth(folder / "out")
     return folder / "out"
 
@@ -44,7 +45,7 @@ def times(out: Path) -> dict[str, int]:
 
 
 def test_what_cannot_be_read_or_decoded_is_listed_and_stops_nothing(
-    pictures: Path, weights: Path, tmp_path: Path
+    pictures: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for how, number in enumerate((7, 23)):
         spoil(pictures / f"{number:03}.png", how)
@@ -54,7 +55,7 @@ def test_what_cannot_be_read_or_decoded_is_listed_and_stops_nothing(
         if content == stumbling:
             raise RuntimeError("the decoder stumbled")
         if content == deadly:
-            os.abort()
+            os.kill(os.getpid(), signal.SIGKILL)
         return picture.decode(content)
 
     manifest = batch.run(*job(pictures, weights, tmp_path / "out", read=decode))
@@ -68,6 +69,7 @@ def test_what_cannot_be_read_or_decoded_is_listed_and_stops_nothing(
     assert list(reasons) == ["007.png", "011.png", "013.png", "023.png"]
     assert reasons["011.png"] == "RuntimeError: the decoder stumbled"
     assert "kills the process" in reasons["013.png"]
+    assert "4 images could not be read, see errors-*.parquet; the first: 007.png: " in caplog.text
 
 
 def test_only_what_is_missing_or_broken_is_made_again(
@@ -79,13 +81,7 @@ def test_only_what_is_missing_or_broken_is_made_again(
     batch.run(*given)  # complete: nothing happens
     assert times(out) == before
 
-    (out / "part-00003.parquet").unlink()  # though the manifest is there
-    batch.run(*given)
-    assert digests(out) == digests(whole)
-
-    before = times(out)
-    (out / "manifest.json").unlink()
-    (out / "part-00002.parquet").unlink()
+    (out / "part-00002.parquet").unlink()  # though the manifest is there
     broken = out / "part-00005.parquet"
     broken.write_bytes(broken.read_bytes()[:100])
     (out / ".part-00002.parquet.0a").write_text("half")
@@ -93,6 +89,11 @@ def test_only_what_is_missing_or_broken_is_made_again(
     assert digests(out) == digests(whole)
     made = {name for name, time in times(out).items() if time != before[name]}
     assert made == {"part-00002.parquet", "part-00005.parquet"}
+
+    before = times(out)
+    (out / "manifest.json").unlink()  # though all parts are there
+    batch.run(*given)
+    assert (digests(out), times(out)) == (digests(whole), before)
     check_truth(out)
 
 

@@ -228,9 +228,11 @@ def test_coco_mini(project: Path, coco_mini: Path) -> None:
 # --- acquire ------------------------------------------------------------------------------------------------
 
 
-def test_the_source_describes_the_layout(project: Path) -> None:
-    acquire.run(params(), project)
+def test_the_source_describes_the_layout(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        acquire.run(params(), project)
     layout = project.parent / "layout"
+    assert f"DVC does not watch {layout}; if its files change, run 'dvc repro --force ingest" in caplog.text
     annotations = layout / "annotations/person_keypoints_train2017.json"
     source = acquire.read_source(project)
     assert (source.source, source.root) == ("directory", layout.as_posix())

@@ -3,6 +3,7 @@
 import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyarrow.fs import FileType
 
@@ -107,3 +108,14 @@ def test_only_one_run_at_a_time(tmp_path: Path) -> None:
         pytest.fail("two at once")
     with folder.locked():
         pass
+
+
+def test_errors_of_an_object_store_name_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Store:
+        def get_file_info(self, _: object) -> None:
+            raise pa.ArrowException("failed to get a token")
+
+    monkeypatch.setattr(storage, "locate", lambda _: (Store(), "photos"))
+    for ask in (storage.kind, lambda place: Folder(place).files()):
+        with pytest.raises(UserError, match=r"^abfs://photos: .*failed to get a token"):
+            ask("abfs://photos")

@@ -76,6 +76,11 @@ def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str 
         "%s: %d images in = %d predictions + %d errors, %d people; %.2f images/s, Ray's start included",
         *(label, manifest.images, manifest.predictions, manifest.errors, manifest.people, total / seconds),
     )
+    if manifest.errors:
+        log.warning(
+            "%s: %d images could not be read, see errors-*.parquet; the first: %s",
+            *(label, manifest.errors, batch.first_error(job, manifest)),
+        )
     return manifest
 
 

@@ -124,11 +124,7 @@ class Run:
 
 
 def run_of(
-    root: Path,
-    stage: str,
-    params: Iterable[Section],
-    inputs: Iterable[Path],
-    storage_path: str | None = None,
+    root: Path, stage: str, params: Iterable[Section], inputs: Iterable[Path], storage_path: str | None = None
 ) -> Run:
     """The run of a stage, named by a hash of everything that decides its result.
 

@@ -7,14 +7,20 @@ stage starts a private cluster on this machine and stops it when it is done.
 import logging
 import math
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import ray
 import ray.data
+from ray._private.services import canonicalize_bootstrap_address_or_die
 
 from personlab.errors import UserError
+
+log = logging.getLogger("personlab")
 
 # Shards are memory-mapped and batches are small: no need for Ray's default, a third of the memory.
 _OBJECT_STORE_BYTES: Final = 512 * 2**20
@@ -29,6 +35,13 @@ _PRIVATE: Final = {
     # A single node is never drained, so nothing needs to watch for it.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_QUIET: Final[dict[str, Any]] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+_USUAL_FOLDER: Final = "/tmp"
+_LONGEST_FOLDER: Final = 39  # bytes; with what Ray appends, a socket's path has the 107 that Linux allows
+_PROBE_SECONDS: Final = 10.0
+_HTTP2_GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_SETTINGS: Final = 4  # type of the frame that an HTTP/2 server sends first
 
 
 @contextmanager
@@ -38,28 +51,78 @@ def connect(address: str | None = None) -> Iterator[None]:
     A connection that exists already is used and left open.
 
     Raises:
-        UserError: there is no cluster at the address.
+        UserError: there is no cluster at the address, or Ray cannot start on this machine.
     """
     if ray.is_initialized():
         yield
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := os.environ.get("RAY_ADDRESS") or address:
-        try:
-            ray.init(address=address, **quiet)
-        except ConnectionError as error:
-            raise UserError(
-                f"no Ray cluster at {address} (RAY_ADDRESS or compute.ray_address): {error}"
-            ) from error
+    source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "compute.ray_address"
+    address = os.environ.get("RAY_ADDRESS") or address
+    if not address or address == "local":
+        _start()
     else:
-        for name, value in _PRIVATE.items():
-            os.environ.setdefault(name, value)
-        ray.init(address="local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        _join(address, source)
     try:
         _configure_data()
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str, source: str) -> None:
+    """Connect to a cluster. source: where the address is set, for the error."""
+    try:
+        if not address.startswith("ray://"):  # Ray Client checks its addresses itself
+            _probe(address)
+        ray.init(address=address, **_QUIET)
+    except Exception as error:  # Ray raises exceptions of many types, some with long advice
+        reason = re.split(r"\. |\n", getattr(error, "strerror", None) or str(error))[0]
+        raise UserError(
+            f"no Ray cluster at {address} ({source}): {reason}; give HOST:PORT of its head, such as "
+            "10.0.0.5:6379, or 'auto' on one of its nodes"
+        ) from error
+
+
+def _probe(address: str) -> None:
+    """Check that a gRPC server answers; Ray itself tries for minutes.
+
+    Raises:
+        ValueError: the address is malformed.
+        OSError: nothing answers, or not gRPC.
+    """
+    if "://" in address:
+        raise ValueError("not an address of the form HOST:PORT")
+    host, _, port = canonicalize_bootstrap_address_or_die(address).rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            connection.sendall(_HTTP2_GREETING)
+            if connection.recv(9)[3:4] != bytes((_SETTINGS,)):
+                raise ConnectionError("another program answers at this port")
+
+
+def _start() -> None:
+    """Start a private cluster."""
+    for name, value in _PRIVATE.items():
+        os.environ.setdefault(name, value)
+    options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, **_QUIET}
+    try:
+        ray.init(address="local", _temp_dir=_temp_dir(), **options)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"Ray cannot start: {error}; RAY_TMPDIR sets the folder of its files, {_USUAL_FOLDER} by default"
+        ) from error
+
+
+def _temp_dir() -> str | None:
+    """The folder of Ray's files, if the one that the environment sets does not suit Ray's sockets."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _USUAL_FOLDER
+    if len(folder) <= _LONGEST_FOLDER and folder.isascii() and Path(folder).is_absolute():
+        return None
+    log.info(
+        "Ray's files go to %s: its sockets need an absolute path of at most %d ASCII characters, unlike %s",
+        *(_USUAL_FOLDER, _LONGEST_FOLDER, folder),
+    )
+    return f"{_USUAL_FOLDER}/ray"
 
 
 def _configure_data() -> None:

@@ -26,13 +26,10 @@ def number_images(names: Sequence[str]) -> Sequence[int]:
 
 @dataclass(frozen=True)
 class AnnotatedImages:
-    """The images of an annotation file, by file name.
-
-    person: the id of the category `person`.
-    """
+    """The images of an annotation file, by file name."""
 
     place: str
-    person: int
+    person: int  # id of the category
     by_key: Mapping[str | int, Sequence[coco.Image]]
 
     @classmethod
@@ -58,47 +55,34 @@ class AnnotatedImages:
         most = max(common, default=0)
         return [image for image, count in zip(found, common, strict=True) if count == most]
 
-    def find(self, name: str) -> coco.Image:
-        """The image that a file is.
-
-        Raises:
-            UserError: none of the images, or any of several.
-        """
-        found = self.candidates(name)
-        if not found:
-            raise UserError(f"is not among the images of {self.place}")
-        if len(found) > 1:
-            raise UserError(f"may be {' or '.join(image.file_name for image in found[:3])} of {self.place}")
-        return found[0]
+    def find(self, name: str) -> coco.Image | UserError:
+        """The image that a file is, or why it is none of the images or may be several."""
+        match self.candidates(name):
+            case []:
+                return UserError(f"is not among the images of {self.place}")
+            case [image]:
+                return image
+            case several:
+                names = " or ".join(image.file_name for image in several[:3])
+                return UserError(f"may be {names} of {self.place}")
 
     def assign(self, names: Sequence[str]) -> list[coco.Image | UserError]:
         """The image that each file is, or why it is none.
 
         Of files that may be the same image, the one with the most trailing folders in common is.
         """
-        found = [self._find_or_reason(name) for name in names]
+        found = [self.find(name) for name in names]
         claims = defaultdict[int, dict[str, int]](dict)
         for name, image in zip(names, found, strict=True):
             if isinstance(image, coco.Image):
                 claims[image.id][name] = _common_tail(name, image.file_name)
-        return [self._settle(name, image, claims) for name, image in zip(names, found, strict=True)]
-
-    def _find_or_reason(self, name: str) -> coco.Image | UserError:
-        try:
-            return self.find(name)
-        except UserError as error:
-            return error
-
-    def _settle(
-        self, name: str, image: coco.Image | UserError, claims: Mapping[int, Mapping[str, int]]
-    ) -> coco.Image | UserError:
-        if isinstance(image, UserError):
-            return image
-        of_image = claims[image.id]
-        rivals = [other for other, common in of_image.items() if other != name and common >= of_image[name]]
-        if rivals:
-            return UserError(f"may be {image.file_name} of {self.place}, and so may {rivals[0]}")
-        return image
+        for at, (name, image) in enumerate(zip(names, found, strict=True)):
+            if isinstance(image, coco.Image):
+                common = claims[image.id]
+                rivals = (other for other in common if other != name and common[other] >= common[name])
+                if rival := next(rivals, None):
+                    found[at] = UserError(f"may be {image.file_name} of {self.place}, and so may {rival}")
+        return found
 
 
 def _path(name: str) -> PureWindowsPath:

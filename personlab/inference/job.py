@@ -10,7 +10,6 @@ same files.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -206,10 +205,8 @@ def write_manifest(job: Job, parts: Sequence[Part]) -> Manifest:
     manifest = Manifest(
         plan=job.plan.digest,
         images=job.plan.images,
-        predictions=sum(part.predictions for part in parts),
-        errors=sum(part.errors for part in parts),
-        people=sum(part.people for part in parts),
         parts=list(parts),
+        **{name: sum(getattr(part, name) for part in parts) for name in ("predictions", "errors", "people")},
     )
     if manifest.predictions + manifest.errors != manifest.images:
         raise UserError(
@@ -223,6 +220,13 @@ def write_manifest(job: Job, parts: Sequence[Part]) -> Manifest:
         delete_temporary(job.out)
         job.out.write(MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
+
+
+def first_error(job: Job, manifest: Manifest) -> str:
+    """The first image of a run that cannot be read, and the reason."""
+    number = next(part.number for part in manifest.parts if part.errors)
+    row = pq.read_table(job.out.open(errors_name(number))).to_pylist()[0]
+    return f"{row['image']}: {row['reason']}"
 
 
 def read_part(job: Job, number: int) -> Part | None:
@@ -256,17 +260,17 @@ def _parsed(content: bytes, schema: pa.Schema, plan: Plan) -> pa.Table:
 
 
 class Worker:
-    """Makes parts with a predictor that is loaded once."""
+    """Makes parts with a predictor that is loaded once.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or is not the plan's.
+    """
 
     def __init__(self, job: Job) -> None:
-        """Load the predictor.
-
-        Raises:
-            UserError: the checkpoint cannot be read, or is not the plan's.
-        """
         if _digest_of(job.weights) != job.plan.weights:
             raise UserError(f"{job.weights}: has changed since the run began; put the old weights back")
         self.job = job
+        self._listing = pq.ParquetFile(job.out.open(INPUTS))
         self.predictor = Predictor.from_checkpoint(job.weights, job.plan.infer, job.plan.decode, gpu=job.gpu)
 
     def make_part(self, number: int) -> Part:
@@ -294,18 +298,9 @@ class Worker:
 
     def _prefetched(self, number: int) -> Iterator[NamedImage]:
         """The images of a part, read ahead by threads."""
-        fetched = prefetch(
-            lambda entry: (entry[0], _result(entry[1])),
-            self._contents(number),
-            threads=_FETCH_THREADS,
-            depth=_FETCH_DEPTH,
-        )
-        return prefetch(
-            lambda entry: (entry[0], _apply(self.job.decode, entry[1])),
-            fetched,
-            threads=1,
-            depth=_DECODE_DEPTH,
-        )
+        contents = self._contents(number)
+        fetched = prefetch(_fetch, contents, threads=_FETCH_THREADS, depth=_FETCH_DEPTH)
+        return prefetch(self._decode, fetched, threads=1, depth=_DECODE_DEPTH)
 
     def _one_by_one(self, number: int, this: Attempt) -> Iterator[NamedImage]:
         """The images of a part, each read when the one before it is done."""
@@ -314,14 +309,13 @@ class Worker:
                 yield name, UserError("kills the process that reads it or looks for people in it")
             else:
                 this.takes(image_id)
-                yield name, _apply(self.job.decode, _result(fetch))
+                yield self._decode(_fetch((name, fetch)))
 
-    @cached_property
-    def _listing(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.job.out.open(INPUTS))
+    def _decode(self, entry: tuple[str, bytes | UserError]) -> NamedImage:
+        return entry[0], _result(self.job.decode, entry[1])
 
     def _predict(self, image: ImageArray | UserError) -> Row:
-        people = _apply(self.predictor, image)
+        people = _result(self.predictor, image)
         if isinstance(people, UserError) or isinstance(image, UserError):
             return {"reason": str(people)}
         height, width = image.shape[:2]
@@ -335,16 +329,17 @@ class Worker:
         self.job.out.write(name, tables.table_bytes(table, params_hash=self.job.plan.digest))
 
 
-def _result(function: Callable[[], T]) -> T | UserError:
-    """What a function returns, or the error that it raises: one bad image must not stop the others."""
+def _fetch(entry: tuple[str, Fetch]) -> tuple[str, bytes | UserError]:
+    return entry[0], _result(entry[1])
+
+
+def _result(function: Callable[..., T], *arguments: Any) -> T | UserError:
+    """What a function returns, or the error that it raises or is given: no image must stop the others."""
+    if errors := [each for each in arguments if isinstance(each, UserError)]:
+        return errors[0]
     try:
-        return function()
+        return function(*arguments)
     except UserError as error:
         return error
     except Exception as error:
         return UserError(f"{type(error).__name__}: {error}")
-
-
-def _apply(function: Callable[[Any], T], value: Any) -> T | UserError:
-    """The `_result` of a function of a value; an error as the value is returned."""
-    return value if isinstance(value, UserError) else _result(lambda: function(value))

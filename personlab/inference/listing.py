@@ -188,9 +188,7 @@ def _lines(place: str) -> list[str] | None:
     elif b"\0" in content:
         return None
     else:
-        text = content.decode(
-            "utf-8-sig", errors="backslashreplace"
-        )  # file names as storage.as_text has them
+        text = content.decode("utf-8-sig", errors="backslashreplace")  # names as by storage.as_text
     return list(dict.fromkeys(filter(None, map(str.strip, text.split("\n")))))
 
 
@@ -257,18 +255,11 @@ def _column(schema: pa.Schema) -> str:
         UserError: there is none, or there are several.
     """
 
-    def is_bytes(kind: pa.DataType) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    plain = [field.name for field in schema if is_bytes(field.type)]
-    nested = [
-        f"{field.name}.bytes"
-        for field in schema
-        if pa.types.is_struct(field.type)
-        and field.type.get_field_index("bytes") >= 0
-        and is_bytes(field.type.field("bytes").type)
-    ]
-    columns: list[str] = plain + nested
+    kinds = (pa.binary(), pa.large_binary())
+    columns: list[str] = [field.name for field in schema if field.type in kinds]
+    for field in filter(lambda field: pa.types.is_struct(field.type), schema):
+        if any(part.name == "bytes" and part.type in kinds for part in field.type):
+            columns.append(f"{field.name}.bytes")
     if len(columns) != 1:
         raise UserError(f"one column of bytes is needed, there are {', '.join(columns) or 'none'}")
     return columns[0]

@@ -209,16 +209,11 @@ def _check_apart(planned: Sequence[Image], output: Output) -> None:
 
 
 def _log(images: int, predicted: Sequence[Result], seconds: float) -> None:
+    people, shown = (sum(len(getattr(each, name)) for each in predicted) for name in ("people", "shown"))
     log.info(
-        "predict: %d images = %d predicted + %d not read; %d proposals, %d with a score of at least %g; "
-        "%.2f images/s",
-        *(images, len(predicted), images - len(predicted)),
-        *(
-            sum(len(result.people) for result in predicted),
-            sum(len(result.shown) for result in predicted),
-            SHOWN,
-        ),
-        len(predicted) / max(seconds, 1e-9),
+        f"predict: {images} images = {len(predicted)} predicted + {images - len(predicted)} not read; "
+        f"{people} proposals, {shown} with a score of at least {SHOWN:g}; "
+        f"{len(predicted) / max(seconds, 1e-9):.2f} images/s"
     )
 
 

@@ -1,6 +1,5 @@
 """Read what `infer-batch` and `predict` found in annotated images, to be scored."""
 
-import json
 import logging
 import unicodedata
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from personlab.data.coco import Image
 from personlab.errors import UserError
@@ -47,7 +47,11 @@ def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
     if unread:
         message = "%s: %d annotated images could not be read and count as images without people"
         log.warning(message, run.place, len(unread))
-    people = {image_id: _people(run, row, annotations.images[image_id]) for image_id, row in rows.items()}
+    advice = "infer-batch turns images as their EXIF orientation says: turn the files and annotate these"
+    for image_id, row in rows.items():
+        size = row["height"], row["width"]
+        _check_size(f"{run.place}: {row['image']}", size, annotations.images[image_id], advice)
+    people = {image_id: list(map(Detection.from_row, row["people"])) for image_id, row in rows.items()}
     masks = any(person.rle for found in people.values() for person in found)
     return {"keypoints": people, "segm": people} if masks else {"keypoints": people}
 
@@ -64,14 +68,10 @@ def _rows(run: Folder, kind: str) -> Iterator[Row]:
             yield from pq.read_table(file).to_pylist()
 
 
-def _people(run: Folder, row: Row, image: Image) -> list[Detection]:
-    size, annotated = (row["height"], row["width"]), (image.height, image.width)
+def _check_size(what: str, size: tuple[int, int], image: Image, advice: str) -> None:
+    annotated = image.height, image.width
     if size != annotated:
-        raise UserError(
-            f"{run.place}: {row['image']} is {size} pixels (height, width), annotated as {annotated}; "
-            "infer-batch turns images as their EXIF orientation says: turn the files and annotate these"
-        )
-    return [Detection.from_row(record) for record in row["people"]]
+        raise UserError(f"{what} is {size} pixels (height, width), annotated as {annotated}; {advice}")
 
 
 def check_images(results: Path, annotations: Annotations) -> None:
@@ -83,8 +83,9 @@ def check_images(results: Path, annotations: Annotations) -> None:
         UserError: an image has another id, file name or size in the annotations.
     """
     known = AnnotatedImages.of("the annotations", annotations.person, annotations.images.values())
+    advice = "'personlab predict --annotations FILE' applies EXIF orientation as these do"
     for record in _image_records(results.with_name("images.json")):
-        number, name = record["id"], record["file_name"]
+        number, name = record.id, record.file_name
         image, candidates = annotations.images.get(number), known.candidates(name)
         if (image and not image.file_name) or not (image or candidates):
             continue  # a name is unknown, or the image is not annotated
@@ -94,25 +95,21 @@ def check_images(results: Path, annotations: Annotations) -> None:
                 f"{image.file_name if image else 'missing'} in the annotations; 'personlab predict "
                 "--annotations FILE' gives images the ids of the annotations"
             )
-        size, annotated = (record["height"], record["width"]), (image.height, image.width)
-        if size != annotated:
-            raise UserError(
-                f"{results}: image {number}, {name}, is {size} pixels (height, width), annotated as "
-                f"{annotated}; 'personlab predict --annotations FILE' applies EXIF orientation as these do"
-            )
+        _check_size(f"{results}: image {number}, {name},", (record.height, record.width), image, advice)
 
 
-def _image_records(path: Path) -> list[Row]:
+class _ImageRecord(BaseModel):
+    """What results.image_record makes."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+
+
+def _image_records(path: Path) -> list[_ImageRecord]:
     """The records of an images.json; none if there is no such file or it is not of `predict`."""
     try:
-        records = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return TypeAdapter(list[_ImageRecord]).validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError):
         return []
-    is_ours = isinstance(records, list) and all(
-        isinstance(record, dict)
-        and record.keys() >= {"id", "file_name", "height", "width"}
-        and isinstance(record["id"], int)
-        and isinstance(record["file_name"], str)
-        for record in records
-    )
-    return records if is_ours else []

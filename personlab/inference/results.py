@@ -46,12 +46,8 @@ class Result:
 
 def image_record(result: Result) -> Record:
     """The image as in COCO annotation files."""
-    return {
-        "id": result.image_id,
-        "file_name": result.file_name,
-        "height": result.height,
-        "width": result.width,
-    }
+    size = {"height": result.height, "width": result.width}
+    return {"id": result.image_id, "file_name": result.file_name, **size}
 
 
 def named_record(result: Result) -> Record:
@@ -73,6 +69,10 @@ def coco_dataset(results: Sequence[Result], category: int = PERSON) -> Record:
     people = [(result, person) for result in results for person in result.shown]
     paths = [posixpath.abspath(result.file_name) for result in results]
     folder = posixpath.commonpath(map(posixpath.dirname, paths)) if paths else ""
+    person_category = {
+        **{"id": category, "name": "person", "supercategory": "person"},
+        **{"keypoints": list(KEYPOINTS), "skeleton": [[start + 1, end + 1] for start, end in TREE]},
+    }
     return {
         "images": [
             image_record(result) | {"file_name": posixpath.relpath(path, folder)}
@@ -82,15 +82,7 @@ def coco_dataset(results: Sequence[Result], category: int = PERSON) -> Record:
             {"id": number, **_annotation(result, person, category)}
             for number, (result, person) in enumerate(people, start=1)
         ],
-        "categories": [
-            {
-                "id": category,
-                "name": "person",
-                "supercategory": "person",
-                "keypoints": list(KEYPOINTS),
-                "skeleton": [[source + 1, target + 1] for source, target in TREE],
-            }
-        ],
+        "categories": [person_category],
     }
 
 
@@ -101,10 +93,8 @@ def prediction_row(result: Result) -> Record:
 
 
 def _named(result: Result, person: Detection) -> Record:
-    keypoints = {
-        name: {"x": x, "y": y, "score": score}
-        for name, (x, y, score) in zip(KEYPOINTS, _triples(person), strict=True)
-    }
+    triples = zip(KEYPOINTS, _triples(person), strict=True)
+    keypoints = {name: {"x": x, "y": y, "score": score} for name, (x, y, score) in triples}
     return {"score": _score(person.score), "keypoints": keypoints, **_extent(result, person)}
 
 
@@ -135,9 +125,8 @@ def _annotation(result: Result, person: Detection, category: int) -> Record:
 
 def _polygons(mask: BoolArray) -> list[list[float]]:
     """The outlines of a mask, the largest first, since some tools read only the first; holes are filled."""
-    fine = mask.repeat(2, axis=0).repeat(
-        2, axis=1
-    )  # outlines go through pixel centres: a quarter pixel inside
+    # outlines go through pixel centres, then a quarter of a pixel inside the mask
+    fine = mask.repeat(2, axis=0).repeat(2, axis=1)
     outlines, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     outlines = sorted(outlines, key=cv2.contourArea, reverse=True)
     return [((outline.reshape(-1) + 0.5) / 2).tolist() for outline in outlines]

@@ -23,6 +23,7 @@ from personlab.utils.progress import progress
 log = logging.getLogger("personlab")
 
 _HINT: Final = "run 'dvc repro --force acquire'"
+_REFRESH: Final = "run 'dvc repro --force ingest && dvc repro'"
 
 
 class SplitSource(BaseModel):
@@ -63,6 +64,8 @@ def run(params: Params, root: Path) -> None:
         write_atomic(output / "source.json", source.model_dump_json(indent=2) + "\n")
     for name, split in splits.items():
         log.info("acquire: %s: %d images, %d people in %s", name, split.images, split.people, place)
+    if params.acquire.source != "sample":
+        log.info("acquire: DVC does not watch %s; if its files change, %s", place, _REFRESH)
 
 
 def _layout(acquire: parameters.Acquire, root: Path, output: Path) -> Path:

@@ -23,7 +23,7 @@ from personlab import tables
 from personlab.data import images
 from personlab.distributed import batch
 from personlab.errors import UserError
-from personlab.inference.job import Job, Plan, make_plan
+from personlab.inference.job import Job, Plan, first_error, make_plan
 from personlab.inference.listing import list_images
 from personlab.params import Params
 from personlab.tables.shards import part_name
@@ -48,7 +48,7 @@ def run(params: Params, root: Path) -> None:
     job = Job(plan, listing.root, Folder(str(work)), weights, decode, gpu=params.compute.gpu)
     manifest = batch.run(job, listing, label="infer", address=params.compute.ray_address)
     if manifest.errors:
-        reason = _first_error(work)
+        reason = first_error(job, manifest)
         shutil.rmtree(work)
         raise UserError(f"{folder}: {reason}")
 
@@ -61,11 +61,6 @@ def run(params: Params, root: Path) -> None:
         write_json(output / "model.json", card | {"decode": params.decode.model_dump()})
     write_json(root / "data/metrics/infer.json", {"images": manifest.images, "people": manifest.people})
     shutil.rmtree(work)
-
-
-def _first_error(work: Path) -> str:
-    failed = tables.read_table(min(work.glob("errors-*.parquet")), tables.FAILURES).to_pylist()[0]
-    return f"{failed['image']}: {failed['reason']}"
 
 
 def _by_shard(shards: Iterable[Path], parts: Iterable[Path]) -> Iterator[pa.Table]:

@@ -4,6 +4,7 @@ Files are written atomically, also when two processes write the same file at onc
 """
 
 import glob
+import logging
 import os
 import posixpath
 import re
@@ -22,6 +23,8 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from personlab.errors import UserError
 from personlab.utils.files import file_lock, write_atomic
+
+log = logging.getLogger("personlab")
 
 # File systems on which a file appears when it is closed, not before.
 _ATOMIC: Final = {"s3", "gcs", "abfs"}
@@ -92,7 +95,7 @@ def kind(place: str) -> FileType:
         if local.is_dir():
             return FileType.Directory
         return FileType.File if local.exists() else FileType.NotFound
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise UserError(f"{place}: {error}") from None
 
 
@@ -124,7 +127,7 @@ class Folder:
             found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=recursive))
             start = len(path.rstrip("/")) + 1
             return [info.path[start:] for info in found if info.type == FileType.File]
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{self.place}: cannot be listed ({error})") from None
 
     def glob(self, pattern: str) -> list[str]:
@@ -134,11 +137,11 @@ class Folder:
             UserError: as `files`.
         """
         system, path = locate(self.place)
-        if not isinstance(system, LocalFileSystem):
-            segments = pattern.split("/")
+        segments = pattern.split("/")
+        if not isinstance(system, LocalFileSystem) or "**" in segments:  # glob follows circles of links
             return [name for name in self.files(recursive=True) if _matches(name.split("/"), segments)]
         root = local_path(path)
-        found = glob.glob(pattern, root_dir=root, recursive=True, include_hidden=True)  # noqa: PTH207
+        found = glob.glob(pattern, root_dir=root, include_hidden=True)  # noqa: PTH207
         return [as_text(name) for name in found if not (root / name).is_dir()]
 
     def create(self) -> None:
@@ -207,10 +210,19 @@ class Folder:
 
 
 def _walk(folder: Path, recursive: bool) -> Iterator[str]:
-    """Names of all that is not a folder, links that lead nowhere included; circles of links are left out."""
+    """Names of all that is not a folder, links that lead nowhere included; circles of links are left out.
+
+    Subfolders that cannot be listed are left out with a warning.
+    """
     if not folder.exists():
         return
-    for here, below, names in os.walk(folder, onerror=_raise, followlinks=True):
+
+    def failed(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        log.warning("%s: cannot be listed (%s); its files are left out", error.filename, error.strerror)
+
+    for here, below, names in os.walk(folder, onerror=failed, followlinks=True):
         at = Path(here)
         yield from (str(at.relative_to(folder) / name) for name in names)
         below[:] = (name for name in below if recursive and not _is_circle(at, at / name))
@@ -218,10 +230,6 @@ def _walk(folder: Path, recursive: bool) -> Iterator[str]:
 
 def _is_circle(folder: Path, below: Path) -> bool:
     return below.is_symlink() and folder.resolve().is_relative_to(below.resolve())
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _matches(segments: Sequence[str], pattern: Sequence[str]) -> bool:
