@@ -120,8 +120,8 @@ def resolution_alone(case: Case) -> list[Detection]:
     shares = case.seen.masks[~case.seen.crowd]
     step = case.level.scale / case.level.fields.stride
     masks = at_pixels(shares, step=step, height=case.height, width=case.width) >= 0.5
-    nobody = torch.zeros(len(masks), K)
-    poses = Poses(torch.zeros(len(masks), K, 2), nobody, nobody, torch.ones(len(masks)))
+    zeros = torch.zeros(len(masks), K)
+    poses = Poses(torch.zeros(len(masks), K, 2), zeros, zeros, torch.ones(len(masks)))
     return list(detections(poses, masks))
 
 

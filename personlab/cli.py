@@ -56,7 +56,7 @@ STAGES = {
     "ingest": """Validate records and images; pack images into shards.
 
     Reads data/acquire and the files that it names; writes data/ingest: people.parquet, rejects.parquet with
-    reasons, and the image shards {train,val}/part-*.parquet. Later stages read no other images.""",
+    reasons, and the image shards `{train,val}/part-*.parquet`. Later stages read no other images.""",
     "estimator": """Train the single-person estimator for imputation.
 
     Reads data/ingest; writes data/estimator/estimator.safetensors, metrics and plots. Runs on Ray Train;
@@ -67,7 +67,7 @@ STAGES = {
     Data.""",
     "targets": """Write the people to train and evaluate on.
 
-    Reads data/ingest and data/impute; writes data/targets/{train,val}/part-*.parquet, row for row as the
+    Reads data/ingest and data/impute; writes `data/targets/{train,val}/part-*.parquet`, row for row as the
     image shards.""",
     "train": """Train the network.
 
@@ -75,7 +75,7 @@ STAGES = {
     on Ray Train; after a kill it resumes from the last checkpoint.""",
     "infer": """Predict the people of the validation images.
 
-    Reads data/ingest and data/train; writes data/infer: part-*.parquet, one row per image with poses, masks
+    Reads data/ingest and data/train; writes data/infer: `part-*.parquet`, one row per image with poses, masks
     and scores, and model.safetensors, whose card holds the decoding parameters. Runs on Ray Data.""",
     "evaluate": """Score keypoints and masks; draw curves and a gallery.
 
@@ -174,7 +174,7 @@ def predict(
 ) -> None:
     """Find people in images.
 
-    Reads images and weights. Writes poses, masks and scores of all proposals, and overlays/*.jpg of those
+    Reads images and weights. Writes poses, masks and scores of all proposals, and `overlays/*.jpg` of those
     with a score of at least 0.2. Images that cannot be read are listed with reasons; the exit status is 1.
     """
     from personlab import tables
@@ -201,7 +201,7 @@ def predict(
 
 @app.command(group=tools, name="infer-batch")
 def infer_batch(
-    pictures: Annotated[
+    images: Annotated[
         str,
         Parameter(
             help="Folder, pattern ('photos/**/*.jpg'), Parquet file with images in its rows, or file that "
@@ -221,20 +221,20 @@ def infer_batch(
 ) -> None:
     """Predict any number of images in parallel, resumably.
 
-    Runs on all CPUs or GPUs of this machine, or of the Ray cluster at RAY_ADDRESS. Writes part-*.parquet,
-    errors-*.parquet for images that cannot be read, and manifest.json at the end. After a kill the same
+    Runs on all CPUs or GPUs of this machine, or of the Ray cluster at RAY_ADDRESS. Writes `part-*.parquet`,
+    `errors-*.parquet` for images that cannot be read, and manifest.json at the end. After a kill the same
     command resumes and writes the same files.
     """
-    from personlab.data import images
+    from personlab.data.images import decode
     from personlab.distributed import batch
     from personlab.inference.job import Job, make_plan
     from personlab.inference.listing import list_images
     from personlab.utils.storage import Folder
 
     infer = _infer(side, pyramid, stride)
-    listing = list_images(pictures, leave_out=[out])
+    listing = list_images(images, leave_out=[out])
     plan = make_plan(listing, weights, infer, max_people=max_people, part_size=part_size)
-    job = Job(plan, listing.root, Folder(out), weights.absolute(), images.decode, gpu=device == "cuda")
+    job = Job(plan, listing.root, Folder(out), weights.absolute(), decode, gpu=device == "cuda")
     batch.run(job, listing)
 
 
@@ -249,7 +249,7 @@ def overlays(
 ) -> None:
     """Draw the people that infer-batch found into some of its images.
 
-    Reads the images and part-*.parquet of the run. Writes NN-name.jpg.
+    Reads the images and `part-*.parquet` of the run. Writes NN-name.jpg.
     """
     from personlab.inference.listing import list_images
     from personlab.inference.overlays import draw

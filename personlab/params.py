@@ -211,7 +211,10 @@ class Decode(Section):
 
 
 class Compute(Section):
-    """Where and how stages run. No stage depends on it: changing it reruns nothing and loses no run."""
+    """Where and how stages run. No stage depends on it: finished stages stay valid when it changes.
+
+    An interrupted training continues too, unless `workers` changes and the initial weights are random: each
+    worker then normalises over its own share of the batch."""
 
     gpu: bool = False
     workers: PositiveInt = 1

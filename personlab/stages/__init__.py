@@ -1,1 +1,1 @@
-"""One module for each stage of dvc.yaml: read inputs, call the science, write outputs. Only here is Ray."""
+"""One module for each stage of dvc.yaml: read inputs, call the library, write outputs."""

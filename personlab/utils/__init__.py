@@ -1,1 +1,1 @@
-"""Files, logs, progress, processes and Git: what every room uses and no room owns."""
+"""Files, storage, logs, progress, processes, Git: helpers for all packages, without knowledge of poses."""
