@@ -1,8 +1,8 @@
 """The five fields of PersonLab: the one place that knows shapes, channel order and the grid.
 
 Output cell (i, j), row and column, sits exactly on input pixel (stride * j, stride * i), in (x, y):
-inputs are stride * n + 1 pixels a side, so there are no half-pixel shifts anywhere. Points are (x, y) in input pixels, COCO's
-coordinates; offsets are (x, y) in input pixels, never in cells.
+inputs are stride * n + 1 pixels a side, so there are no half-pixel shifts anywhere. Points are (x, y)
+in input pixels, COCO's coordinates; offsets are (x, y) in input pixels, never in cells.
 
 B batch, K = 17 keypoints, E = 32 directed edges (skeleton.EDGES), H x W output cells.
 """
