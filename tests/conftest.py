@@ -14,7 +14,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # Tests run beside each other, and so do the processes they start: threads would wait for each other's turn.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15: its workers would wait for all others
+# At Ray's default of 15 its workers would wait for all others.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 ROOT = Path(__file__).parent.parent
 

@@ -127,7 +127,7 @@ def test_a_person_of_1000_px() -> None:
 
 
 def test_nobody() -> None:
-    fields = perfect(adversarial()["nobody"])
+    fields = perfect(adversarial()["empty"])
     found = poses(fields)
     assert found.keypoints.shape == (0, K, 2)
     assert not list(DECODER.masks([Level(fields, 1.0)], found, height=129, width=129))
@@ -173,7 +173,7 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_the_field(name: str, 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_constant_heatmaps(value: float) -> None:
-    """All zero: nobody. Saturated: the short-range offsets decide who is there, and everything is finite."""
+    """All zero: no people. Saturated: short-range offsets decide who is there, and all is finite."""
     fields = random_fields(0, rows=9, columns=9, stride=8, spread=20.0)
     fields = fields.replace(heatmap=torch.full_like(fields.heatmap, value))
     found = poses(fields)
@@ -295,7 +295,7 @@ def test_masks_match_the_reference(name: str) -> None:
         )
         assert (mask.numpy() != expected).mean() < 1e-3
         assert expected.sum() > 200
-    assert len(found.scores) or name == "nobody"
+    assert len(found.scores) or name == "empty"
 
 
 # masks
@@ -321,7 +321,7 @@ def test_neighbours_share_no_pixels_and_lose_none() -> None:
 
 
 def test_the_same_person_found_twice_owns_its_pixels_twice() -> None:
-    """The assignment is not exclusive: a second pose of somebody has the same mask."""
+    """The assignment is not exclusive: a second pose of a person has the same mask."""
     fields = perfect(scene([TWO[0]], height=257, width=257, stride=8))
     found = poses(fields)
     twice = found.select(torch.tensor([0, 0]))

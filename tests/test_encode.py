@@ -94,7 +94,7 @@ def test_long_needs_exactly_one_person_and_an_annotated_keypoint() -> None:
 
 def test_a_cell_is_on_the_mask_that_covers_most_of_it() -> None:
     """p_S is the share of the cell itself; whose offsets are defined takes at least half of it. Whatever a
-    crowd or somebody without keypoints touches is not defined."""
+    crowd or a person without keypoints touches is not defined."""
     shares = torch.tensor([0.0, 0.1, 0.4, 0.5, 0.6, 1.0, 1.0, 1.0, 1.0])
     masks = torch.zeros(2, 9, 9)
     masks[0, 2], masks[1, 2] = shares, torch.tensor([0.0] * 5 + [0.1, 0.4, 0.5, 1.0])
@@ -138,7 +138,7 @@ def test_people_without_keypoints_hide_the_heatmap_only() -> None:
 
 
 def test_nobody() -> None:
-    targets = encoded(adversarial()["nobody"])
+    targets = encoded(adversarial()["empty"])
     for name, tensor in targets.fields.tensors().items():
         assert not tensor.any(), name
     assert targets.heatmap_valid.all()

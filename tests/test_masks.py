@@ -159,7 +159,7 @@ def test_a_mask_as_large_as_the_image() -> None:
 
 @pytest.mark.parametrize("step", [1 / 8, 0.3, 1.0, 2.5])
 def test_a_single_cell(step: float) -> None:
-    """Alone among cells of nobody, it owns the pixels less than one cell away where p_S is still a half."""
+    """Alone among background cells, it owns the pixels less than one cell away where p_S is still a half."""
     seg, distance = torch.zeros(5, 5), torch.full((1, 5, 5), torch.inf)
     seg[2, 2], distance[0, 2, 2] = 0.9, 0.1
     side = int(4 / step) + 1

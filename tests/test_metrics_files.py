@@ -71,8 +71,8 @@ def test_each_task_has_the_results_that_speak_of_it(tmp_path: Path) -> None:
     assert list(read_results(results(tmp_path, [masks]), annotated)) == ["segm"]
     both = read_results(results(tmp_path, [poses, masks]), annotated)
     assert {task: list(found) for task, found in both.items()} == {"keypoints": [1], "segm": [2]}
-    nobody = read_results(results(tmp_path, []), annotated)
-    assert match(annotated.truth, nobody["keypoints"], "keypoints").columns()["AP"] == 0
+    empty = read_results(results(tmp_path, []), annotated)
+    assert match(annotated.truth, empty["keypoints"], "keypoints").columns()["AP"] == 0
 
 
 def test_an_empty_mask_is_a_mask_that_finds_nobody(tmp_path: Path) -> None:

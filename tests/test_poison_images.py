@@ -1,4 +1,4 @@
-"""An image is given up when two careful attempts died with it, and nobody else is blamed."""
+"""An image is given up when two careful attempts died with it, and no other image is."""
 
 from pathlib import Path
 

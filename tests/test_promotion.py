@@ -11,7 +11,7 @@ from personlab.tables import shards
 from tests import rehearsal
 
 BETTER, WORSE, SAME, HIGHER = (0.1, 0.05, 0.15), (-0.1, -0.15, -0.05), (0.0, 0.0, 0.0), (0.01, -0.02, 0.03)
-NOBODY = (float("nan"),) * 3
+NO_PEOPLE = (float("nan"),) * 3
 
 
 def compared(task: promotion.Task, change: tuple[float, float, float]) -> Comparison:
@@ -32,8 +32,8 @@ def compared(task: promotion.Task, change: tuple[float, float, float]) -> Compar
         (BETTER, WORSE, "not-worse", False, "person segmentation got worse"),
         (WORSE, WORSE, "always", True, "the rule says always"),
         (BETTER, BETTER, "never", False, "the rule says never"),
-        (BETTER, NOBODY, "better", True, "person keypoints got better"),
-        (NOBODY, NOBODY, "not-worse", False, "no AP is higher"),
+        (BETTER, NO_PEOPLE, "better", True, "person keypoints got better"),
+        (NO_PEOPLE, NO_PEOPLE, "not-worse", False, "no AP is higher"),
     ],
 )
 def test_the_rule(keypoints, segm, rule, promoted: bool, why: str) -> None:
@@ -43,7 +43,7 @@ def test_the_rule(keypoints, segm, rule, promoted: bool, why: str) -> None:
 
 
 def test_a_verdict_reads_well() -> None:
-    verdict = promotion.decide((compared("keypoints", BETTER), compared("segm", NOBODY)), "better")
+    verdict = promotion.decide((compared("keypoints", BETTER), compared("segm", NO_PEOPLE)), "better")
     assert str(verdict).splitlines() == [
         "promoted: person keypoints got better, nothing got worse",
         "  Person keypoints: AP 0.500 -> 0.600, +0.100 (95%: +0.050 to +0.150), better",

@@ -14,7 +14,7 @@ from personlab.skeleton import EDGES, FLIP, E, K
 # Directed edge e of a mirrored image is edge EDGE_FLIP[e] of the original.
 EDGE_FLIP = [EDGES.index((FLIP[source], FLIP[target])) for source, target in EDGES]
 
-# Somebody who stands facing us, x and y of each keypoint relative to the nose, for a height of about 1.
+# A person who stands facing us, x and y of each keypoint relative to the nose, for a height of about 1.
 _STANDING = torch.tensor(
     [
         *((0.0, 0.0), (0.03, -0.03), (-0.03, -0.03), (0.07, -0.02), (-0.07, -0.02)),  # nose, eyes, ears
@@ -25,7 +25,7 @@ _STANDING = torch.tensor(
 
 
 def figure(x: float, y: float, height: float) -> Tensor:
-    """Keypoints (K x 2, pixels) of somebody `height` pixels tall with the nose at (x, y)."""
+    """Keypoints (K x 2, pixels) of a person `height` pixels tall with the nose at (x, y)."""
     return _STANDING * height + torch.tensor([x, y])
 
 
@@ -159,7 +159,7 @@ def adversarial() -> dict[str, Scene]:
     side = 129
     alone = figure(60.3, 25.2, 85.0)
     cases = {
-        "nobody": scene([], height=side, width=side, stride=8),
+        "empty": scene([], height=side, width=side, stride=8),
         "one person": scene([alone], height=side, width=side, stride=8),
         "touching, 3 px apart": scene(
             [alone, alone + torch.tensor([3.0, 0.0])], height=side, width=side, stride=8
