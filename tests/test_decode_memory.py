@@ -54,6 +54,7 @@ def test_a_level_of_2401_pixels() -> None:
     found, poses, masks = map(int, done.stdout.split())
     accumulator = K * (SIDE // BIN + 1) ** 2 * 4  # bytes, single precision
     assert found >= 8
-    # A decoder that kept its accumulator from call to call would seem to need none.
-    assert 0.5 * accumulator < poses < 1.2 * accumulator
+    # A decoder that kept its accumulator from call to call would seem to need none. Of a new one the kernel
+    # gives the pages that are written to: 47% of its bytes in pages of 4 KiB, 92% where it has huge pages.
+    assert 0.4 * accumulator < poses < 1.2 * accumulator
     assert masks < accumulator
