@@ -39,7 +39,7 @@ SAMPLES: Final = 1000  # resamplings of the validation images
 _SIZES: Final = {"AP": "all", "APS": "small", "APL": "large"}  # of people, by the columns that tables compare
 
 # `dvc` that writes the settings of an experiment's folder (the cache's path, Git's user) as UTF-8. DVC 3.67
-# writes ASCII there and fails with a UnicodeEncodeError if the project lies in /home/jörg.
+# writes ASCII there and fails with a UnicodeEncodeError if the project's path is not ASCII.
 _DVC: Final = """
 import functools, sys
 from dvc.cli import main

@@ -63,10 +63,10 @@ def _boxes(records: Sequence[dict[str, Any]], sizes: Mapping[Any, Size]) -> str 
 
 def _readings(record: dict[str, Any], sizes: Mapping[Any, Size]) -> Iterator[str]:
     """The reading of a box that fits clearly best; empty if that is COCO's. Nothing without a box."""
-    image_id, numbers = whole(record.get("image_id")), _box(record)
-    if image_id not in sizes or numbers is None:
+    image_id, box = whole(record.get("image_id")), _box(record)
+    if image_id not in sizes or box is None:
         return
-    first, second = numbers[:2], numbers[2:]
+    first, second = box[:2], box[2:]
     readings = {
         "": (first, first + second),
         "two corners, (x0, y0, x1, y1)": (first, second),
@@ -74,7 +74,7 @@ def _readings(record: dict[str, Any], sizes: Mapping[Any, Size]) -> Iterator[str
         "(y, x, height, width)": (first[::-1], (first + second)[::-1]),
     }
     mask, points = _mask(record, *sizes[image_id]), _labelled(record)
-    fits = {name: _fit(*box, mask, points, sizes[image_id]) for name, box in readings.items()}
+    fits = {name: _fit(*corners, mask, points, sizes[image_id]) for name, corners in readings.items()}
     best = max(fits, key=lambda name: fits[name])
     yield best if fits[best] > 0.7 and fits[""] < 0.5 else ""
 
