@@ -9,6 +9,7 @@ from flows.artifacts import PICTURE_BYTES, metrics_rows, picture
 from personlab.metrics.report import TITLES
 from personlab.registry.promotion import COVERAGE, RULES, Rule
 from personlab.report import data_uri
+from personlab.report.differences import NOTHING
 from personlab.report.page import Results
 
 Verdict = dict[str, Any]  # what `personlab models promote --json` writes
@@ -73,5 +74,5 @@ def comparison_table(comparisons: Sequence[Verdict]) -> str:
 def _cells(comparison: Verdict) -> str:
     old, new, low, high = (comparison[name] for name in ("champion", "candidate", "low", "high"))
     if old is None or new is None:
-        return "– | – | – | –"
+        return " | ".join([NOTHING] * 4)
     return f"{old:.3f} | {new:.3f} | {new - old:+.3f} | {low:+.3f} to {high:+.3f}"
