@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from personlab import params
 from personlab.codec.decode import Level
 from personlab.codec.encode import encode
-from personlab.codec.fields import CHANNELS, stack
+from personlab.codec.fields import FIELDS, stack
 from personlab.data.example import Example, pixels
 from personlab.data.loader import load_batches
 from personlab.metrics.coco import ground_truth, match
@@ -143,7 +143,7 @@ def parity(settings: params.Params) -> Parity:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     apart = {
         name: (one - other).abs().max().item()
-        for name, one, other in zip(CHANNELS, *(f.tensors().values() for f in fields), strict=True)
+        for name, one, other in zip(FIELDS, *(f.tensors().values() for f in fields), strict=True)
     }
     here, there = (found.keypoints.to(CPU) for found in poses)
     moved = here - there if len(here) == len(there) else torch.tensor(float("nan"))

@@ -29,7 +29,6 @@ from personlab.data.example import decode_masks
 from personlab.metrics import oracle
 from personlab.metrics.coco import match
 from personlab.people import Annotation, Detection
-from personlab.skeleton import K
 from personlab.utils.progress import progress
 
 
@@ -120,8 +119,8 @@ def resolution_alone(case: Case) -> list[Detection]:
     shares = case.seen.masks[~case.seen.crowd]
     step = case.level.scale / case.level.fields.stride
     masks = at_pixels(shares, step=step, height=case.height, width=case.width) >= 0.5
-    zeros = torch.zeros(len(masks), K)
-    poses = Poses(torch.zeros(len(masks), K, 2), zeros, zeros, torch.ones(len(masks)))
+    zeros = torch.zeros(len(masks), 17)
+    poses = Poses(torch.zeros(len(masks), 17, 2), zeros, zeros, torch.ones(len(masks)))
     return list(detections(poses, masks))
 
 
@@ -138,7 +137,7 @@ INGREDIENTS: dict[str, Callable[[Case], list[Detection]]] = {
 
 def cases(annotations: Path, *, side: int, stride: int, proposals: int) -> Iterator[tuple[int, Case]]:
     """Every image with people in it."""
-    truth = oracle.read(annotations)
+    truth = oracle.read(annotations).truth
     decoder = Decoder(trace_refinements=0, long_refinements=0, max_people=proposals)
     everyone = {image_id: oracle.people_of(truth, image_id) for image_id in sorted(truth.imgs)}
     mean = oracle.MeanPose.of([person for people in everyone.values() for person in people])
@@ -156,7 +155,7 @@ def cases(annotations: Path, *, side: int, stride: int, proposals: int) -> Itera
 def main() -> None:
     options = _options()
     torch.set_num_threads(1)
-    truth = oracle.read(options.annotations)
+    truth = oracle.read(options.annotations).truth
     print(
         f"| side / stride, proposals | {' | '.join(INGREDIENTS)} |",
         "|---" * (len(INGREDIENTS) + 1) + "|",

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Fields, cell_positions, cells
-from personlab.skeleton import FLIP, TREE, K
+from personlab.skeleton import COCO_PERSON
 
 SIDE = 801
 RADIUS = 32.0
@@ -29,8 +29,13 @@ def people(count: int, *, stride: int, seed: int = 0) -> Instances:
         return torch.rand(count, *shape, generator=g) * (high - low) + low
 
     height = uniform(150, 400).sort(descending=True).values
-    poses = _STANDING + torch.randn(count, K, 2, generator=g) * _STANDING.norm(dim=-1, keepdim=True) * 0.08
-    poses = torch.where(uniform(0, 1, 1, 1) < 0.5, poses, poses[:, list(FLIP)])
+    poses = (
+        _STANDING
+        + torch.randn(count, len(COCO_PERSON.keypoints), 2, generator=g)
+        * _STANDING.norm(dim=-1, keepdim=True)
+        * 0.08
+    )
+    poses = torch.where(uniform(0, 1, 1, 1) < 0.5, poses, poses[:, list(COCO_PERSON.flip or ())])
     lean = uniform(-0.3, 0.3)
     turn = torch.stack((lean.cos(), lean.sin(), -lean.sin(), lean.cos()), -1).view(count, 2, 2)
     poses = poses @ turn * height[:, None, None]
@@ -39,9 +44,10 @@ def people(count: int, *, stride: int, seed: int = 0) -> Instances:
     keypoints = poses - low[:, None] + (room * torch.rand(count, 2, generator=g))[:, None]
     return Instances(
         keypoints=keypoints,
-        labelled=torch.ones(count, K, dtype=torch.bool),
+        labelled=torch.ones(count, len(COCO_PERSON.keypoints), dtype=torch.bool),
         masks=_in_front(_bodies(keypoints, height, stride)),
         crowd=torch.zeros(count, dtype=torch.bool),
+        unmasked=torch.zeros(count, dtype=torch.bool),
     )
 
 
@@ -73,7 +79,7 @@ def _bodies(keypoints: Tensor, height: Tensor, stride: int) -> Tensor:
     """Cells within a fifteenth of the height of a bone, or between shoulders and hips: P x H x W."""
     n = cells(SIDE, stride)
     place = cell_positions(n, n, stride).flatten(1).T  # cells x 2
-    bones = [*TREE, (5, 12), (6, 11), (5, 6), (11, 12)]
+    bones = [*COCO_PERSON.tree, (5, 12), (6, 11), (5, 6), (11, 12)]
     start, end = (keypoints[:, [bone[side] for bone in bones]] for side in (0, 1))
     bodies = []
     for a, b, tall in zip(start, end, height.tolist(), strict=True):

@@ -15,7 +15,7 @@ from torch.nn.functional import grid_sample
 
 from personlab.codec.fields import Fields
 from personlab.codec.score import Poses
-from personlab.skeleton import TREE, K
+from personlab.skeleton import COCO_PERSON
 
 PACKAGES = (
     "@tensorflow-models/body-pix@2.2.1",
@@ -112,11 +112,13 @@ class Tfjs:
 
 
 def _poses(found: list[dict[str, Any]]) -> Poses:
-    points = [person["keypoints"] for person in found]
+    points, count = [person["keypoints"] for person in found], len(COCO_PERSON.keypoints)
     places = [[(p["position"]["x"], p["position"]["y"]) for p in person] for person in points]
-    scores = torch.tensor([[p["score"] for p in person] for person in points]).view(-1, K)
+    scores = torch.tensor([[p["score"] for p in person] for person in points]).view(
+        -1, len(COCO_PERSON.keypoints)
+    )
     return Poses(
-        keypoints=torch.tensor(places).view(-1, K, 2),
+        keypoints=torch.tensor(places).view(-1, count, 2),
         presence=scores,
         keypoint_scores=scores,
         scores=torch.tensor([person["score"] for person in found], dtype=torch.float64),
@@ -125,7 +127,7 @@ def _poses(found: list[dict[str, Any]]) -> Poses:
 
 def _write(scene: Scene, folder: Path) -> None:
     """Write the fields in the library's layout: H x W x C, offset channels all y, then all x."""
-    fields, edges = scene.fields, len(TREE)
+    fields, edges = scene.fields, len(COCO_PERSON.tree)
     size = {"height": scene.height, "width": scene.width}
     arrays = {
         "heatmap": fields.heatmap[0].permute(1, 2, 0),

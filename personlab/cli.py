@@ -126,10 +126,11 @@ def oracle(
     from personlab.metrics import oracle, report
     from personlab.utils.progress import progress
 
+    annotated = oracle.read(annotations)
     scores = oracle.score(
-        oracle.read(annotations),
+        annotated.truth,
         # targets are refined fields already
-        Decoder(trace_refinements=0, long_refinements=0, max_people=max_people),
+        Decoder(trace_refinements=0, long_refinements=0, max_people=max_people, skeleton=annotated.skeleton),
         side=side,
         stride=stride,
         complete=complete,
@@ -191,7 +192,7 @@ def predict(
     malloc.disable_trim()
     predictor = Predictor.from_checkpoint(weights, infer, max_people=max_people, gpu=device == "cuda")
     digest = tables.params_hash(infer, decoding(predictor.network, max_people))
-    output = Output(out, form, digest, annotated.person if annotated else PERSON)
+    output = Output(out, form, digest, annotated.person if annotated else PERSON, predictor.skeleton)
     listings, failures = list_all(images, leave_out=output.left_out)
     total = len(failures) + sum(len(listing.entries) for listing in listings)
     failures += predict(predictor, listings, output, annotated=annotated, progress=progress)
@@ -382,8 +383,9 @@ def fields(
     except UserError as error:
         raise UserError(f"{image}: {error}") from None
     infer = _infer(side, None, stride)
-    level = Predictor.from_checkpoint(weights, infer).level(pixels, infer.sides[0])
-    write_atomic(out, viz.jpeg(viz.draw_fields(pixels, level.fields, level.scale)))
+    predictor = Predictor.from_checkpoint(weights, infer)
+    level = predictor.level(pixels, infer.sides[0])
+    write_atomic(out, viz.jpeg(viz.draw_fields(pixels, level.fields, level.scale, predictor.skeleton)))
 
 
 def main() -> None:

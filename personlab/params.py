@@ -9,7 +9,7 @@ readable: `from_saved` renames moved keys, fills in missing ones and drops unkno
 """
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
@@ -41,15 +41,20 @@ Precision = Literal["auto", "float32", "bfloat16"]
 RANDOM: Final = "models/random"
 
 
-def _none_if_random(value: Any) -> Any:
-    return None if value == RANDOM else value
+# `acquire.directory` without a folder, for the same reason.
+NO_FOLDER: Final = "data/none"
 
 
-Init = Annotated[
-    str | None,
-    BeforeValidator(_none_if_random),
-    PlainSerializer(lambda value: value or RANDOM, when_used="json"),  # for files that DVC reads
-]
+def _stands_for_none(name: str) -> tuple[BeforeValidator, PlainSerializer]:
+    """A name that stands for None, and is written in its place to files that DVC reads."""
+    return (
+        BeforeValidator(lambda value: None if value == name else value),
+        PlainSerializer(lambda value: value or name, when_used="json"),
+    )
+
+
+Init = Annotated[str | None, *_stands_for_none(RANDOM)]
+Directory = Annotated[str | None, *_stands_for_none(NO_FOLDER)]
 
 
 class Section(BaseModel):
@@ -64,21 +69,57 @@ class Sample(Section):
     seed: int = 1
     width: PositiveInt = 480
     height: PositiveInt = 360
+    keypoints: Literal[17, 14] = 17
+
+
+class Layout(Section):
+    """The annotation files and image folders of a folder in COCO's format, relative to it.
+
+    Without a file for val, a share of the images of `train` is the validation split.
+    """
+
+    train: str = "annotations/person_keypoints_train2017.json"
+    train_images: str = "train2017"
+    val: str | None = "annotations/person_keypoints_val2017.json"
+    val_images: str = "val2017"
+    val_share: float = Field(default=0.1, gt=0.0, lt=1.0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _inside(self) -> Self:
+        for name in ("train", "train_images", "val", "val_images"):
+            path = PurePosixPath(getattr(self, name) or ".")
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"acquire.layout.{name}: {path} is not inside acquire.directory")
+        return self
 
 
 class Acquire(Section):
     """Where images and annotations come from."""
 
-    source: Literal["sample", "directory", "coco2017"] = "sample"
-    directory: str | None = None
+    source: Literal["sample", "directory", "coco2017", "yolo"] = "sample"
+    directory: Directory = None
+    layout: Layout = Layout()
+    categories: tuple[str, ...] = ()
+    download: str = "data/coco2017"
     url: str = "http://images.cocodataset.org"
     sample: Sample = Sample()
 
     @model_validator(mode="after")
-    def _needs_directory(self) -> Self:
-        if self.source != "sample" and not self.directory:
-            raise ValueError(f"acquire.source: {self.source} needs acquire.directory")
+    def _has_its_directory(self) -> Self:
+        if (self.source in ("directory", "yolo")) != bool(self.directory):
+            reason = "is kept in acquire.download, not in" if self.directory else "needs"
+            raise ValueError(f"acquire.source: {self.source} {reason} acquire.directory")
         return self
+
+
+class Skeleton(Section):
+    """The keypoints, where the dataset does not say it or is to be overruled (data/category.py)."""
+
+    keypoints: tuple[str, ...] | None = None
+    links: tuple[tuple[str, str], ...] | None = None
+    pairs: tuple[tuple[str, str], ...] | None = None
+    sigmas: tuple[PositiveFloat, ...] | None = None
 
 
 class Ingest(Section):
@@ -226,6 +267,7 @@ class Compute(Section):
 
 class Params(Section):
     acquire: Acquire = Acquire()
+    skeleton: Skeleton = Skeleton()
     ingest: Ingest = Ingest()
     estimator: Estimator = Estimator()
     impute: Impute = Impute()

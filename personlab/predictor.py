@@ -14,6 +14,7 @@ from personlab.data.transform import ImageArray, Transform, fit
 from personlab.errors import UserError
 from personlab.model.network import PersonLab, from_checkpoint
 from personlab.people import Detection
+from personlab.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Predictor:
         network = from_checkpoint(path, stride=infer.stride).to(device)
         decode = decoding(network, max_people, decode)
         return cls(network, decoder(network, decode), infer.sides, device)
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return self.network.skeleton
 
     def __call__(self, image: ImageArray) -> list[Detection]:
         """The people of an RGB image (height x width x 3, uint8), best first, in pixels of the image.
@@ -104,4 +109,4 @@ def decoder(network: PersonLab, decode: params.Decode | None = None) -> Decoder:
     settings = (decode or decoding(network)).model_dump()
     if not network.model.refine:
         settings |= {"trace_refinements": 0, "long_refinements": 0}
-    return Decoder(radius=network.model.radius, **settings)
+    return Decoder(radius=network.model.radius, skeleton=network.skeleton, **settings)

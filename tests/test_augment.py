@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from personlab.data.augment import augmented, person_transform, random_transform
 from personlab.data.transform import Transform
 from personlab.params import Train
-from personlab.skeleton import K
+from tests.coco_person import K
 from tests.test_example import HEIGHT, WIDTH, person, row
 
 TRAIN = Train(crop=65, stride=8, seed=3)

@@ -10,7 +10,7 @@ import torch
 from personlab import params
 from personlab.cli import app
 from personlab.codec.decode import Decoder, Level
-from personlab.codec.fields import CHANNELS, Fields
+from personlab.codec.fields import FIELDS, Fields
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab, build, from_checkpoint
@@ -138,7 +138,7 @@ def test_the_card_has_the_provenance(tmp_path: Path) -> None:
     out = imported(tmp_path, tfjs_models.mobilenet("mobilenet16", 16, width=24))
     card = json.loads(out.with_suffix(".json").read_text())
     assert card["model"]["backbone"] == "mobilenet16"
-    assert card["fields"] == list(CHANNELS)
+    assert card["fields"] == list(FIELDS)
     assert card["training"] == {
         "source": "graph/model-stride16.json",
         "licence": "Apache-2.0, as published by Google",

@@ -16,7 +16,7 @@ from personlab.codec.fields import Fields, stack
 from personlab.codec.hough import vote
 from personlab.codec.pyramid import Frame
 from personlab.codec.score import extent
-from personlab.skeleton import FLIP, K
+from tests.coco_person import FLIP, K
 from tests.reference import codec as reference
 from tests.reference.scenes import (
     Scene,

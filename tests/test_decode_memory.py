@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from personlab.skeleton import K
+from tests.coco_person import K
 from tests.conftest import ROOT
 
 SIDE, BIN = 2401, 2

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from personlab.params import RANDOM
+from personlab.params import NO_FOLDER, RANDOM
 from tests.conftest import ROOT
 
 # No stage depends on these, nor on what only they import: they decide how work is done, reported and stored,
@@ -86,7 +86,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dvc.repo import Repo
 
     folder = tmp_path_factory.mktemp("project")
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore", RANDOM):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore", RANDOM, NO_FOLDER):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "personlab", folder / "personlab", ignore=shutil.ignore_patterns("__pycache__"))
@@ -96,6 +96,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write(folder / kind.format(stage), "{}")
     for name in ("ingest/train", "ingest/val", "targets/train", "targets/val"):
         write(folder / f"data/{name}/part-00000.parquet", name)
+    write(folder / "data/ingest/dataset.json", "{}")
     for name in ("model.safetensors", "model.json"):
         write(folder / "data/train" / name, name)
     subprocess.run(("git", "init", "-q"), cwd=folder, check=True)
@@ -170,6 +171,7 @@ def test_everything_is_up_to_date_at_first(project: Path) -> None:
         ),
         ({"acquire.url": "http://mirror"}, {"acquire"}),
         ({"ingest.shard_mb": 5}, {"ingest"}),
+        ({"skeleton.pairs": []}, {"ingest"}),
         ({"estimator.steps": 5}, {"estimator"}),
         ({"impute.max_area": None}, {"impute"}),
         ({"targets.imputed": False}, {"targets"}),
@@ -208,3 +210,22 @@ def test_a_parameter_reruns_the_stages_it_decides(
 def test_a_file_reruns_the_stages_it_decides(project: Path, file: str, stages: set[str]) -> None:
     with changed(project / file, "\n"):
         assert out_of_date(project) == stages
+
+
+@pytest.mark.parametrize("inside_the_project", [True, False])
+def test_acquire_runs_again_if_anything_in_its_folder_changes(
+    project: Path, tmp_path: Path, inside_the_project: bool
+) -> None:
+    from dvc.repo import Repo
+
+    folder = project / "mine" if inside_the_project else tmp_path
+    write(folder / "train2017/1.jpg", "a picture")
+    name = "mine" if inside_the_project else str(tmp_path)
+    with changed(project / "params.yaml", {"acquire.directory": name}):
+        with inside(project), Repo(str(project)) as repository:
+            repository.commit("acquire", force=True)
+        assert out_of_date(project) == set()
+        write(folder / "train2017/2.jpg", "another")
+        assert out_of_date(project) == {"acquire"}
+    with inside(project), Repo(str(project)) as repository:
+        repository.commit("acquire", force=True)

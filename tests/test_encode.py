@@ -11,7 +11,7 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Targets, stack
-from personlab.skeleton import EDGES, KEYPOINTS, K
+from tests.coco_person import EDGES, KEYPOINTS, K
 from tests.reference import codec as reference
 from tests.reference.scenes import Scene, adversarial, figure, mirrored, random_scene, scene
 
@@ -43,7 +43,8 @@ def two(first: tuple[float, float], second: tuple[float, float], **changes: Tens
         keypoints[person, EYE] = torch.tensor(nose) + torch.tensor([10.0, 0.0])
     labelled = torch.zeros(2, K, dtype=torch.bool)
     labelled[:, [NOSE, EYE]] = True
-    people = Instances(keypoints, labelled, torch.zeros(2, 9, 9), torch.zeros(2, dtype=torch.bool))
+    no = torch.zeros(2, dtype=torch.bool)
+    people = Instances(keypoints, labelled, torch.zeros(2, 9, 9), crowd=no, unmasked=no)
     return Scene(replace(people, **changes), 65, 65, 8)
 
 

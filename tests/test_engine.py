@@ -19,8 +19,8 @@ from personlab.errors import UserError
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.model.precision import autocast, is_fast
-from personlab.skeleton import K
 from personlab.training.engine import Average, Batch, Supervised, optimizer, set_learning_rate, train_step
+from tests.coco_person import K
 
 STRIDE: params.Stride = 16
 SIDE = 65
@@ -47,6 +47,7 @@ def batch(seed: int = 0, size: int = 2) -> Batch:
             labelled=torch.ones(1, K, dtype=torch.bool),
             masks=mask,
             crowd=torch.zeros(1, dtype=torch.bool),
+            unmasked=torch.zeros(1, dtype=torch.bool),
         )
         targets.append(encode(people, stride=STRIDE, radius=MODEL.radius))
     images = torch.randint(0, 256, (size, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)

@@ -16,8 +16,8 @@ from personlab.data.transform import PADDING, Transform
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.estimator import Estimator, PersonFields, build, decode, from_checkpoint, person_targets
-from personlab.skeleton import FLIP, K
 from tests.batches import save_weights
+from tests.coco_person import FLIP, K
 
 HEIGHT, WIDTH, STRIDE, RADIUS = 129, 97, 8, 10.0
 SETTINGS = params.Estimator(width=4, stride=8, crop_height=129, crop_width=97, radius=10.0)

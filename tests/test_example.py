@@ -16,7 +16,7 @@ from personlab.data.example import decode_masks, example, pixels, project_people
 from personlab.data.transform import PADDING, ImageArray, Transform
 from personlab.errors import UserError
 from personlab.people import Annotation, BoolArray
-from personlab.skeleton import FLIP, KEYPOINTS, K
+from tests.coco_person import FLIP, KEYPOINTS, K
 from tests.reference.scenes import figure, mirrored
 
 HEIGHT, WIDTH = 97, 129

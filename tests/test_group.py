@@ -13,7 +13,7 @@ from personlab.codec.fields import Fields
 from personlab.codec.group import find_people, presence
 from personlab.codec.hough import HoughMap, Seeds
 from personlab.codec.pyramid import Frame, Level
-from personlab.skeleton import EDGES, K
+from tests.coco_person import EDGES, K
 from tests.reference import codec as reference
 from tests.reference.scenes import adversarial, figure, predicted, random_fields, scene
 from tests.test_hough import Votes, accumulate

@@ -14,7 +14,7 @@ from personlab import params
 from personlab.codec.fields import Fields, Targets
 from personlab.codec.refine import refine
 from personlab.model.losses import Losses, Objective, losses, positions
-from personlab.skeleton import FLIP, E, K
+from tests.coco_person import FLIP, E, K
 from tests.reference import losses as reference
 from tests.reference.scenes import EDGE_FLIP, mirrored
 

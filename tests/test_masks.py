@@ -11,7 +11,7 @@ from personlab.codec.fields import Fields, cell_positions
 from personlab.codec.masks import embedding_distance, full_resolution, mean_distance, refine_long
 from personlab.codec.refine import refine
 from personlab.codec.score import extent
-from personlab.skeleton import K
+from tests.coco_person import K
 from tests.reference import codec as reference
 from tests.reference.scenes import figure, random_fields
 

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from personlab.metrics import bootstrap, oks
 from personlab.metrics.coco import Matches, Scores, evaluate, ground_truth, match
 from personlab.people import Detection
-from personlab.skeleton import KAPPAS, KEYPOINTS, K
+from tests.coco_person import KAPPAS, KEYPOINTS, K
 
 HEIGHT, WIDTH = 300, 400
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from personlab import params
-from personlab.codec.fields import CHANNELS, Fields
+from personlab.codec.fields import FIELDS, Fields
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.backbones.resnet import ResNet
 from personlab.model.network import Heads, PersonLab, build, from_checkpoint
-from personlab.skeleton import E, K
+from tests.coco_person import E, K
 from tests.conftest import ROOT
 from tests.reference.scenes import image
 
@@ -163,7 +163,7 @@ def test_the_state_holds_the_weights_and_nothing_else() -> None:
     names = {name.split(".")[0] for name in network().state_dict()}
     assert names == {"backbone", "heads", "intermediate"}
     assert {n for n in network().state_dict() if n.startswith("heads.")} == {
-        f"heads.{field}.{part}" for field in CHANNELS for part in ("weight", "bias")
+        f"heads.{field}.{part}" for field in FIELDS for part in ("weight", "bias")
     }
 
 

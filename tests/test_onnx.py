@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from personlab.codec.fields import CHANNELS
+from personlab.codec.fields import FIELDS
 from personlab.errors import UserError
 from personlab.model.network import PersonLab, from_checkpoint
 from personlab.params import Stride
-from personlab.skeleton import KEYPOINTS
 from personlab.weights.bodypix import import_weights
 from personlab.weights.onnx import export
 from tests import tfjs_models
+from tests.coco_person import KEYPOINTS
 from tests.fixtures.make_tfjs_reference import PUBLISHED
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -46,7 +46,7 @@ def assert_same(session: Any, network: PersonLab, image: Tensor) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stride", "heads", "names"),
-    [(16, None, list(CHANNELS)), (8, tfjs_models.POSE_HEADS, ["heatmap", "short", "mid"])],
+    [(16, None, list(FIELDS)), (8, tfjs_models.POSE_HEADS, ["heatmap", "short", "mid"])],
 )
 def test_onnxruntime_computes_the_same(
     tmp_path: Path, stride: Stride, heads: dict[str, int] | None, names: list[str]

@@ -12,8 +12,8 @@ from personlab.codec.decode import Decoder
 from personlab.errors import UserError
 from personlab.metrics import oracle
 from personlab.people import Annotation
-from personlab.skeleton import KEYPOINTS, K
 from personlab.utils.progress import progress
+from tests.coco_person import KEYPOINTS, TREE, K
 
 MEAN = oracle.MeanPose(np.stack([np.linspace(0.1, 0.9, K), np.linspace(0, 1, K)], 1).astype(np.float32))
 
@@ -52,7 +52,7 @@ def test_a_person_with_every_keypoint_is_recovered(stride: int) -> None:
 def test_a_gap_at_the_elbow_loses_the_wrist() -> None:
     visibility = np.full(K, 2)
     visibility[KEYPOINTS.index("left_elbow")] = 0
-    (best,) = oracle.largest_components([person(visibility)])
+    (best,) = oracle.largest_components([person(visibility)], TREE)
     lost = [name for name, score in zip(KEYPOINTS, best.keypoint_scores, strict=True) if score == 0]
     assert lost == ["left_elbow", "left_wrist"]
 
@@ -86,7 +86,7 @@ def test_errors_name_a_file_that_is_not_cocos(tmp_path: Path, content: str) -> N
 @pytest.mark.testdata
 @pytest.mark.slow
 def test_real_annotations_survive_the_round_trip(coco_mini: Path) -> None:
-    truth = oracle.read(coco_mini / "annotations" / "person_keypoints_val2017.json")
+    truth = oracle.read(coco_mini / "annotations" / "person_keypoints_val2017.json").truth
     report = oracle.score(truth, PERFECT, side=801, stride=8, complete=True, progress=progress)
     assert report.keypoints.columns()["AP"] >= 0.97
     assert report.bound == pytest.approx(1.0)
@@ -110,5 +110,7 @@ def test_a_complete_person_has_an_ap_of_one(tmp_path: Path) -> None:
     category = {"id": 1, "name": "person"}
     image = {"id": 7, "height": 200, "width": 160}
     path.write_text(json.dumps({"images": [image], "annotations": [record], "categories": [category]}))
-    report = oracle.score(oracle.read(path), PERFECT, side=401, stride=8, complete=False, progress=progress)
+    report = oracle.score(
+        oracle.read(path).truth, PERFECT, side=401, stride=8, complete=False, progress=progress
+    )
     assert report.keypoints.columns()["AP"] == pytest.approx(1.0)

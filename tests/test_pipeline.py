@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from personlab.params import RANDOM, Params
+from personlab.params import NO_FOLDER, RANDOM, Params
 from personlab.tables import params_hash
 from tests.conftest import ROOT
 
@@ -52,7 +52,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "models").mkdir()
     shutil.copy(ROOT / RANDOM, folder / RANDOM)
     (folder / "data").mkdir()
-    shutil.copy(ROOT / "data/.gitignore", folder / "data/.gitignore")
+    for name in ("data/.gitignore", NO_FOLDER):
+        shutil.copy(ROOT / name, folder / name)
     write_params(folder, TINY)
     git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
     subprocess.run([*git, "init", "-q"], cwd=folder, check=True)

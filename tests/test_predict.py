@@ -22,9 +22,9 @@ from personlab.inference.listing import list_all
 from personlab.inference.predict import Format, Output, plan_images, predict
 from personlab.inference.results import Result, coco_dataset
 from personlab.people import Detection
-from personlab.skeleton import KEYPOINTS, K
 from personlab.utils.progress import progress
 from tests import layouts
+from tests.coco_person import KEYPOINTS, K
 
 HEIGHT, WIDTH = 60, 80
 HEIC_HEAD = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"

@@ -23,8 +23,8 @@ from personlab.model import checkpoint
 from personlab.model.network import PersonLab, build
 from personlab.people import Annotation
 from personlab.predictor import Predictor, decoder
-from personlab.skeleton import K
 from tests.batches import save_pictures
+from tests.coco_person import K
 from tests.conftest import ROOT
 
 HEIGHT, WIDTH, STRIDE = 240, 320, 8

@@ -10,7 +10,7 @@ from torch import Tensor
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, cell_positions
 from personlab.codec.refine import refine, sample
-from personlab.skeleton import EDGES, E, K
+from tests.coco_person import EDGES, E, K
 from tests.reference import codec as reference
 from tests.reference.scenes import figure, image, mirrored, random_fields, scene
 

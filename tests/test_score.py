@@ -11,7 +11,7 @@ from torch import Tensor
 
 from personlab.codec.hough import HoughMap
 from personlab.codec.score import Poses, expected_oks, extent, hard_nms, hough_scores, soft_nms
-from personlab.skeleton import KAPPAS, K
+from tests.coco_person import KAPPAS, K
 from tests.reference import codec as reference
 from tests.reference.scenes import figure
 

@@ -11,8 +11,8 @@ from pycocotools import mask as rle
 from personlab import tables
 from personlab.errors import UserError
 from personlab.params import Params
-from personlab.skeleton import KEYPOINTS, K
 from personlab.stages import evaluate
+from tests.coco_person import KEYPOINTS, K
 
 HEIGHT, WIDTH = 120, 160
 

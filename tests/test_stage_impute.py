@@ -19,10 +19,10 @@ from personlab.model import checkpoint
 from personlab.model.estimator import Estimator
 from personlab.params import Acquire, Impute, Params, Sample
 from personlab.people import Annotation
-from personlab.skeleton import KEYPOINTS, K
 from personlab.stages import acquire, estimator, evaluate, impute, infer, ingest, targets
 from personlab.tables.shards import row_groups
 from tests.batches import save_weights
+from tests.coco_person import KEYPOINTS, K
 
 PARAMS = Params(
     acquire=Acquire(sample=Sample(train_images=16, val_images=6, width=320, height=240, seed=5)),

@@ -14,7 +14,6 @@ from pycocotools.coco import COCO
 
 from personlab.errors import UserError
 from personlab.people import BoolArray, FloatArray
-from personlab.skeleton import KEYPOINTS
 from personlab.synthetic.appearance import Appearance, solid
 from personlab.synthetic.body import Body, Build, rotation
 from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
@@ -29,6 +28,7 @@ from personlab.synthetic.scene import (
     make_scene,
     place_person,
 )
+from tests.coco_person import KEYPOINTS
 
 IMAGES = 20
 LIGHT = np.array((0, 0, -1), np.float32)

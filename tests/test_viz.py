@@ -18,8 +18,8 @@ from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab
 from personlab.people import Annotation, Detection
-from personlab.skeleton import KEYPOINTS, E, K
 from personlab.viz.people import LEFT, PEOPLE, RIGHT
+from tests.coco_person import KEYPOINTS, E, K
 
 HEIGHT, WIDTH = 97, 129
 GREY = np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)

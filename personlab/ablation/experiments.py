@@ -28,7 +28,7 @@ from personlab.metrics import bootstrap
 from personlab.metrics.coco import KEYPOINT_BUDGET, Matches, Task, ground_truth, match
 from personlab.params import Params
 from personlab.registry import provenance
-from personlab.tables import shards
+from personlab.tables import read_dataset, shards
 from personlab.utils import process
 from personlab.utils.files import write_atomic
 from personlab.utils.git import git
@@ -179,6 +179,7 @@ class Result:
 
     def _matches(self, task: Task) -> Matches:
         images, val = self.project.images, self.project.folder / "data/ingest/val"
+        skeleton = read_dataset(self.project.folder / "data").skeleton
         with TemporaryDirectory() as name:
             try:
                 for part in self._files.glob("data/infer/part-*.parquet"):
@@ -189,7 +190,7 @@ class Result:
                 ) from None
             found = shards.detections(Path(name), images, val)
         budgets = {"keypoints": KEYPOINT_BUDGET, "segm": self.project.params.decode.max_people}
-        return match(ground_truth(images.values()), found, task, budgets[task])
+        return match(ground_truth(images.values(), skeleton), found, task, budgets[task])
 
 
 def copy_options(folder: Path, sources: Iterable[str]) -> tuple[str, ...]:

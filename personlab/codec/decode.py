@@ -26,6 +26,7 @@ from personlab.codec.refine import STEPS
 from personlab.codec.score import Poses, expected_oks, hard_nms, hough_scores, soft_nms
 from personlab.errors import UserError
 from personlab.people import Detection
+from personlab.skeleton import COCO_PERSON, Skeleton
 
 # How many poses are scored: ten for each person that may be found, within these bounds. More, of the hundreds
 # of seeds of a crowd or the thousands of an untrained network, only cost time.
@@ -52,6 +53,7 @@ class Decoder:
     scoring: Literal["expected-oks", "hough"] = "expected-oks"
     nms: Literal["soft", "hard"] = "soft"
     max_people: int = 20
+    skeleton: Skeleton = COCO_PERSON
 
     def poses(self, levels: Sequence[Level], *, height: int, width: int) -> Poses:
         """The people of one height x width image, in its pixels, best first, at most `max_people`.
@@ -68,6 +70,7 @@ class Decoder:
             levels,
             frame,
             seeds,
+            self.skeleton,
             trace_refinements=self.trace_refinements,
             nms_radius=self.nms_radius,
             most=min(max(_CANDIDATES_PER_PERSON * self.max_people, _CANDIDATES[0]), _CANDIDATES[1]),
@@ -106,11 +109,13 @@ class Decoder:
         if self.scoring == "hough":
             scores = hough_scores(hough, keypoints)
         else:
-            scores = expected_oks(hough, keypoints, present, radius=self.radius)
+            scores = expected_oks(hough, keypoints, present, kappas=self.skeleton.kappas, radius=self.radius)
         return Poses(keypoints, present, keypoint_scores=scores, scores=scores.mean(1))
 
     def _suppress(self, poses: Poses) -> Poses:
-        return hard_nms(poses) if self.nms == "hard" else soft_nms(poses, nms_radius=self.nms_radius)
+        if self.nms == "hard":
+            return hard_nms(poses, kappas=self.skeleton.kappas)
+        return soft_nms(poses, nms_radius=self.nms_radius)
 
 
 def detections(poses: Poses, masks: Iterable[Tensor | None]) -> Iterator[Detection]:

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from personlab.codec.fields import Fields, Targets, cell_positions
-from personlab.skeleton import EDGES, K
-
-_SOURCES = [source for source, _ in EDGES]
-_TARGETS = [target for _, target in EDGES]
+from personlab.skeleton import COCO_PERSON, Skeleton
 
 
 @dataclass(frozen=True)
@@ -28,12 +25,13 @@ class Instances:
     labelled: Tensor  # P x K bool
     masks: Tensor  # P x H x W, how much of each output cell the person's mask covers (Transform.coverage)
     crowd: Tensor  # P bool
+    unmasked: Tensor  # P bool, people without a mask; `masks` holds the region that they are in
 
     def to(self, device: torch.device | str) -> Self:
         return type(self)(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def encode(people: Instances, *, stride: int, radius: float) -> Targets:
+def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton = COCO_PERSON) -> Targets:
     """Target fields of one image (a batch of one), on the device of `people`.
 
     heatmap   1 within `radius` of a type-k keypoint of anyone
@@ -45,8 +43,12 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
 
     Crowd regions leave the heatmap, the segmentation and the long-range offsets undefined, and have no
     keypoints of their own; disks of people that reach into one keep their short- and mid-range offsets.
-    People without keypoints leave the heatmap undefined over their mask.
+    People without keypoints leave the heatmap undefined over their mask. People without a mask leave the
+    segmentation and the long-range offsets undefined in their region and, if there are no others, everywhere:
+    in such an image nobody was outlined.
     """
+    edge_sources = [source for source, _ in skeleton.edges]
+    edge_targets = [target for _, target in skeleton.edges]
     people = _with_empty_person(people)
     people = replace(people, keypoints=people.keypoints.where(people.labelled[..., None], 0.0))
     height, width = people.masks.shape[-2:]
@@ -54,22 +56,25 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
     labelled = people.labelled & ~people.crowd[:, None]
 
     closest, disk = _closest(people.keypoints, labelled, position, radius)
-    kinds = torch.arange(K, device=closest.device)[:, None, None]
+    kinds = torch.arange(len(closest), device=closest.device)[:, None, None]
     short = _towards(people.keypoints[closest, kinds], position)
 
-    sources = closest[_SOURCES]  # E x H x W: who owns the source's disk
-    ends = torch.tensor(_TARGETS, device=closest.device)[:, None, None]
+    sources = closest[edge_sources]  # E x H x W: who owns the source's disk
+    ends = torch.tensor(edge_targets, device=closest.device)[:, None, None]
     mid = _towards(people.keypoints[sources, ends], position)
-    mid_valid = disk[_SOURCES] & labelled[sources, ends]
+    mid_valid = disk[edge_sources] & labelled[sources, ends]
 
-    ordinary = people.masks * ~people.crowd[:, None, None]  # P x H x W
+    masked = ~people.crowd & ~people.unmasked
+    ordinary = people.masks * masked[:, None, None]  # P x H x W
     crowd = (people.masks * people.crowd[:, None, None] > 0).any(0)
+    unknown = (people.masks * (people.unmasked & ~people.crowd)[:, None, None] > 0).any(0)
+    unknown |= people.unmasked[:-1].all() & (len(people.unmasked) > 1)
     covers = ordinary >= 0.5
     owner = covers.to(torch.uint8).argmax(0)  # H x W: the only person there, where it is one
     long = _towards(people.keypoints[owner].permute(2, 0, 1, 3), position)
-    long_valid = ((covers.sum(0) == 1) & ~crowd) & labelled[owner].permute(2, 0, 1)
+    long_valid = ((covers.sum(0) == 1) & ~crowd & ~unknown) & labelled[owner].permute(2, 0, 1)
 
-    anonymous = (ordinary > 0) & ~labelled.any(1)[:, None, None]  # people without any keypoint
+    anonymous = (people.masks > 0) & (~labelled.any(1) & ~people.crowd)[:, None, None]  # no keypoint
     fields = Fields(
         heatmap=disk.float()[None],
         short=(short * disk[:, None])[None],
@@ -82,7 +87,7 @@ def encode(people: Instances, *, stride: int, radius: float) -> Targets:
         fields=fields,
         heatmap_valid=(~crowd & ~anonymous.any(0))[None],
         mid_valid=mid_valid[None],
-        seg_valid=~crowd[None],
+        seg_valid=~(crowd | unknown)[None],
         long_valid=long_valid[None],
     )
 

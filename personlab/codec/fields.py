@@ -4,20 +4,27 @@ Output cell (i, j), row and column, sits exactly on input pixel (stride * j, str
 inputs are stride * n + 1 pixels a side, so there are no half-pixel shifts anywhere. Points are (x, y)
 in input pixels, COCO's coordinates; offsets are (x, y) in input pixels, never in cells.
 
-B batch, K = 17 keypoints, E = 32 directed edges (skeleton.EDGES), H x W output cells.
+B batch, K keypoints (17 for COCO people), E = 2 (K - 1) directed edges (`Skeleton.edges`), H x W output
+cells.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
-from personlab.skeleton import E, K
+from personlab.skeleton import Skeleton
 
-# Channels of the network's heads, in the order of `Fields`.
-CHANNELS = {"heatmap": K, "short": 2 * K, "mid": 2 * E, "seg": 1, "long": 2 * K}
+# The names of the fields, in the order of `Fields`.
+FIELDS: Final = ("heatmap", "short", "mid", "seg", "long")
+
+
+def channels(skeleton: Skeleton) -> dict[str, int]:
+    """The channels of the network's heads, in the order of `Fields`."""
+    kinds, edges = len(skeleton.keypoints), len(skeleton.edges)
+    return {"heatmap": kinds, "short": 2 * kinds, "mid": 2 * edges, "seg": 1, "long": 2 * kinds}
 
 
 def padded_side(pixels: int, stride: int) -> int:
@@ -70,7 +77,7 @@ class Fields:
         return self.map(Tensor.float)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in CHANNELS}
+        return {name: getattr(self, name) for name in FIELDS}
 
     def replace(self, **tensors: Tensor) -> Self:
         """The same fields with some of the five tensors replaced."""
@@ -106,7 +113,7 @@ class Targets:
 
 def stack(items: list[Targets]) -> Targets:
     """One batch from targets of single images of the same size and stride."""
-    tensors = {name: torch.cat([getattr(t.fields, name) for t in items]) for name in CHANNELS}
+    tensors = {name: torch.cat([getattr(t.fields, name) for t in items]) for name in FIELDS}
     _, *names = vars(items[0])
     valid = {name: torch.cat([getattr(t, name) for t in items]) for name in names}
     return Targets(Fields(**tensors, stride=items[0].fields.stride), **valid)

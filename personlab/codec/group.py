@@ -15,10 +15,7 @@ from torch import Tensor
 from personlab.codec.hough import Seeds
 from personlab.codec.loops import Array, Index, array, cell_at, compiled, sample
 from personlab.codec.pyramid import Frame, Level, View, views
-from personlab.skeleton import EDGES, K, walk
-
-_EDGES: Final = np.array(EDGES)  # E x 2, source and target
-_WALKS: Final = np.array([walk(k) for k in range(K)])  # K x (K - 1): edges that reach all from k, in order
+from personlab.skeleton import Skeleton
 
 # Avoids 0/0 where no level is confident.
 _EPSILON: Final = 1e-6
@@ -28,6 +25,7 @@ def find_people(
     levels: Sequence[Level],
     frame: Frame,
     seeds: Seeds,
+    skeleton: Skeleton,
     *,
     trace_refinements: int,
     nms_radius: float,
@@ -38,7 +36,10 @@ def find_people(
     At most `most`, of the best seeds, in their order.
     """
     xy, kinds = array(seeds.xy), array(seeds.kind)
-    return torch.from_numpy(_accept(views(levels, frame), xy, kinds, trace_refinements, nms_radius**2, most))
+    edges = np.array(skeleton.edges, np.int64).reshape(-1, 2)
+    walks = np.array(skeleton.walks, np.int64)
+    poses = _accept(views(levels, frame), edges, walks, xy, kinds, trace_refinements, nms_radius**2, most)
+    return torch.from_numpy(poses)
 
 
 def presence(levels: Sequence[Level], frame: Frame, keypoints: Tensor) -> Tensor:
@@ -54,6 +55,8 @@ def presence(levels: Sequence[Level], frame: Frame, keypoints: Tensor) -> Tensor
 @compiled
 def _accept(
     levels: tuple[View, ...],
+    edges: Index,  # E x 2, source and target
+    walks: Index,  # K x (K - 1), see `Skeleton.walks`
     seeds: Array,  # N x 2, frame pixels, best first
     kinds: Index,  # N
     refinements: int,
@@ -61,7 +64,7 @@ def _accept(
     most: int,
 ) -> Array:
     """The poses of the accepted seeds: M x K x 2. A pose is traced only if its seed is accepted."""
-    poses = np.empty((min(len(seeds), most), K, 2), seeds.dtype)
+    poses = np.empty((min(len(seeds), most), len(walks), 2), seeds.dtype)
     count = 0
     for seed in range(len(seeds)):
         if count == len(poses):
@@ -69,7 +72,7 @@ def _accept(
         kind = kinds[seed]
         if not is_claimed(poses[:count, kind], seeds[seed], squared_radius):
             poses[count, kind] = seeds[seed]
-            _trace(poses[count], kind, levels, refinements)
+            _trace(poses[count], levels, edges, walks[kind], refinements)
             count += 1
     return poses[:count]
 
@@ -84,13 +87,13 @@ def is_claimed(places: Array, xy: Array, squared_radius: float) -> bool:
 
 
 @compiled
-def _trace(pose: Array, kind: int, levels: tuple[View, ...], refinements: int) -> None:
-    """Fill in a pose (K x 2, frame pixels) from keypoint `kind` along the tree, by equation 2 at points.
+def _trace(pose: Array, levels: tuple[View, ...], edges: Index, walk: Index, refinements: int) -> None:
+    """Fill in a pose (K x 2, frame pixels) along the edges of a walk from its seed, by equation 2 at points.
 
     y_l = y_k + M_kl(y_k), then `refinements` times y_l = y_l + S_l(y_l).
     """
-    for edge in _WALKS[kind]:
-        source, target = _EDGES[edge]
+    for edge in walk:
+        source, target = edges[edge]
         x, y = pose[source]
         dx, dy = _mean_offset(levels, True, edge, source, x, y)
         x, y = x + dx, y + dy

@@ -7,9 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from personlab.codec.fields import Fields, cell_positions
-from personlab.skeleton import EDGES
-
-_TARGETS = [target for _, target in EDGES]
+from personlab.skeleton import COCO_PERSON, Skeleton
 
 # Refinement steps of the paper, for mid-range (eq. 2) and long-range offsets (eq. 5) alike.
 STEPS: Final = 2
@@ -27,7 +25,13 @@ def sample(field: Tensor, xy: Tensor, stride: int) -> Tensor:
     return F.grid_sample(field, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def refine(fields: Fields, *, mid_steps: int = STEPS, long_steps: int = STEPS) -> Fields:
+def refine(
+    fields: Fields,
+    *,
+    mid_steps: int = STEPS,
+    long_steps: int = STEPS,
+    skeleton: Skeleton = COCO_PERSON,
+) -> Fields:
     """Fields whose mid- and long-range offsets have been refined; the other three are unchanged.
 
     mid, eq. 2: M_kl(x) <- x' + S_l(x') with x' = M_kl(x); the short-range field is the *target*
@@ -35,9 +39,10 @@ def refine(fields: Fields, *, mid_steps: int = STEPS, long_steps: int = STEPS) -
     both as positions; offsets from x add up instead.
     """
     short, mid, long = fields.short.float(), fields.mid.float(), fields.long.float()
-    target_short = short[:, _TARGETS]
+    target_short = short[:, [target for _, target in skeleton.edges]]
     for _ in range(mid_steps):
         mid = mid + _at_ends(target_short, mid, fields.stride)
+    long_steps = long_steps if fields.has_masks else 0
     for _ in range(long_steps):
         long = long + _at_ends(long, long, fields.stride)
     for _ in range(long_steps):

@@ -1,6 +1,7 @@
 """Scores of keypoints and poses (paper, equations 3 and 4), and non-maximum suppression of poses."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from personlab.codec.group import is_claimed
 from personlab.codec.hough import HoughMap
 from personlab.codec.loops import Array, array, compiled
-from personlab.skeleton import KAPPAS, K
 
 # A keypoint counts as detected, and so into a person's extent, from this presence on.
 DETECTED: Final = 0.5
@@ -65,11 +65,13 @@ def hough_scores(hough: HoughMap, keypoints: Tensor) -> Tensor:
     return F.grid_sample(hough.score[:, None], grid, padding_mode="zeros", align_corners=True)[:, 0, :, 0].T
 
 
-def expected_oks(hough: HoughMap, keypoints: Tensor, presence: Tensor, *, radius: float) -> Tensor:
+def expected_oks(
+    hough: HoughMap, keypoints: Tensor, presence: Tensor, *, kappas: Sequence[float], radius: float
+) -> Tensor:
     """Equation 3: p_k(y) times the mean of exp(-|x - y|^2 / (2 lambda^2 kappa_k^2)) over the disk around y,
     weighted by the score map: N x K. Where the disk holds no votes, the score is 0.
     """
-    tolerance = 2 * (extent(keypoints, presence)[:, None] * keypoints.new_tensor(KAPPAS)).square()
+    tolerance = 2 * (extent(keypoints, presence)[:, None] * keypoints.new_tensor(kappas)).square()
     expected = _expected_oks(array(hough.score), hough.bin, array(keypoints), array(tolerance), radius)
     return presence * torch.from_numpy(expected)
 
@@ -125,7 +127,7 @@ def soft_nms(poses: Poses, *, nms_radius: float) -> Poses:
     """
     poses = poses.select(_best_first(poses.scores))
     claimed = torch.from_numpy(_claimed(array(poses.keypoints), nms_radius**2))
-    scores = (poses.keypoint_scores * ~claimed).sum(1) / K
+    scores = (poses.keypoint_scores * ~claimed).sum(1) / claimed.shape[1]
     return replace(poses, scores=scores).select(_best_first(scores))
 
 
@@ -139,11 +141,11 @@ def _claimed(keypoints: Array, squared_radius: float) -> npt.NDArray[np.bool_]:
     return found
 
 
-def hard_nms(poses: Poses) -> Poses:
+def hard_nms(poses: Poses, *, kappas: Sequence[float]) -> Poses:
     """Drop every pose whose OKS with a better, kept pose is above 0.5; the others, best first."""
     poses = poses.select(_best_first(poses.scores))
     squared = (poses.keypoints[:, None] - poses.keypoints[None]).square().sum(-1)  # N x N x K
-    tolerance = 2 * (poses.extent()[:, None] * squared.new_tensor(KAPPAS)).square()  # the better one's: N x K
+    tolerance = 2 * (poses.extent()[:, None] * squared.new_tensor(kappas)).square()  # the better one's: N x K
     similar = torch.exp(-squared / tolerance[:, None]).mean(-1) > HARD_NMS_OKS  # [better, worse]
     dropped = torch.zeros(len(similar), dtype=torch.bool)
     for better in range(len(similar)):

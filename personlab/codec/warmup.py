@@ -4,7 +4,6 @@ import torch
 
 from personlab.codec.decode import Decoder, Level
 from personlab.codec.encode import Instances, encode
-from personlab.skeleton import K
 
 SIDE, STRIDE = 65, 8
 
@@ -13,10 +12,11 @@ def main() -> None:
     """Decode one person, with one level and with three: some loops are compiled per number of levels."""
     cells = SIDE // STRIDE + 1
     people = Instances(
-        keypoints=torch.linspace(16, 48, 2 * K).reshape(1, K, 2),
-        labelled=torch.ones(1, K, dtype=torch.bool),
+        keypoints=torch.linspace(16, 48, 2 * 17).reshape(1, 17, 2),
+        labelled=torch.ones(1, 17, dtype=torch.bool),
         masks=torch.ones(1, cells, cells),
         crowd=torch.zeros(1, dtype=torch.bool),
+        unmasked=torch.zeros(1, dtype=torch.bool),
     )
     decoder = Decoder()
     level = Level(encode(people, stride=STRIDE, radius=decoder.radius).fields, scale=1.0)

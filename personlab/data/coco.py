@@ -1,24 +1,21 @@
-"""Read a COCO layout: annotation JSON and image files in, checked images and people out, rejects explained.
+"""Read COCO annotations: JSON and image files in, checked images and people out, rejects explained.
 
-    root/annotations/person_keypoints_{train,val}2017.json
-    root/{train,val}2017/
-
-People with keypoints, people with a mask only, and crowds are kept. Every record becomes an `Image`, a
+People may have keypoints, a mask, both or neither, and may be crowds. Every record becomes an `Image`, a
 `Person` or a `Reject` with the reason, in the order of the file; only a file that is not COCO's at all is an
-error. Annotations of other categories are counted.
+error. Annotations of other categories (`category.py`) are counted. "People" may be animals or things.
 
 Coordinates refer to the pixels as stored in the file or, where only these have the annotated size, to those
 that EXIF orientation shows. person_record.py says what people's values mean.
 """
 
+import hashlib
 import json
 import os
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,35 +23,64 @@ from typing import Any
 import pyarrow as pa
 
 from personlab.data import images, units
-from personlab.data.json_fields import BadRecordError, integer, record_id, repeated, shown, whole
+from personlab.data.category import Category, check_order, choose
+from personlab.data.json_fields import BadRecordError, integer, record_id, repeated, whole
 from personlab.data.person_record import annotation
 from personlab.errors import UserError, first
 from personlab.people import Annotation
-from personlab.skeleton import KEYPOINTS
 from personlab.tables import PEOPLE, REJECTS, Split
 
 NamesIn = Callable[[Path], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of a file's images that is one split of it, drawn at random.
+
+    Which images it has depends on the seed and their ids only.
+    """
+
+    val: float  # share of the images in the validation split
+    seed: int
+
+    def of(self, split: Split, records: Sequence[Any]) -> list[Any]:
+        """The split's images, in the file's order."""
+        ranked = sorted(range(len(records)), key=lambda position: self._rank(position, records[position]))
+        count = min(max(1, round(self.val * len(records))), len(records) - 1)
+        chosen = set(ranked[:count] if split == "val" else ranked[count:])
+        return [record for position, record in enumerate(records) if position in chosen]
+
+    def _rank(self, position: int, record: Any) -> bytes:
+        known = record_id(record)
+        return hashlib.sha256(f"{self.seed} {position if known is None else known}".encode()).digest()
+
+
+@dataclass(frozen=True)
 class Layout:
-    """The files of one split of a COCO layout."""
+    """Where one split is.
+
+    Attributes:
+        root: the dataset's folder, to which file names in tables are relative.
+        annotations: the annotation file.
+        folder: with the images, relative to the root.
+        share: the file's images that belong to the split; None: all.
+    """
 
     root: Path
     split: Split
+    annotations: Path
+    folder: str
+    share: Share | None = None
 
     @property
     def annotations_name(self) -> str:
-        """Relative to the root."""
-        return f"annotations/person_keypoints_{self.split}2017.json"
-
-    @property
-    def annotations(self) -> Path:
-        return self.root / self.annotations_name
+        """Relative to the root if inside it."""
+        inside = self.annotations.is_relative_to(self.root)
+        return (self.annotations.relative_to(self.root) if inside else self.annotations).as_posix()
 
     @property
     def images(self) -> Path:
-        return self.root / f"{self.split}2017"
+        return self.root / self.folder
 
 
 @dataclass(frozen=True)
@@ -64,8 +90,17 @@ class Records:
     images: list[Any]
     people: list[Any]
     others: int  # annotations of other categories
-    person: int  # id of the category `person`
+    category: Category
     categories: dict[int, str]  # names by id
+
+    def of(self, split: Split, share: Share | None) -> "Records":
+        """The records of a split. Annotations of unknown images are training's, to be rejected there."""
+        if share is None:
+            return self
+        images = share.of(split, self.images)
+        ids = set(map(record_id, share.of("val", self.images))) - {None}
+        people = [p for p in self.people if (_image_id(p) in ids) == (split == "val")]
+        return replace(self, images=images, people=people)
 
 
 @dataclass(frozen=True)
@@ -94,6 +129,7 @@ class Person:
 
     image_id: int
     annotation: Annotation
+    notes: tuple[str, ...] = ()  # what was inferred
 
 
 @dataclass(frozen=True)
@@ -105,8 +141,11 @@ class Reject:
     reason: str
 
 
-def load(path: Path) -> Records:
+def load(path: Path, wanted: Sequence[str] = ()) -> Records:
     """Parse an annotation file.
+
+    Args:
+        wanted: names of categories, instead of the default (`category.py`).
 
     Raises:
         UserError: the file is missing, is not JSON or not COCO's, has no image, or its categories do not say
@@ -115,20 +154,22 @@ def load(path: Path) -> Records:
     images, annotations, categories = _lists(path, _load_json(path))
     if not images:
         raise UserError(f"{path}: lists no image; there is nothing to do")
-    person = _person_id(path, categories, annotations)
+    category = choose(path, categories, annotations, wanted)
+    check_order(path, category.keypoints)
     # Where the category is not a number, the annotation is kept, to be rejected with this reason.
-    people = [a for a in annotations if _category_id(a) in (None, person)]
-    names = {number: _name(c) for c in categories if (number := record_id(c)) is not None}
+    people = [a for a in annotations if _category_id(a) in (None, *category.ids)]
+    names = {number: str(c.get("name")) for c in categories if (number := record_id(c)) is not None}
     if not people and (unknown := set(map(_category_id, annotations)) - names.keys()):
         raise UserError(
-            f"{path}: none of its {len(annotations)} annotations is of category {person}, person, but some "
-            f"are of {first(sorted(map(str, unknown)))}, which 'categories' does not list"
+            f"{path}: none of its {len(annotations)} annotations is of category {category.ids[0]}, "
+            f"{category.name}, but some are of {first(sorted(map(str, unknown)))}, which 'categories' does "
+            "not list"
         )
-    return Records(images, people, len(annotations) - len(people), person, names)
+    return Records(images, people, len(annotations) - len(people), category, names)
 
 
 def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
-    """The images of a file with or without annotations, by id, and the id of the category `person`.
+    """The images of a file with or without annotations, by id, and the id of its category.
 
     Raises:
         UserError: as `load`, or an image's record is not COCO's.
@@ -137,7 +178,7 @@ def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
     if isinstance(content, dict):
         content.setdefault("annotations", [])
     images, annotations, categories = _lists(path, content)
-    return images_of(path, images), _person_id(path, categories, annotations)
+    return images_of(path, images), choose(path, categories, annotations).ids[0]
 
 
 def images_of(path: Path, records: Iterable[Any]) -> dict[int, "Image"]:
@@ -178,56 +219,13 @@ def _lists(path: Path, content: Any) -> tuple[list[Any], list[Any], list[Any]]:
     return content["images"], content["annotations"], content["categories"]
 
 
-def _person_id(path: Path, categories: Sequence[Any], annotations: Sequence[Any]) -> int:
-    """The id of the category `person`.
-
-    Of several categories of this name, the one that annotations have: Roboflow adds a root category that is
-    named after the project.
-    """
-    named = [category for category in categories if _name(category) == "person"]
-    if len(named) > 1:
-        used = set(map(_category_id, annotations))
-        named = [category for category in named if record_id(category) in used] or named
-    if len(named) != 1:
-        known = ", ".join(map(_name, categories)) or "none"
-        raise UserError(
-            f"{path}: 'categories' must name 'person' once, not {len(named)} times; its categories: {known}"
-        )
-    (person,) = named
-    try:
-        number = integer(person, "id", 0, 2**63)
-    except BadRecordError as error:
-        raise UserError(f"{path}: category 'person': {error}") from None
-    if shared := [_name(c) for c in categories if record_id(c) == number and c is not person]:
-        raise UserError(f"{path}: category id {number} is that of 'person' and of '{shared[0]}'")
-    _check_order(path, person.get("keypoints"))
-    return number
-
-
-def _check_order(path: Path, names: Any) -> None:
-    """Refuse keypoints of which one has the name of another of COCO's. Names that COCO lacks may be any."""
-    for name, cocos in zip(names if isinstance(names, list) else (), KEYPOINTS, strict=False):
-        if _words(name) != _words(cocos) and _words(name) in map(_words, KEYPOINTS):
-            raise UserError(
-                f"{path}: the keypoints of category 'person' are in another order than COCO's: '{name}' is "
-                f"listed instead of {cocos}; COCO's are {', '.join(KEYPOINTS)}"
-            )
-
-
-def _words(keypoint: Any) -> frozenset[str]:
-    """The words of a keypoint's name: left_eye, "Left eye", leftEye, l_eye and eye.L are the same."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", str(keypoint))
-    return frozenset({"l": "left", "r": "right"}.get(word.lower(), word.lower()) for word in words)
-
-
-def _name(category: Any) -> str:
-    """The name of a category, in lower case."""
-    return str(category.get("name")).strip().lower() if isinstance(category, dict) else ""
-
-
 def _category_id(annotation: Any) -> int | None:
     """The category of an annotation, if it is a whole number."""
     return whole(annotation.get("category_id")) if isinstance(annotation, dict) else None
+
+
+def _image_id(annotation: Any) -> int | None:
+    return whole(annotation.get("image_id")) if isinstance(annotation, dict) else None
 
 
 # --- images -------------------------------------------------------------------------------------------------
@@ -264,7 +262,7 @@ def _image(layout: Layout, folder: Path, record: Any, names_in: NamesIn) -> Imag
     except UserError as error:
         raise BadRecordError(f"{name}: {error}") from None
     orientation = images.orientation(folder / file)
-    return Image(image_id, f"{layout.images.name}/{file}", height, width, orientation)
+    return Image(image_id, (PurePosixPath(layout.folder) / file).as_posix(), height, width, orientation)
 
 
 def _names_in(folder: Path) -> dict[str, str]:
@@ -305,9 +303,12 @@ def images_by_id(records: Iterable[Any], checked: Iterable[Image | Reject]) -> d
 
 
 def check_people(
-    layout: Layout, records: Sequence[Any], images: Mapping[int, Image | Reject]
+    layout: Layout, records: Sequence[Any], images: Mapping[int, Image | Reject], names: Sequence[str]
 ) -> Iterator[Person | Reject]:
     """Check every person, in the order of the records. People of rejected images are rejected.
+
+    Args:
+        names: of the keypoints.
 
     Raises:
         UserError: the coordinates of most people are of another kind than COCO's.
@@ -320,17 +321,15 @@ def check_people(
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
-            person = check_person(record, images)
-            if not person.annotation.rle:
-                found = f"segmentation is {shown(record['segmentation'])}" if "segmentation" in record else ""
-                raise BadRecordError(f"{found or 'has no segmentation'}; people need masks to be trained on")
-            yield person
+            yield check_person(record, images, names)
         except BadRecordError as error:
             yield _reject(layout, "annotation", position, record, error)
 
 
-def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
+def check_person(record: Any, images: Mapping[int, Image | Reject], names: Sequence[str]) -> Person:
     """A person's record, checked. Without a segmentation (missing, null or []), `rle` is empty.
+
+    names: of the keypoints.
 
     Raises:
         BadRecordError: it is not what COCO writes, or its image is unknown or rejected.
@@ -341,7 +340,7 @@ def check_person(record: Any, images: Mapping[int, Image | Reject]) -> Person:
         raise BadRecordError(f"image {image_id} is not among the images")
     if isinstance(image, Reject):
         raise BadRecordError(f"image {image_id} was rejected: {image.reason}")
-    return Person(image_id, annotation(record, image.height, image.width))
+    return Person(image_id, *annotation(record, image.height, image.width, names))
 
 
 def _reject(layout: Layout, kind: str, position: int, record: Any, error: BadRecordError) -> Reject:

@@ -16,7 +16,6 @@ from torch import Tensor
 from personlab.data.example import pixels
 from personlab.data.transform import ImageArray, Transform
 from personlab.people import Annotation, BoolArray, Box, FloatArray
-from personlab.skeleton import FLIP
 
 T = TypeVar("T")
 
@@ -98,9 +97,15 @@ def person_crop(
 
 
 def training_crop(
-    image: ImageArray, person: Person, random: np.random.Generator, *, height: int, width: int
+    image: ImageArray,
+    person: Person,
+    random: np.random.Generator,
+    flip: Sequence[int] | None,
+    *,
+    height: int,
+    width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A random crop of a person: jittered, coarsened, mirrored.
+    """A random crop of a person: jittered, coarsened and, if `flip` (`Skeleton.flip`) is known, mirrored.
 
     Returns the crop (3 x height x width uint8), the keypoints (K x 2 float32, crop pixels) and which of them
     are labelled (K bool).
@@ -108,8 +113,8 @@ def training_crop(
     transform, detail = _jitter(person, random, height=height, width=width)
     crop = cut(image, transform, detail=detail)
     keypoints, labelled = transform.points(person.keypoints), person.labelled
-    if random.random() < 0.5:
-        crop, keypoints, labelled = mirrored(crop, keypoints, labelled)
+    if random.random() < 0.5 and flip is not None:
+        crop, keypoints, labelled = mirrored(crop, keypoints, labelled, flip)
     tensor = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1)
     return tensor, torch.from_numpy(keypoints), torch.from_numpy(labelled)
 
@@ -129,12 +134,12 @@ def _jitter(
 
 
 def mirrored(
-    image: ImageArray, keypoints: FloatArray, labelled: BoolArray
+    image: ImageArray, keypoints: FloatArray, labelled: BoolArray, flip: Sequence[int]
 ) -> tuple[ImageArray, FloatArray, BoolArray]:
     """The crop mirrored: columns reversed, left and right keypoints swapped."""
-    swapped = keypoints[list(FLIP)]
+    swapped = keypoints[list(flip)]
     swapped[:, 0] = image.shape[1] - 1 - swapped[:, 0]
-    return image[:, ::-1], swapped, labelled[list(FLIP)]
+    return image[:, ::-1], swapped, labelled[list(flip)]
 
 
 def with_images(

@@ -127,6 +127,16 @@ def orientation(path: Path) -> int:
     return int(found) if found in range(1, 9) else 1
 
 
+def size(path: Path) -> tuple[int, int]:
+    """The height and width of an image file as viewers show it; (1, 1) if it cannot be read."""
+    try:
+        with PIL.Image.open(path, formats=formats()) as image:
+            width, height = image.size
+    except Exception:  # as in `_explained`
+        return 1, 1
+    return (width, height) if orientation(path) >= 5 else (height, width)
+
+
 def stored_as_annotated(path: Path, height: int, width: int) -> bytes:
     """The bytes of an image file or, if its annotations mean the pixels as EXIF shows them, a PNG of these.
 

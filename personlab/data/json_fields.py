@@ -14,7 +14,10 @@ class BadRecordError(Exception):
 
 
 def whole(value: Any) -> int | None:
-    """A whole number, also one written as a float (139.0, as pandas does); None for any other value."""
+    """A whole number, also one written as a float (139.0, as pandas does) or as a string of digits; None for
+    any other value."""
+    if type(value) is str and value.isascii() and value.isdigit() and len(value) <= 19:
+        return int(value)
     if type(value) is float and value.is_integer() and abs(value) <= 2**53:  # larger ones are rounded
         return int(value)
     return value if type(value) is int else None

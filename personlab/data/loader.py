@@ -24,6 +24,7 @@ from personlab.data.augment import augmented
 from personlab.data.example import Example
 from personlab.errors import UserError
 from personlab.params import Train
+from personlab.skeleton import COCO_PERSON, Skeleton
 from personlab.tables.shards import RowGroup, row_groups, with_people
 from personlab.utils.prefetch import prefetch
 
@@ -136,6 +137,7 @@ def load_batches(
     done: int,
     threads: int,
     overlap: bool,
+    skeleton: Skeleton = COCO_PERSON,
 ) -> Iterator[list[Example]]:
     """One worker's share of every batch after step `done`.
 
@@ -169,7 +171,7 @@ def load_batches(
 
     def example(item: tuple[int, pa.Table, int]) -> Example:
         row, table, epoch = item
-        return augmented(table.slice(row, 1).to_pylist()[0], train, epoch=epoch)
+        return augmented(table.slice(row, 1).to_pylist()[0], train, epoch=epoch, skeleton=skeleton)
 
     if overlap:
         examples = prefetch(example, rows, threads=threads, depth=2 * share + threads)

@@ -3,13 +3,20 @@
 Values are those that COCO's own tools use:
 - unlabelled keypoints (visibility 0) are (0, 0);
 - labelled keypoints and boxes may exceed the image's border by up to `MARGIN` pixels (COCO rounds) and are
-  kept as annotated, so that scores equal those of COCO's tools; farther out, the record is rejected;
-- polygons with fewer than three points are ignored; an empty mask is rejected;
-- a missing box is that of the mask or of the labelled keypoints, a missing area that of the mask.
+  kept as annotated, so that scores equal those of COCO's tools;
+- polygons with fewer than three points are ignored; an empty mask is rejected.
+
+What other files leave out or write otherwise is inferred, and noted:
+- a missing `iscrowd` is 0, a missing mask stays unknown; `num_keypoints` is counted, not read;
+- a missing box is that of the mask or, without one, of the labelled keypoints;
+- a missing area is that of the mask or, without one, 0.53 times that of the box, as in CrowdPose and MPII;
+- visibility 3 (AI Challenger: not in the image) is 0;
+- labelled keypoints farther outside the image are unlabelled, and boxes are cut off at its border.
 
 Missing is also what is null or an empty list.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -18,15 +25,20 @@ import numpy.typing as npt
 from personlab.data.json_fields import BadRecordError, integer, number, numbers, shown
 from personlab.data.segmentation import bounds, rle_and_area
 from personlab.people import Annotation, Box, FloatArray
-from personlab.skeleton import KEYPOINTS, K
 
 MARGIN: Final = 1.0
+# The area of a person without a mask, as a share of the box: the mean of COCO's people.
+MASK_SHARE: Final = 0.53
 
 Array = npt.NDArray[np.float64]
 
 
-def annotation(record: Any, height: int, width: int) -> Annotation:
-    """The person in a height x width image. Without a segmentation, `rle` is empty.
+def annotation(
+    record: Any, height: int, width: int, names: Sequence[str]
+) -> tuple[Annotation, tuple[str, ...]]:
+    """The person in a height x width image, and notes on what was inferred.
+
+    Without a segmentation, `rle` is empty. names: of the keypoints, K.
 
     Raises:
         BadRecordError: the record is not what COCO writes.
@@ -36,18 +48,22 @@ def annotation(record: Any, height: int, width: int) -> Annotation:
     crowd = record.get("iscrowd")
     if crowd not in (None, 0, 1):
         raise BadRecordError(f"iscrowd is {shown(crowd)}, not 0 or 1")
-    keypoints, visibility = _keypoints(record.get("keypoints"), height, width)
+    notes = list[str]()
+    keypoints, visibility = _keypoints(record.get("keypoints"), height, width, names, notes)
     segmentation, area, rle = record.get("segmentation"), record.get("area"), b""
     if segmentation not in (None, []):
         rle, mask_area = rle_and_area(segmentation, height, width)
         area = mask_area if area is None else area
+    else:
+        notes.append("no mask")
+    mask, labelled = bounds(rle, height, width) if rle else None, keypoints[visibility > 0]
+    box = _box(record.get("bbox"), height, width, mask, labelled, notes)
     if area is None:
-        raise BadRecordError("has neither area nor segmentation")
+        area = MASK_SHARE * box[2] * box[3]
+        notes.append("area from the box")
     if (area := number({"area": area}, "area")) <= 0:
         raise BadRecordError(f"area is {area:g}")
-    mask, labelled = bounds(rle, height, width) if rle else None, keypoints[visibility > 0]
-    box = _box(record.get("bbox"), height, width, mask, labelled)
-    return Annotation(
+    person = Annotation(
         id=person_id,
         keypoints=keypoints,
         visibility=visibility,
@@ -57,32 +73,47 @@ def annotation(record: Any, height: int, width: int) -> Annotation:
         crowd=bool(crowd),
         rle=rle,
     )
+    return person, tuple(notes)
 
 
-def _keypoints(value: Any, height: int, width: int) -> tuple[FloatArray, npt.NDArray[np.int8]]:
+def _keypoints(
+    value: Any, height: int, width: int, names: Sequence[str], notes: list[str]
+) -> tuple[FloatArray, npt.NDArray[np.int8]]:
     """Positions (K x 2) and visibilities (K); without keypoints (COCO's instances files), all unlabelled."""
+    count = len(names)
     if value in (None, []):
-        return np.zeros((K, 2), np.float32), np.zeros(K, np.int8)
+        return np.zeros((count, 2), np.float32), np.zeros(count, np.int8)
     triples = numbers(value, "keypoints")
-    if len(triples) != 3 * K:
+    if len(triples) != 3 * count:
         raise BadRecordError(
-            f"keypoints holds {len(triples)} numbers, not {3 * K}: x, y, visibility of COCO's {K} keypoints"
+            f"keypoints holds {len(triples)} numbers, not {3 * count}: x, y, visibility of {count} keypoints"
         )
-    xy, visibility = triples.reshape(K, 3)[:, :2], triples[2::3]
-    for name, found in zip(KEYPOINTS, visibility, strict=True):
-        if found not in (0, 1, 2):
+    xy, visibility = triples.reshape(count, 3)[:, :2], triples[2::3]
+    for name, found in zip(names, visibility, strict=True):
+        if found not in (0, 1, 2, 3):
             raise BadRecordError(
                 f"the visibility of {name} is {found:g}, not 0 (unlabelled), 1 (hidden) or 2 (visible)"
             )
-    labelled = visibility > 0
+    if (visibility == 3).any():
+        notes.append("visibility 3 is unlabelled")
+    labelled = (visibility > 0) & (visibility < 3)
     outside = labelled & _outside(xy, height, width).any(axis=1)
     if outside.any():
         k = int(outside.argmax())
-        raise BadRecordError(f"{KEYPOINTS[k]} at {_text(xy[k])} is outside the image of {width} x {height}")
+        if (outside == labelled).all():
+            raise BadRecordError(
+                f"all labelled keypoints are outside the image of {width} x {height}: {names[k]} at "
+                f"{_text(xy[k])}"
+            )
+        notes.append("keypoints outside the image are unlabelled")
+    labelled = labelled & ~outside
+    visibility = np.where(labelled, visibility, 0)
     return np.where(labelled[:, None], xy, 0).astype(np.float32), visibility.astype(np.int8)
 
 
-def _box(value: Any, height: int, width: int, mask: Array | None, labelled: FloatArray) -> Box:
+def _box(
+    value: Any, height: int, width: int, mask: Array | None, labelled: FloatArray, notes: list[str]
+) -> Box:
     """The box (x, y, width, height), checked against the mask's (x0, y0, x1, y1) and the labelled keypoints
     (N x 2)."""
     if value in (None, []):
@@ -90,6 +121,7 @@ def _box(value: Any, height: int, width: int, mask: Array | None, labelled: Floa
             raise BadRecordError("has no bbox")
         low, high = (labelled.min(axis=0), labelled.max(axis=0)) if mask is None else np.split(mask, 2)
         value = [*low.tolist(), *(high - low).clip(1).tolist()]
+        notes.append("box from the mask" if mask is not None else "box from the keypoints")
     box = numbers(value, "bbox")
     if len(box) != 4:
         raise BadRecordError(f"bbox holds {len(box)} numbers, not 4: x, y, width, height")
@@ -98,9 +130,15 @@ def _box(value: Any, height: int, width: int, mask: Array | None, labelled: Floa
     if (size.astype(np.float32) <= 0).any():  # tables hold float32
         raise BadRecordError(f"bbox has no area: {size[0]:g} x {size[1]:g}")
     if _outside(np.array([low, high]), height, width).any():
-        raise BadRecordError(
-            f"bbox {_text(box)} (x, y, width, height) is outside the image of {width} x {height}"
-        )
+        inside_low, inside_high = low.clip(0), high.clip(max=(width, height))
+        if (inside_high - inside_low < size / 2).any():  # half of a side or more is outside
+            raise BadRecordError(
+                f"bbox {_text(box)} (x, y, width, height) is outside the image of {width} x {height}"
+            )
+        low, size = inside_low, inside_high - inside_low
+        box = np.concatenate((low, size))
+        notes.append("box cut off at the image's border")
+        high = inside_high
     if mask is not None and ((mask[2:] < low - MARGIN) | (mask[:2] > high + MARGIN)).any():
         raise BadRecordError(
             f"bbox {_text(box)} and the mask, from {_text(mask[:2])} to {_text(mask[2:])}, lie apart"

@@ -25,6 +25,7 @@ from personlab.inference.poison_images import Attempt, attempt
 from personlab.model.network import from_checkpoint
 from personlab.params import Decode, Infer, Section
 from personlab.predictor import Predictor, decoding
+from personlab.skeleton import Skeleton
 from personlab.tables.shards import part_name
 from personlab.utils.prefetch import prefetch
 from personlab.utils.storage import LOCK, Folder, writing
@@ -50,6 +51,7 @@ class Plan(Section):
     part_size: int
     inputs: str  # SHA-256 of inputs.parquet
     weights: str  # SHA-256 of the checkpoint and its card
+    skeleton: Skeleton  # the checkpoint's
     infer: Infer
     decode: Decode
 
@@ -129,6 +131,7 @@ def make_plan(
         part_size=part_size,
         inputs=hashlib.sha256(_inputs(listing, part_size)).hexdigest(),
         weights=_digest_of(weights),
+        skeleton=network.skeleton,
         infer=infer,
         decode=decoding(network, max_people, decode),
     )
@@ -140,7 +143,7 @@ def write_plan(job: Job, listing: Listing) -> None:
     Raises:
         UserError: the folder holds another run or other files, or cannot be written to.
     """
-    stored = _read_plan(job.out)
+    stored = read_plan(job.out)
     if stored:
         others = [name for name in Plan.model_fields if getattr(stored, name) != getattr(job.plan, name)]
         if others:
@@ -154,7 +157,12 @@ def write_plan(job: Job, listing: Listing) -> None:
         job.out.write(PLAN, (job.plan.model_dump_json(indent=2) + "\n").encode())
 
 
-def _read_plan(out: Folder) -> Plan | None:
+def read_plan(out: Folder) -> Plan | None:
+    """The plan of the run in a folder, if there is one.
+
+    Raises:
+        UserError: it is of another version.
+    """
     try:
         return Plan.model_validate_json(out.read(PLAN))
     except FileNotFoundError:
@@ -214,7 +222,7 @@ def write_manifest(job: Job, parts: Sequence[Part]) -> Manifest:
             f"{manifest.errors} errors out; run the same command again"
         )
     # Folders that cannot be locked may have got the plans of two runs that started at once.
-    if _read_plan(job.out) != job.plan:
+    if read_plan(job.out) != job.plan:
         raise UserError(f"{job.out.place}: another run has written to this folder; choose another one")
     with writing(job.out.place):
         delete_temporary(job.out)

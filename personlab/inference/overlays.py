@@ -11,6 +11,7 @@ from personlab import viz
 from personlab.data import images
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
+from personlab.inference.job import read_plan
 from personlab.inference.listing import Listing
 from personlab.inference.predict import safe_stem
 from personlab.inference.results import SHOWN
@@ -25,7 +26,8 @@ def draw(listing: Listing, run: Folder, out: Path, count: int) -> list[Path]:
         UserError: the run has no parts or is not of this listing, or an image cannot be read.
     """
     names = sorted(name for name in run.files() if name.startswith("part-"))
-    if not names:
+    plan = read_plan(run)
+    if not names or not plan:
         raise UserError(f"{run.place}: no part-*.parquet; 'personlab infer-batch' writes them")
     digits = max(2, len(str(count)))
     out.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,7 @@ def draw(listing: Listing, run: Folder, out: Path, count: int) -> list[Path]:
     for number, row in enumerate(_rows(run, names, count), start=1):
         people = [Detection.from_row(record) for record in row["people"] if record["score"] >= SHOWN]
         written.append(out / f"{number:0{digits}}-{safe_stem(row['image'])}.jpg")
-        viz.write_jpeg(written[-1], viz.draw_people(_pixels(listing, row), people))
+        viz.write_jpeg(written[-1], viz.draw_people(_pixels(listing, row), people, plan.skeleton))
     return written
 
 

@@ -26,6 +26,7 @@ from personlab.inference.listing import Fetch, Listing
 from personlab.inference.results import SHOWN, Result
 from personlab.metrics.coco import PERSON
 from personlab.predictor import Predictor
+from personlab.skeleton import COCO_PERSON, Skeleton
 from personlab.utils import storage
 from personlab.utils.files import write_atomic, write_json
 from personlab.utils.progress import Tracker
@@ -124,6 +125,7 @@ class Output:
     form: Format
     params_hash: str  # recorded in tables
     person: int = PERSON  # category
+    skeleton: Skeleton = COCO_PERSON
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -139,10 +141,13 @@ class Output:
         if self.form == "json":
             write_json(self.folder / f"{image.stem}.json", results.named_record(result), indent=1)
 
+    def _dataset(self, predicted: Sequence[Result]) -> Any:
+        return results.coco_dataset(predicted, self.person, self.skeleton)
+
     def write_all(self, predicted: Sequence[Result]) -> None:
         """Write the files of all images together."""
         if self.form == "coco-dataset":
-            write_json(self.folder / "dataset.json", results.coco_dataset(predicted, self.person), indent=1)
+            write_json(self.folder / "dataset.json", self._dataset(predicted), indent=1)
         if self.form in ("coco", "parquet"):
             _write_records(self.folder / "images.json", map(results.image_record, predicted))
         if self.form == "coco":
@@ -186,7 +191,8 @@ def predict(
                 failures.append(f"{image.path}: {error}")
                 continue
             height, width = pixels.shape[:2]
-            result = Result(image.id, image.file_name, height, width, predictor(pixels))
+            people = predictor(pixels)
+            result = Result(image.id, image.file_name, height, width, people, predictor.skeleton)
             output.write_one(image, draw(pixels, result), result)
             predicted.append(result)
         output.write_all(predicted)
@@ -198,7 +204,7 @@ def predict(
 
 def draw(image: ImageArray, result: Result) -> ImageArray:
     """The image with the people whose score is at least SHOWN, and their scores."""
-    return viz.draw_scores(viz.draw_people(image, result.shown), result.shown)
+    return viz.draw_scores(viz.draw_people(image, result.shown, result.skeleton), result.shown)
 
 
 def _check_apart(planned: Sequence[Image], output: Output) -> None:

@@ -20,7 +20,7 @@ from pycocotools import mask as rle_tools
 
 from personlab.metrics.coco import PERSON
 from personlab.people import BoolArray, Detection
-from personlab.skeleton import KEYPOINTS, TREE
+from personlab.skeleton import COCO_PERSON, Skeleton
 
 Record = dict[str, Any]
 
@@ -37,6 +37,7 @@ class Result:
     height: int
     width: int
     people: Sequence[Detection]
+    skeleton: Skeleton = COCO_PERSON
 
     @property
     def shown(self) -> list[Detection]:
@@ -60,7 +61,9 @@ def coco_records(result: Result, category: int = PERSON) -> list[Record]:
     return [_coco(result, person, category) for person in result.people]
 
 
-def coco_dataset(results: Sequence[Result], category: int = PERSON) -> Record:
+def coco_dataset(
+    results: Sequence[Result], category: int = PERSON, skeleton: Skeleton = COCO_PERSON
+) -> Record:
     """A COCO annotation file of the people with scores of at least SHOWN, as annotation tools expect it.
 
     File names are relative to the images' common folder; masks are polygons; people without a mask have no
@@ -69,9 +72,10 @@ def coco_dataset(results: Sequence[Result], category: int = PERSON) -> Record:
     people = [(result, person) for result in results for person in result.shown]
     paths = [posixpath.abspath(result.file_name) for result in results]
     folder = posixpath.commonpath(map(posixpath.dirname, paths)) if paths else ""
+    links = [[start + 1, end + 1] for start, end in skeleton.tree]
     person_category = {
-        **{"id": category, "name": "person", "supercategory": "person"},
-        **{"keypoints": list(KEYPOINTS), "skeleton": [[start + 1, end + 1] for start, end in TREE]},
+        **{"id": category, "name": skeleton.name, "supercategory": skeleton.name},
+        **{"keypoints": list(skeleton.keypoints), "skeleton": links},
     }
     return {
         "images": [
@@ -93,7 +97,7 @@ def prediction_row(result: Result) -> Record:
 
 
 def _named(result: Result, person: Detection) -> Record:
-    triples = zip(KEYPOINTS, _triples(person), strict=True)
+    triples = zip(result.skeleton.keypoints, _triples(person), strict=True)
     keypoints = {name: {"x": x, "y": y, "score": score} for name, (x, y, score) in triples}
     return {"score": _score(person.score), "keypoints": keypoints, **_extent(result, person)}
 

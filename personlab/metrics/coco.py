@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from personlab.people import Detection
-from personlab.skeleton import KEYPOINTS, K
+from personlab.skeleton import COCO_PERSON, Skeleton
 
 Task = Literal["keypoints", "segm"]
 Array = npt.NDArray[np.float64]
@@ -46,17 +46,19 @@ class ImageMatches:
     people: int  # annotated
 
 
-def ground_truth(rows: Iterable[Mapping[str, Any]]) -> COCO:
+def ground_truth(rows: Iterable[Mapping[str, Any]], skeleton: Skeleton = COCO_PERSON) -> COCO:
     """The people of rows of tables.IMAGES with their `people` as pycocotools' ground truth.
 
-    Only image_id, height, width and people are used. People with imputed keypoints count as people without
-    keypoints. Annotations are numbered from 1, because pycocotools treats 0 as no match.
+    Its category holds the names of the keypoints and, beyond COCO's own keys, their `sigmas`. Only image_id,
+    height, width and people are used. People with imputed keypoints count as people without keypoints.
+    Annotations are numbered from 1, because pycocotools treats 0 as no match.
     """
     rows = list(rows)
     people = [(row, person) for row in rows for person in row["people"]]
     return _coco(
         [{"id": row["image_id"], "height": row["height"], "width": row["width"]} for row in rows],
         [_truth(number, row, person) for number, (row, person) in enumerate(people, start=1)],
+        {"id": PERSON, "name": skeleton.name, "keypoints": skeleton.keypoints, "sigmas": skeleton.sigmas},
     )
 
 
@@ -64,7 +66,7 @@ def with_masks(truth: COCO) -> COCO:
     """The ground truth of the people who have a mask."""
     people = truth.dataset["annotations"]
     masked = [person for person in people if person["segmentation"]]
-    return truth if len(masked) == len(people) else _coco(truth.dataset["images"], masked)
+    return truth if len(masked) == len(people) else _coco(truth.dataset["images"], masked, truth.cats[PERSON])
 
 
 def evaluate(
@@ -98,6 +100,7 @@ def match(
     if task == "segm":
         truth = with_masks(truth)
     evaluator = COCOeval(truth, _results(truth, detections, task), task)
+    evaluator.params.kpt_oks_sigmas = np.array(truth.cats[PERSON]["sigmas"])
     evaluator.params.maxDets = [budget] if task == "keypoints" else sorted({1, 10, budget})
     with redirect_stdout(io.StringIO()):
         evaluator.evaluate()
@@ -112,6 +115,16 @@ class Matches:
     task: Task
     budget: int
     evaluator: Any  # COCOeval, accumulated
+
+    @property
+    def keypoint_names(self) -> tuple[str, ...]:
+        names: tuple[str, ...] = self.evaluator.cocoGt.cats[PERSON]["keypoints"]
+        return names
+
+    @property
+    def kappas(self) -> Array:
+        """Twice the OKS sigma of each keypoint."""
+        return 2 * np.asarray(self.evaluator.cocoGt.cats[PERSON]["sigmas"])
 
     def columns(self) -> dict[str, float]:
         """The paper's columns: means over the thresholds .50, .55, ... .95, or at the one in the name."""
@@ -223,9 +236,8 @@ def _quality(matches: ImageMatches) -> float:
     return 1.0 - float(matches.scores.max()) if matches.scores.size else float("nan")
 
 
-def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> COCO:
+def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]], category: dict[str, Any]) -> COCO:
     coco = COCO()
-    category = {"id": PERSON, "name": "person", "keypoints": list(KEYPOINTS)}
     coco.dataset = {"images": images, "annotations": annotations, "categories": [category]}
     with redirect_stdout(io.StringIO()):
         coco.createIndex()
@@ -233,12 +245,13 @@ def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> CO
 
 
 def _truth(number: int, row: Mapping[str, Any], person: Mapping[str, Any]) -> dict[str, Any]:
-    visibility = np.zeros(K) if person["imputed"] else np.asarray(person["visibility"])
+    labelled = np.asarray(person["visibility"])
+    visibility = np.zeros_like(labelled) if person["imputed"] else labelled
     return {
         "id": number,
         "image_id": row["image_id"],
         "category_id": PERSON,
-        "keypoints": _triples(np.asarray(person["keypoints"], dtype=float).reshape(K, 2), visibility),
+        "keypoints": _triples(np.asarray(person["keypoints"], dtype=float).reshape(-1, 2), visibility),
         "num_keypoints": int(np.count_nonzero(visibility)),
         "bbox": list(person["box"]),
         "area": person["area"],
@@ -260,7 +273,7 @@ def _results(truth: COCO, detections: Mapping[int, Sequence[Detection]], task: T
         if detection.rle or task == "keypoints"
     ]
     if not results:
-        return _coco(truth.dataset["images"], [])
+        return _coco(truth.dataset["images"], [], truth.cats[PERSON])
     with redirect_stdout(io.StringIO()):
         return truth.loadRes(results)
 
@@ -270,7 +283,7 @@ def _result(image: Mapping[str, Any], detection: Detection, task: Task) -> dict[
         raise ValueError(f"image {image['id']}: a detection's score is {detection.score}")
     result = {"image_id": image["id"], "category_id": PERSON, "score": float(detection.score)}
     if task == "keypoints":
-        return {**result, "keypoints": _triples(detection.keypoints, np.ones(K))}
+        return {**result, "keypoints": _triples(detection.keypoints, np.ones(len(detection.keypoints)))}
     return {**result, "segmentation": _mask(image, detection.rle)}
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
-from personlab.data import coco, units
+from personlab.data import category, coco, units
 from personlab.data.json_fields import BadRecordError, integer, number, numbers, repeated, whole
 from personlab.data.segmentation import rle
 from personlab.errors import UserError
 from personlab.metrics.coco import PERSON, Task, ground_truth
 from personlab.people import Annotation, Detection
-from personlab.skeleton import K
+from personlab.skeleton import Skeleton
 
 log = logging.getLogger("personlab")
 
@@ -33,11 +33,13 @@ class Annotations:
     """A COCO annotation file.
 
     truth: its people, numbered anew from 1, in category 1.
-    person: the file's id of the category `person`.
+    skeleton: their keypoints.
+    person: the file's id of their category.
     categories: the names of the file's categories, by id.
     """
 
     truth: COCO
+    skeleton: Skeleton
     images: dict[int, coco.Image]
     person: int
     categories: dict[int, str]
@@ -63,7 +65,7 @@ def read_annotations(path: Path) -> Annotations:
         try:
             if position in repeats:
                 raise BadRecordError(repeats[position])
-            person, fault = _person(record, images)
+            person, fault = _person(record, images, records.category.keypoints)
         except BadRecordError as error:
             rejects.append(f"number {position} of the list: {error}")
             continue
@@ -74,18 +76,19 @@ def read_annotations(path: Path) -> Annotations:
         raise UserError(f"{path}: {_none(records, rejects)}")
     _warn(path, "annotations left out", rejects)
     _warn(path, "people without a mask count for keypoints only", maskless)
-    truth = ground_truth(_row(image, people[image.id]) for image in images.values())
-    return Annotations(truth, images, records.person, records.categories)
+    skeleton = category.skeleton(records.category, [p for each in people.values() for p in each])
+    truth = ground_truth((_row(image, people[image.id]) for image in images.values()), skeleton)
+    return Annotations(truth, skeleton, images, records.category.ids[0], records.categories)
 
 
-def _person(record: Any, images: Mapping[int, coco.Image]) -> tuple[coco.Person, str]:
+def _person(record: Any, images: Mapping[int, coco.Image], names: Sequence[str]) -> tuple[coco.Person, str]:
     """The person, if need be without box or mask, and the reason why, or why there is no mask."""
     try:
-        return coco.check_person(record, images), "has no segmentation"
+        return coco.check_person(record, images, names), "has no segmentation"
     except BadRecordError as error:
         for unneeded in (("bbox",), ("segmentation",), ("bbox", "segmentation")):
             with suppress(BadRecordError, TypeError):  # not an object
-                return coco.check_person(record | dict.fromkeys(unneeded), images), str(error)
+                return coco.check_person(record | dict.fromkeys(unneeded), images, names), str(error)
         raise
 
 
@@ -93,7 +96,10 @@ def _none(records: coco.Records, rejects: list[str]) -> str:
     if rejects:
         return f"none of its {len(rejects)} people can be scored: {_first(rejects)}"
     if records.others:
-        return f"none of its {records.others} annotations is of category {records.person}, which is person"
+        return (
+            f"none of its {records.others} annotations is of category {records.category.ids[0]}, which is "
+            f"{records.category.name}"
+        )
     return "annotates no person, so there is nothing to score"
 
 
@@ -126,6 +132,7 @@ def read_results(path: Path, annotations: Annotations) -> dict[Task, Found]:
     records = _list(path)
     _check_units(path, records)
     person = _person_category(records, annotations)
+    count = len(annotations.skeleton.keypoints)
     others = Counter[int]()
     for position, record in enumerate(records):
         try:
@@ -136,7 +143,7 @@ def read_results(path: Path, annotations: Annotations) -> dict[Task, Found]:
             if category != person:
                 others[category] += 1
                 continue
-            for task, detection in _detections(record, image).items():
+            for task, detection in _detections(record, image, count).items():
                 found[task][image.id].append(detection)
         except BadRecordError as error:
             raise UserError(f"{path}: result number {position} of the list: {error}") from None
@@ -179,18 +186,18 @@ def _list(path: Path) -> list[Any]:
     return content
 
 
-def _detections(record: Mapping[str, Any], image: coco.Image) -> dict[Task, Detection]:
-    """The person as each task takes it."""
+def _detections(record: Mapping[str, Any], image: coco.Image, count: int) -> dict[Task, Detection]:
+    """The person as each task takes it. count: of keypoints."""
     score = number(record, "score")
     tasks = dict[Task, Detection]()
     if record.get("keypoints") not in (None, []):
         triples = numbers(record["keypoints"], "keypoints")
-        if len(triples) != 3 * K:
-            raise BadRecordError(f"keypoints holds {len(triples)} numbers, not {3 * K}")
-        xy, scores = np.split(triples.reshape(K, 3).astype(np.float32), [2], axis=1)
+        if len(triples) != 3 * count:
+            raise BadRecordError(f"keypoints holds {len(triples)} numbers, not {3 * count}")
+        xy, scores = np.split(triples.reshape(count, 3).astype(np.float32), [2], axis=1)
         tasks["keypoints"] = Detection(xy, scores[:, 0], score, rle=b"")
     if record.get("segmentation") not in (None, []):
-        nowhere = np.zeros((K, 3), np.float32)
+        nowhere = np.zeros((count, 3), np.float32)
         mask = rle(record["segmentation"], image.height, image.width)
         tasks["segm"] = Detection(nowhere[:, :2], nowhere[:, 2], score, rle=mask)
     if not tasks:

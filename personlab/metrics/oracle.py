@@ -8,8 +8,9 @@ the gaps, so that only the codec's own errors remain.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -18,28 +19,31 @@ from personlab.codec.decode import Decoder, Level, detections
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import padded_side
 from personlab.data.example import project_people
+from personlab.data.mean_pose import MeanPose
 from personlab.data.transform import Transform, fit
 from personlab.errors import UserError
 from personlab.metrics.coco import Matches, match, with_masks
-from personlab.metrics.files import read_annotations
-from personlab.people import Annotation, Detection, FloatArray
-from personlab.skeleton import TREE, K
+from personlab.metrics.files import Annotations, read_annotations
+from personlab.people import Annotation, Detection
+from personlab.skeleton import COCO_PERSON, Edge, Skeleton
 from personlab.utils.progress import Tracker
 
 # The position of unconnected keypoints: so far away that their OKS is 0.
 _FAR_AWAY = -1e6
 
 
-def read(path: Path) -> COCO:
-    """The people of a COCO person keypoints file who have a mask, as pycocotools has them.
+def read(path: Path) -> Annotations:
+    """The people of a COCO keypoints file who have a mask; all, if none has one.
 
     Raises:
-        UserError: as `read_annotations`, or no person has keypoints and a mask.
+        UserError: as `read_annotations`, or none of these people has keypoints.
     """
-    truth = with_masks(read_annotations(path).truth)
+    annotations = read_annotations(path)
+    masked = with_masks(annotations.truth)
+    truth = masked if masked.anns else annotations.truth
     if not any(record["num_keypoints"] for record in truth.anns.values()):
         raise UserError(f"{path}: no person has keypoints and a mask; use person_keypoints_*.json")
-    return truth
+    return replace(annotations, truth=truth)
 
 
 def people_of(truth: COCO, image_id: int) -> list[Annotation]:
@@ -51,21 +55,36 @@ def round_trip(
     people: Sequence[Annotation], decoder: Decoder, *, height: int, width: int, side: int, stride: int
 ) -> list[Detection]:
     """Encode the people of a height x width image on an input of longest side `side`, and decode them."""
-    instances, scale = project(people, height=height, width=width, side=side, stride=stride)
-    levels = [Level(encode(instances, stride=stride, radius=decoder.radius).fields, scale)]
+    skeleton = decoder.skeleton
+    instances, scale = project(
+        people, height=height, width=width, side=side, stride=stride, skeleton=skeleton
+    )
+    targets = encode(instances, stride=stride, radius=decoder.radius, skeleton=skeleton)
+    levels = [Level(targets.fields, scale)]
     poses = decoder.poses(levels, height=height, width=width)
+    if not any(person.rle for person in people):
+        return list(detections(poses, repeat(None, len(poses.scores))))
     return list(detections(poses, decoder.masks(levels, poses, height=height, width=width)))
 
 
 def project(
-    people: Sequence[Annotation], *, height: int, width: int, side: int, stride: int
+    people: Sequence[Annotation],
+    *,
+    height: int,
+    width: int,
+    side: int,
+    stride: int,
+    skeleton: Skeleton = COCO_PERSON,
 ) -> tuple[Instances, float]:
     """The people of a height x width image on an input of longest side `side`, and that input's scale."""
     scale, scaled_height, scaled_width = fit(height, width, side)
     transform = Transform(
         scale, (0.0, 0.0), padded_side(scaled_height, stride), padded_side(scaled_width, stride)
     )
-    return project_people(people, transform, height=height, width=width, stride=stride), scale
+    instances = project_people(
+        people, transform, height=height, width=width, stride=stride, skeleton=skeleton
+    )
+    return instances, scale
 
 
 @dataclass(frozen=True)
@@ -89,7 +108,9 @@ def score(
     if complete:
         mean = MeanPose.of([person for people in by_image.values() for person in people])
         by_image = {image_id: [mean.complete(p) for p in people] for image_id, people in by_image.items()}
-    components = {image_id: largest_components(people) for image_id, people in by_image.items()}
+    components = {
+        image_id: largest_components(people, decoder.skeleton.tree) for image_id, people in by_image.items()
+    }
     decoded = {
         image_id: round_trip(
             people,
@@ -108,65 +129,32 @@ def score(
     )
 
 
-def largest_components(people: Sequence[Annotation]) -> list[Detection]:
+def largest_components(people: Sequence[Annotation], tree: Sequence[Edge]) -> list[Detection]:
     """The largest connected component of the labelled keypoints of each person, without crowds.
 
     Edges connect keypoints if both ends are labelled. This is the best that decoding can give for a person:
     it follows these edges from a seed in the largest component.
     """
-    return [_largest_component(person) for person in people if person.visibility.any() and not person.crowd]
+    return [
+        _largest_component(person, tree) for person in people if person.visibility.any() and not person.crowd
+    ]
 
 
-def _largest_component(person: Annotation) -> Detection:
+def _largest_component(person: Annotation, tree: Sequence[Edge]) -> Detection:
     labelled = person.visibility > 0
-    component = np.arange(K)
-    for source, target in TREE:  # edges are ordered away from the root, so one pass is enough
+    component = np.arange(len(labelled))
+    for source, target in tree:  # edges are ordered away from the root, so one pass is enough
         if labelled[source] and labelled[target]:
             component[target] = component[source]
-    sizes = np.bincount(component[labelled], minlength=K)
+    sizes = np.bincount(component[labelled], minlength=len(labelled))
     kept = labelled & (component == sizes.argmax())
     keypoints = np.where(kept[:, None], person.keypoints, np.float32(_FAR_AWAY))
     return Detection(keypoints, kept.astype(np.float32), score=1.0, rle=person.rle)
 
 
-@dataclass(frozen=True)
-class MeanPose:
-    """The mean position of each keypoint in a person's box."""
-
-    keypoints: FloatArray  # K x 2, fractions of the box's width and height
-
-    @classmethod
-    def of(cls, people: Sequence[Annotation]) -> Self:
-        """The mean over the labelled keypoints of `people`."""
-        points = np.stack([(person.keypoints - person.box[:2]) / person.box[2:] for person in people])
-        labelled = np.stack([person.visibility > 0 for person in people])[..., None]
-        total, count = points.sum(axis=0, where=labelled), labelled.sum(axis=0)
-        return cls((total / np.maximum(count, 1)).astype(np.float32))
-
-    def complete(self, person: Annotation) -> Annotation:
-        """The person with every keypoint labelled; crowds are returned unchanged.
-
-        Unlabelled keypoints are those of the mean pose, scaled to the box, shifted to fit the labelled
-        keypoints (least squares) and clipped to the box.
-        """
-        if person.crowd:
-            return person
-        x, y, width, height = person.box
-        labelled = (person.visibility > 0)[:, None]
-        mean = self.keypoints * np.array([width, height], np.float32) + np.array([x, y], np.float32)
-        if labelled.any():
-            mean = mean + (person.keypoints - mean).mean(axis=0, where=labelled)
-        clipped = mean.clip([x, y], [x + width, y + height])
-        return replace(
-            person,
-            keypoints=np.where(labelled, person.keypoints, clipped).astype(np.float32),
-            visibility=np.where(labelled[:, 0], person.visibility, 1).astype(np.int8),
-        )
-
-
 def _annotation(truth: COCO, record: dict[str, Any]) -> Annotation:
-    keypoints = np.array(record["keypoints"], np.float32).reshape(K, 3)
-    counts = truth.annToRLE(record)["counts"]
+    keypoints = np.array(record["keypoints"], np.float32).reshape(-1, 3)
+    counts = truth.annToRLE(record)["counts"] if record["segmentation"] else b""
     return Annotation(
         id=record["id"],
         keypoints=keypoints[:, :2],

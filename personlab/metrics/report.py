@@ -6,7 +6,6 @@ from typing import Any, Final
 
 from personlab.metrics import bootstrap, oks
 from personlab.metrics.coco import Matches
-from personlab.skeleton import KEYPOINTS
 
 TITLES: Final = {"keypoints": "Person keypoints", "segm": "Person segmentation"}
 _THRESHOLDS: Final = {"0.50": 0.5, "0.75": 0.75, "mean of 0.50 to 0.95": None}
@@ -42,7 +41,7 @@ def oks_per_keypoint(keypoints: Matches) -> list[dict[str, Any]]:
     means, people = oks.per_keypoint(keypoints)
     return [
         {"keypoint": name, "oks": _rounded(mean), "people": int(count)}
-        for name, mean, count in zip(KEYPOINTS, means, people, strict=True)
+        for name, mean, count in zip(keypoints.keypoint_names, means, people, strict=True)
     ]
 
 

@@ -21,11 +21,11 @@ from personlab.codec.fields import cell_positions
 from personlab.codec.hough import accumulator, cast_votes
 from personlab.codec.loops import array
 from personlab.data.transform import ImageArray, Transform
-from personlab.errors import UserError
+from personlab.errors import UserError, first
 from personlab.model import backbones as backbone
 from personlab.model import checkpoint
 from personlab.people import FloatArray
-from personlab.skeleton import KEYPOINTS, K
+from personlab.skeleton import COCO_PERSON, Skeleton
 
 # Weight of the heatmap loss against the offset loss (G-RMI).
 _HEATMAP_WEIGHT: Final = 4.0
@@ -46,9 +46,9 @@ class PersonFields:
 class Estimator(nn.Module):
     """An atrous backbone with one 1x1 convolution per field."""
 
-    def __init__(self, settings: params.Estimator) -> None:
+    def __init__(self, settings: params.Estimator, skeleton: Skeleton = COCO_PERSON) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.skeleton = settings, skeleton
         self.backbone = backbone.make(
             settings.backbone,
             width=settings.width,
@@ -56,8 +56,8 @@ class Estimator(nn.Module):
             freeze_bn=settings.init is not None,
         )
         channels = self.backbone.channels[1]
-        self.heatmap = nn.Conv2d(channels, K, 1)
-        self.short = nn.Conv2d(channels, 2 * K, 1)
+        self.heatmap = nn.Conv2d(channels, len(skeleton.keypoints), 1)
+        self.short = nn.Conv2d(channels, 2 * len(skeleton.keypoints), 1)
         self.normalise = backbone.Normalise(self.backbone)
         # Initial heatmap probability: the share of the crop that a disk covers.
         prior = math.pi * settings.radius**2 / (settings.crop_height * settings.crop_width)
@@ -67,7 +67,7 @@ class Estimator(nn.Module):
         """The fields of B x 3 x crop_height x crop_width RGB crops, uint8 or floats in 0..255."""
         features = self.backbone(self.normalise(crops))[1]
         # the convolution predicts in units of R, so that its outputs are of about 1
-        short = self.short(features).unflatten(1, (K, 2)).float() * self.settings.radius
+        short = self.short(features).unflatten(1, (-1, 2)).float() * self.settings.radius
         return PersonFields(heatmap=self.heatmap(features).float(), short=short)
 
     def loss(self, fields: PersonFields, keypoints: Tensor, labelled: Tensor) -> Tensor:
@@ -100,33 +100,37 @@ class Estimator(nn.Module):
         return {
             "format": _FORMAT,
             "estimator": self.settings.model_dump(),
-            "skeleton": list(KEYPOINTS),
+            "skeleton": list(self.skeleton.keypoints),
             "training": dict(training),
         }
 
 
-def build(settings: params.Estimator, root: Path = Path()) -> Estimator:
+def build(settings: params.Estimator, root: Path = Path(), skeleton: Skeleton = COCO_PERSON) -> Estimator:
     """An estimator to train; its backbone has random weights or those of `settings.init`, relative to `root`.
 
     Raises:
         UserError: `settings.init` cannot be read or does not fit the backbone.
     """
-    estimator = Estimator(settings)
+    estimator = Estimator(settings, skeleton)
     if settings.init is not None:
         backbone.load(estimator.backbone, root / settings.init)
     return estimator
 
 
-def from_checkpoint(path: Path) -> Estimator:
+def from_checkpoint(path: Path, skeleton: Skeleton = COCO_PERSON) -> Estimator:
     """Load a checkpoint (*.safetensors) as an estimator in evaluation mode.
 
     Raises:
         UserError: the file cannot be read, or is not an estimator of this skeleton.
     """
     state, card = checkpoint.load(path)
-    if card.get("format") != _FORMAT or card.get("skeleton") != list(KEYPOINTS):
-        raise UserError(f"{path}: not an estimator of this version; run the estimator stage again")
-    estimator = Estimator(checkpoint.parameters(card, "estimator", path.with_suffix(".json")).estimator)
+    if card.get("format") != _FORMAT or card.get("skeleton") != list(skeleton.keypoints):
+        raise UserError(
+            f"{path}: not an estimator of this version, or not of the keypoints {first(skeleton.keypoints)}; "
+            "run the estimator stage again"
+        )
+    settings = checkpoint.parameters(card, "estimator", path.with_suffix(".json")).estimator
+    estimator = Estimator(settings, skeleton)
     checkpoint.fit(estimator, state, path)
     return estimator.eval()
 
@@ -152,7 +156,7 @@ def decode(fields: PersonFields, settings: params.Estimator) -> Tensor:
     weight = settings.stride**2 / (math.pi * settings.radius**2)
     found = []
     for heatmap, short in zip(array(fields.heatmap.sigmoid()), array(fields.short), strict=True):
-        score = accumulator(K, settings.crop_height, settings.crop_width, _BIN, heatmap.dtype)
+        score = accumulator(len(heatmap), settings.crop_height, settings.crop_width, _BIN, heatmap.dtype)
         cast_votes(score, heatmap, short, settings.stride, 1 / _BIN, weight, 0.0, math.inf)
         found.append(_peaks(torch.from_numpy(score)))
     return torch.stack(found)
@@ -164,7 +168,7 @@ def _peaks(score: Tensor) -> Tensor:
     best, columns = score.flatten(1).argmax(1), score.shape[-1]
     steps = torch.tensor([-1, 0, 1])
     row, column = (best // columns)[:, None] + steps, (best % columns)[:, None] + steps  # K x 3
-    kind = torch.arange(K)[:, None, None]
+    kind = torch.arange(len(score))[:, None, None]
     window = F.pad(score, (1, 1, 1, 1))[kind, row[:, :, None] + 1, column[:, None] + 1]
     mass = window.sum((1, 2))
     x = (window.sum(1) * column).sum(1) / mass.clamp(min=1e-12)

@@ -5,7 +5,7 @@ R over the positions where they are defined. Values at other positions do not ma
 that is defined nowhere is 0 with gradient 0. All losses are computed in float32.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from personlab import params
 from personlab.codec.fields import Fields, Targets
 from personlab.codec.refine import STEPS, refine
-from personlab.skeleton import K
+from personlab.skeleton import COCO_PERSON, Skeleton
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,25 @@ class Objective:
     radius: float  # R, input pixels
     weights: params.LossWeights
     steps: int  # of offset refinement; 0 without refinement
+    skeleton: Skeleton = COCO_PERSON
 
     @classmethod
-    def of(cls, model: params.Model, train: params.Train) -> Self:
-        return cls(model.radius, train.loss_weights, steps=STEPS if model.refine else 0)
+    def of(cls, model: params.Model, train: params.Train, skeleton: Skeleton = COCO_PERSON) -> Self:
+        return cls(model.radius, train.loss_weights, STEPS if model.refine else 0, skeleton)
 
     def __call__(self, predicted: Fields, targets: Targets, counts: Tensor | None = None) -> Losses:
         """The losses of the network's raw output, float32 also under autocast; `counts` as for `losses`."""
         with torch.autocast(predicted.heatmap.device.type, enabled=False):
-            refined = refine(predicted.float(), mid_steps=self.steps, long_steps=self.steps)
+            refined = refine(
+                predicted.float(), mid_steps=self.steps, long_steps=self.steps, skeleton=self.skeleton
+            )
             return losses(refined, targets, radius=self.radius, counts=counts)
 
 
 def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor | None = None) -> Losses:
     """The five losses of a batch of fields; heatmap and seg are logits, offsets are refined already.
+
+    Without fields for masks, the losses of seg and long are 0.
 
     Args:
         radius: R in input pixels, the unit of the offset losses.
@@ -63,6 +68,11 @@ def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor
     predicted, wanted = predicted.float(), targets.fields.float()
     heatmap_valid = targets.heatmap_valid[:, None].expand_as(predicted.heatmap)
     heatmap, seg, short, mid, long = positions(targets).clamp(min=1) if counts is None else counts
+    if not predicted.has_masks:
+        wanted = wanted.replace(seg=predicted.seg, long=predicted.long)
+        targets = replace(
+            targets, seg_valid=predicted.seg > 0, long_valid=predicted.long[:, :, 0] > 0
+        )  # no cells
     return Losses(
         heatmap=_logistic(predicted.heatmap, wanted.heatmap, heatmap_valid) / heatmap,
         seg=_logistic(predicted.seg, wanted.seg, targets.seg_valid) / seg,
@@ -75,7 +85,9 @@ def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor
 def positions(targets: Targets) -> Tensor:
     """Number of positions that each loss is averaged over, in their order (5, int64); may be 0."""
     valid = (targets.seg_valid, targets.short_valid, targets.mid_valid, targets.long_valid)
-    return torch.stack([targets.heatmap_valid.sum() * K, *(each.sum() for each in valid)])
+    return torch.stack(
+        [targets.heatmap_valid.sum() * targets.fields.heatmap.shape[1], *(each.sum() for each in valid)]
+    )
 
 
 def _logistic(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:

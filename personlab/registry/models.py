@@ -26,7 +26,8 @@ from personlab.metrics.coco import ground_truth
 from personlab.params import Decode, Params
 from personlab.registry import promotion, provenance
 from personlab.registry.promotion import Predictions, Rule, Verdict
-from personlab.tables import shards
+from personlab.skeleton import Skeleton
+from personlab.tables import read_dataset, shards
 from personlab.utils.files import atomic_folder, file_lock, read_json, replace_link, write_json
 
 WEIGHTS = "model.safetensors"
@@ -87,6 +88,10 @@ class Version:
     @property
     def served(self) -> Served:
         return self.lineage.weights, self.settings.decode
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return Skeleton.of_card(read_json(self.folder / CARD), self.folder / CARD)
 
     @property
     def predictions(self) -> Path:
@@ -150,7 +155,8 @@ class Registry:
         scheduled run that trains it once more must not undo a rollback.
 
         Raises:
-            UserError: files of the candidate are missing, or of different runs.
+            UserError: files of the candidate are missing, or of different runs; or it has other keypoints
+                than the champion, unless the rule is `always` or `never`.
         """
         data, champion = candidate.data, self.champion()
         if champion is None:
@@ -162,6 +168,12 @@ class Registry:
             number = retired.lineage.version
             why = f"it is version {number}, which was replaced or rolled back; "
             return Verdict(False, f"{why}'personlab models rollback {number}' brings it back")
+        skeleton = read_dataset(candidate.folder / "data").skeleton
+        if champion.skeleton.keypoints != skeleton.keypoints:
+            why = f"its keypoints ({skeleton}) are not the champion's ({champion.skeleton})"
+            if rule in ("always", "never"):
+                return Verdict(rule == "always", why)
+            raise UserError(f"{why}: scores cannot be compared; promote it with the rule 'always'")
         val = candidate.folder / "data/ingest/val"
         images = shards.annotated(val, candidate.folder / "data/targets/val")
 
@@ -173,7 +185,7 @@ class Registry:
         with kept if same_images else predict_again(champion, val) as predictions:
             old = read(predictions, champion.settings)
         new = read(candidate.predictions, candidate.params)
-        return promotion.decide(promotion.compare(ground_truth(images.values()), old, new), rule)
+        return promotion.decide(promotion.compare(ground_truth(images.values(), skeleton), old, new), rule)
 
     def promote(
         self, candidate: Candidate, rule: Rule, predict_again: PredictAgain, why: str = ""

@@ -1,38 +1,42 @@
-"""Provide images and annotations as a COCO layout: rendered, in a folder of the user, or downloaded.
+"""Provide images and annotations: rendered, in a folder of the user, or downloaded.
 
-data/acquire/source.json records where the layout is and what its annotation files hold, for `ingest`.
+data/acquire/source.json records where they are and what the annotation files hold, for `ingest`. DVC watches
+the folder of the user, `acquire.directory`, and runs the stage again if anything in it changes.
 """
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personlab import params as parameters
-from personlab.data import coco
+from personlab.data import coco, yolo
+from personlab.data.coco import Layout, Share
 from personlab.data.download import fetch_archives
 from personlab.errors import UserError
 from personlab.params import Params
 from personlab.synthetic import write_sample
 from personlab.tables import SPLITS, Split
-from personlab.utils.files import atomic_folder, write_atomic
+from personlab.utils.files import atomic_folder, write_atomic, write_json
 from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
 
 _HINT: Final = "run 'dvc repro --force acquire'"
-_REFRESH: Final = "run 'dvc repro --force ingest && dvc repro'"
 
 
 class SplitSource(BaseModel):
-    """The annotation file of a split and the numbers of its records."""
+    """The files of a split, and the numbers of its records."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    annotations: str  # relative to the layout's root
+    annotations: str  # relative to the project's folder if inside it, else absolute
     sha256: str
+    folder: str  # with the images, relative to the root
+    share: Share | None
     images: int
     people: int
     other_annotations: int
@@ -43,70 +47,99 @@ class Source(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["sample", "directory", "coco2017"]
-    root: str  # of the layout; relative to the project's folder if inside it, else absolute
+    source: Literal["sample", "directory", "coco2017", "yolo"]
+    root: str  # of the images; relative to the project's folder if inside it, else absolute
+    categories: tuple[str, ...]
     splits: dict[Split, SplitSource]
 
 
 def run(params: Params, root: Path) -> None:
-    """Render, download or locate a COCO layout, and write data/acquire/source.json.
+    """Render, download or locate the files, and write data/acquire/source.json.
 
     Raises:
-        UserError: a file or folder of the layout is missing, an annotation file is not COCO's, or a download
-            fails.
+        UserError: a file or folder is missing, an annotation file is not COCO's, or a download fails.
     """
-    final = root / "data/acquire"
+    acquire, final = params.acquire, root / "data/acquire"
     with atomic_folder(final) as output:
-        layout_root = _layout(params.acquire, root, output)
-        splits = {name: _describe(coco.Layout(layout_root, name)) for name in SPLITS}
-        place = _relative(final if layout_root == output else layout_root, root)
-        source = Source(source=params.acquire.source, root=place, splits=splits)
+        layouts = _layouts(acquire, root, output)
+
+        def place(path: Path) -> str:
+            """The path, of files in `output` as it will be, relative to the project if inside it."""
+            return _relative(final / path.relative_to(output) if path.is_relative_to(output) else path, root)
+
+        source = Source(
+            source=acquire.source,
+            root=place(layouts["train"].root),
+            categories=acquire.categories,
+            splits={name: _describe(layouts[name], acquire.categories, place) for name in SPLITS},
+        )
         write_atomic(output / "source.json", source.model_dump_json(indent=2) + "\n")
-    for name, split in splits.items():
-        log.info("acquire: %s: %d images, %d people in %s", name, split.images, split.people, place)
-    if params.acquire.source != "sample":
-        log.info("acquire: DVC does not watch %s; if its files change, %s", place, _REFRESH)
+    for name, split in source.splits.items():
+        log.info("acquire: %s: %d images, %d people in %s", name, split.images, split.people, source.root)
 
 
-def _layout(acquire: parameters.Acquire, root: Path, output: Path) -> Path:
-    """Render the layout to `output`, or download or check it elsewhere; return its root."""
-    if acquire.source == "sample":
-        sizes = acquire.sample
-        write_sample(
-            output,
-            train_images=sizes.train_images,
-            val_images=sizes.val_images,
-            width=sizes.width,
-            height=sizes.height,
-            seed=sizes.seed,
-            progress=progress,
-        )
-        return output
-    folder = (root / Path(str(acquire.directory)).expanduser()).resolve()
+def _layouts(acquire: parameters.Acquire, root: Path, output: Path) -> dict[Split, Layout]:
+    """Render to `output`, or download or find elsewhere."""
+    match acquire.source:
+        case "sample":
+            write_sample(output, **acquire.sample.model_dump(), progress=progress)
+            return _in(output, parameters.Layout())
+        case "coco2017":
+            folder = (root / Path(acquire.download).expanduser()).resolve()
+            fetch_archives(acquire.url, folder)
+            return _in(folder, parameters.Layout())
+        case "yolo":
+            return _converted(_on_disk(root, str(acquire.directory)), output)
+        case _:
+            return _in(_on_disk(root, str(acquire.directory)), acquire.layout)
+
+
+def _on_disk(root: Path, directory: str) -> Path:
+    folder = (root / Path(directory).expanduser()).resolve()
     top = Path(folder.anchor)
-    folder = top / coco.as_on_disk(top, PurePosixPath(*folder.parts[1:]))
-    if acquire.source == "coco2017":
-        fetch_archives(acquire.url, folder)
+    return top / coco.as_on_disk(top, PurePosixPath(*folder.parts[1:]))
+
+
+def _in(root: Path, layout: parameters.Layout) -> dict[Split, Layout]:
+    """The splits of a folder in COCO's format.
+
+    Raises:
+        UserError: a file or folder is missing.
+    """
+    share = None if layout.val else Share(layout.val_share, layout.seed)
+    files: dict[Split, tuple[str, str]] = {
+        "train": (layout.train, layout.train_images),
+        "val": (layout.val or layout.train, layout.val_images if layout.val else layout.train_images),
+    }
+    layouts = {name: Layout(root, name, root / file, folder, share) for name, (file, folder) in files.items()}
+    for each in layouts.values():
+        missing = [path for path in (each.root, each.images) if not path.is_dir()]
+        missing = missing or [path for path in [each.annotations] if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"{missing[0]}: no such file or folder; acquire.directory must hold {layout.train}, "
+                f"{layout.val or layout.train} and the image folders {layout.train_images} and "
+                f"{layout.val_images}, or acquire.layout must name others"
+            )
+    return layouts
+
+
+def _converted(folder: Path, output: Path) -> dict[Split, Layout]:
+    """The splits of a YOLO dataset, whose annotations are written to `output` in COCO's format."""
+    layouts = dict[Split, Layout]()
     for split in SPLITS:
-        _check_layout(coco.Layout(folder, split))
-    return folder
+        layouts[split] = Layout(folder, split, output / f"{split}.json", ".")
+        write_json(layouts[split].annotations, yolo.to_coco(folder, split))
+    return layouts
 
 
-def _check_layout(layout: coco.Layout) -> None:
-    folders = [path for path in (layout.root, layout.images) if not path.is_dir()]
-    missing = folders or [path for path in [layout.annotations] if not path.is_file()]
-    if missing:
-        raise UserError(
-            f"{missing[0]}: no such {'folder' if folders else 'file'}; acquire.directory must hold "
-            "annotations/person_keypoints_{train,val}2017.json and the image folders train2017/ and val2017/"
-        )
-
-
-def _describe(layout: coco.Layout) -> SplitSource:
-    records = coco.load(layout.annotations)
+def _describe(layout: Layout, categories: tuple[str, ...], place: Callable[[Path], str]) -> SplitSource:
+    records = coco.load(layout.annotations, categories).of(layout.split, layout.share)
     return SplitSource(
-        annotations=layout.annotations_name,
+        annotations=place(layout.annotations),
         sha256=_sha256(layout.annotations),
+        folder=layout.folder,
+        share=layout.share,
         images=len(records.images),
         people=len(records.people),
         other_annotations=records.others,
@@ -139,21 +172,21 @@ def read_source(root: Path) -> Source:
         raise UserError(f"{path}: not written by acquire ({error.errors()[0]['msg']}); {_HINT}") from None
 
 
-def image_root(root: Path) -> Path:
-    """The root of the layout; `file_name` of images is relative to it."""
-    return root / read_source(root).root
-
-
-def check_unchanged(root: Path) -> None:
-    """Check that the annotation files are those that `run` found.
+def layouts(root: Path) -> dict[Split, Layout]:
+    """The splits that `run` found.
 
     Raises:
-        UserError: one is missing or has changed.
+        UserError: an annotation file is missing or has changed.
     """
     source = read_source(root)
     for name, split in source.splits.items():
-        path = root / source.root / split.annotations
+        path = root / split.annotations
         if not path.is_file():
             raise UserError(f"{path}: no such file, although acquire found it; restore it, or {_HINT}")
         if _sha256(path) != split.sha256:
             raise UserError(f"{path} ({name}): changed since acquire; {_HINT}")
+    folder = root / source.root
+    return {
+        name: Layout(folder, name, root / split.annotations, split.folder, split.share)
+        for name, split in source.splits.items()
+    }

@@ -30,7 +30,7 @@ from personlab.model.estimator import Estimator, build
 from personlab.model.precision import autocast
 from personlab.params import Params
 from personlab.people import Annotation
-from personlab.skeleton import KEYPOINTS, K
+from personlab.skeleton import Skeleton
 from personlab.tables import shards
 from personlab.tables.shards import RowGroup
 from personlab.utils import malloc
@@ -60,7 +60,7 @@ def run(params: Params, root: Path) -> None:
     Raises:
         UserError: the training split has no people with keypoints, or an image cannot be decoded.
     """
-    settings = params.estimator
+    settings, skeleton = params.estimator, tables.read_dataset(root / "data").skeleton
     train, val = people_with_keypoints(root, "train"), people_with_keypoints(root, "val")
     if not train:
         raise UserError(
@@ -77,7 +77,7 @@ def run(params: Params, root: Path) -> None:
             state, losses = _train(settings, params.compute, root, run)
         # On a cluster, the GPU may be on another node.
         device = "cuda" if params.compute.gpu and torch.cuda.is_available() else "cpu"
-        estimator = Estimator(settings).to(device).eval()
+        estimator = Estimator(settings, skeleton).to(device).eval()
         estimator.load_state_dict(state)
         sizes = {"full": math.inf, "small": _SMALL}
         scores = {name: _validate(estimator, val, root, height, name) for name, height in sizes.items()}
@@ -85,7 +85,7 @@ def run(params: Params, root: Path) -> None:
             card = estimator.card({"people": counts[0], "steps": len(losses), "data": run.name})
             checkpoint.save(output / "estimator.safetensors", state, card)
         write_json(root / "data/plots/estimator/loss.json", _curve(losses))
-        write_json(root / "data/plots/estimator/pck.json", _pck_points(scores))
+        write_json(root / "data/plots/estimator/pck.json", _pck_points(scores, skeleton))
         metrics = {name: score.summary() for name, score in scores.items()}
         write_json(root / "data/metrics/estimator.json", {"people": counts[1], **metrics})
 
@@ -103,7 +103,8 @@ def people_with_keypoints(root: Path, split: tables.Split) -> People:
 def _inputs(settings: params.Estimator, root: Path) -> list[Path]:
     """What decides the result besides the parameters: data, initial weights and code."""
     package = Path(__file__).parents[1]
-    data = [root / "data/ingest/people.parquet", root / "data/ingest/train"]
+    ingest = root / "data/ingest"
+    data = [ingest / "people.parquet", ingest / tables.DATASET, ingest / "train"]
     init = [root / settings.init] if settings.init else []
     return [*data, *init, *(package / name for name in _CODE), Path(__file__)]
 
@@ -142,7 +143,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     malloc.disable_trim()
     torch.manual_seed(settings.seed)
     device = get_device()
-    estimator = build(settings, root).to(device).train()
+    skeleton = tables.read_dataset(root / "data").skeleton
+    estimator = build(settings, root, skeleton).to(device).train()
     optimizer = torch.optim.Adam(estimator.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=settings.learning_rate, total_steps=settings.steps + 1
@@ -191,7 +193,7 @@ class _Batch:
 
 def _batches(settings: params.Estimator, root: Path, *, done: int) -> Iterator[_Batch]:
     """Batches of random crops for the steps after `done`, prepared ahead. An epoch has every person once."""
-    people = people_with_keypoints(root, "train")
+    people, flip = people_with_keypoints(root, "train"), tables.read_dataset(root / "data").skeleton.flip
     groups = list(_groups_with_people(root / "data/ingest/train", people))
     sizes = [len(members) for _, members in groups]
     chunks = plan(sizes, batch=settings.batch, steps=settings.steps, seed=settings.seed, done=done)
@@ -208,7 +210,7 @@ def _batches(settings: params.Estimator, root: Path, *, done: int) -> Iterator[_
     def crop(item: tuple[int, Person, Mapping[str, Any]]) -> tuple[Tensor, Tensor, Tensor, int]:
         epoch, person, image = item
         random = np.random.default_rng((settings.seed, epoch, person.id))
-        return *training_crop(pixels(image), person, random, **size), person.id
+        return *training_crop(pixels(image), person, random, flip, **size), person.id
 
     items = (item for chunk in prefetch(read, chunks, threads=1, depth=1) for item in chunk)
     threads = max(1, cluster.node_cpus() - 1)
@@ -267,20 +269,24 @@ def _validate(estimator: Estimator, val: People, root: Path, height: float, name
         for start in range(0, len(crops), _VALIDATION_BATCH):
             images, transforms = zip(*crops[start : start + _VALIDATION_BATCH], strict=True)
             estimates.append(estimator.estimate(images, transforms)[..., :2].astype(np.float64))
-    return _score(people, np.concatenate(estimates) if people else np.zeros((0, K, 2)))
+    count = len(estimator.skeleton.keypoints)
+    found = np.concatenate(estimates) if people else np.zeros((0, count, 2))
+    return _score(people, found, estimator.skeleton)
 
 
-def _score(people: Sequence[Person], estimates: _Floats) -> _Scores:
-    annotated = np.array([person.keypoints for person in people]).reshape(-1, K, 2)
+def _score(people: Sequence[Person], estimates: _Floats, skeleton: Skeleton) -> _Scores:
+    count = len(skeleton.keypoints)
+    annotated = np.array([person.keypoints for person in people]).reshape(-1, count, 2)
+    area = np.array([person.area for person in people])
     tolerance = _PCK_TOLERANCE * np.array([max(person.box[2:]) for person in people]).reshape(-1, 1)
     return _Scores(
-        similarity=similarity(estimates, annotated, np.array([person.area for person in people])),
+        similarity=similarity(estimates, annotated, area, skeleton.kappas),
         correct=np.linalg.norm(estimates - annotated, axis=-1) <= tolerance,
-        labelled=np.array([person.labelled for person in people]).reshape(-1, K),
+        labelled=np.array([person.labelled for person in people]).reshape(-1, count),
     )
 
 
-def _pck_points(scores: dict[str, _Scores]) -> list[dict[str, Any]]:
+def _pck_points(scores: dict[str, _Scores], skeleton: Skeleton) -> list[dict[str, Any]]:
     """One point per keypoint and size, without keypoints that are never labelled."""
     return [
         {
@@ -288,6 +294,6 @@ def _pck_points(scores: dict[str, _Scores]) -> list[dict[str, Any]]:
             "pck": round(float(score.correct[score.labelled[:, k], k].mean()), 4),
         }
         for name, score in scores.items()
-        for k, keypoint in enumerate(KEYPOINTS)
+        for k, keypoint in enumerate(skeleton.keypoints)
         if score.labelled[:, k].any()
     ]

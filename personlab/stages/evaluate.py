@@ -16,7 +16,8 @@ from personlab.metrics import report
 from personlab.metrics.coco import ground_truth, match
 from personlab.params import Params
 from personlab.people import Annotation, Detection
-from personlab.tables import shards
+from personlab.skeleton import Skeleton
+from personlab.tables import read_dataset, shards
 from personlab.tables.shards import Row
 from personlab.utils.files import atomic_folder, write_atomic, write_json
 from personlab.utils.progress import progress
@@ -49,7 +50,8 @@ def run(params: Params, root: Path) -> None:
     images = shards.annotated(val, root / "data/targets/val")
     detections = shards.detections(root / "data/infer", images, val)
 
-    truth = ground_truth(images.values())
+    skeleton = read_dataset(root / "data").skeleton
+    truth = ground_truth(images.values(), skeleton)
     keypoints = match(truth, detections, "keypoints")
     segm = match(truth, detections, "segm", params.decode.max_people)
     for matches in (keypoints, segm):
@@ -63,7 +65,7 @@ def run(params: Params, root: Path) -> None:
     rows = [images[image_id] | files[image_id] for image_id in chosen]
     exhibits = _exhibits(rows, detections, confident, qualities)
     with atomic_folder(root / "data/evaluate") as output:
-        _write_gallery(output, exhibits)
+        _write_gallery(output, exhibits, skeleton)
         facts = _facts(images, detections, confident)
         picture = "gallery.jpg" if exhibits else None
         write_atomic(output / "report.md", report.markdown((keypoints, segm), facts=facts, picture=picture))
@@ -109,12 +111,12 @@ def _percent(quality: float) -> str:
     return "n/a" if math.isnan(quality) else f"{quality:.0%}"
 
 
-def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
+def _write_gallery(output: Path, exhibits: Sequence[Exhibit], skeleton: Skeleton) -> None:
     """Write gallery/<name>.jpg for each exhibit, and gallery.jpg with all of them."""
     (output / "gallery").mkdir()
     pairs: list[ImageArray] = []
     for exhibit in progress(exhibits, label="evaluate gallery"):
-        pair = _pictures(exhibit)
+        pair = _pictures(exhibit, skeleton)
         people = sum(not person["crowd"] for person in exhibit.row["people"])
         captions = [
             f"image {exhibit.row['image_id']}, annotated: {people}",
@@ -129,11 +131,12 @@ def _write_gallery(output: Path, exhibits: Sequence[Exhibit]) -> None:
         viz.write_jpeg(output / "gallery.jpg", overview)
 
 
-def _pictures(exhibit: Exhibit) -> tuple[ImageArray, ImageArray]:
+def _pictures(exhibit: Exhibit, skeleton: Skeleton) -> tuple[ImageArray, ImageArray]:
     """The image with the annotated and with the detected people."""
     image = pixels(exhibit.row)
     people = sorted(map(Annotation.from_row, exhibit.row["people"]), key=lambda person: person.area)
-    return viz.draw_annotations(image, people), viz.draw_people(image, exhibit.detections)
+    annotated = viz.draw_annotations(image, people, skeleton)
+    return annotated, viz.draw_people(image, exhibit.detections, skeleton)
 
 
 # --- the report ---------------------------------------------------------------------------------------------

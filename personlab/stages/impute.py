@@ -25,7 +25,7 @@ from personlab.errors import UserError
 from personlab.model.estimator import Estimator, from_checkpoint
 from personlab.params import Params
 from personlab.people import Annotation, Box, FloatArray
-from personlab.skeleton import K
+from personlab.skeleton import Skeleton
 from personlab.tables import shards
 from personlab.tables.shards import Row, RowGroup
 from personlab.utils import malloc
@@ -52,6 +52,7 @@ def run(params: Params, root: Path) -> None:
     Raises:
         UserError: an input is missing or cannot be read, or people are of images that are in no shard.
     """
+    skeleton = tables.read_dataset(root / "data").skeleton
     rows = tables.read_table(root / "data/ingest/people.parquet", tables.PEOPLE).to_pylist()
     candidates = {index: row for index, row in enumerate(rows) if _is_candidate(row, params.impute.max_area)}
     estimates: dict[int, Row] = {}
@@ -61,7 +62,7 @@ def run(params: Params, root: Path) -> None:
 
     imputed = list[_Imputed]()
     for index, result in sorted(estimates.items()):
-        estimate = np.array(result["estimate"], np.float32).reshape(K, 3)
+        estimate = np.array(result["estimate"], np.float32).reshape(-1, 3)
         size = {"height": result["height"], "width": result["width"]}
         person = Annotation.from_row(rows[index])
         person = with_keypoints(person, estimate, **size, min_score=params.impute.min_score)
@@ -74,7 +75,8 @@ def run(params: Params, root: Path) -> None:
         digest = tables.params_hash(params.impute, params.estimator)
         people = pa.Table.from_pylist(rows, schema=tables.PEOPLE)
         tables.write_table(people, output / "people.parquet", params_hash=digest)
-        Image.fromarray(_sheet(imputed, root / "data/ingest/train")).save(output / "imputed.png")
+        sheet = _sheet(imputed, root / "data/ingest/train", skeleton)
+        Image.fromarray(sheet).save(output / "imputed.png")
     write_json(root / "data/metrics/impute.json", counts)
     log.info("impute: %d people, %d of them candidates, %d imputed", *counts.values())
 
@@ -134,7 +136,12 @@ def _estimate(root: Path, people: dict[int, Row], *, gpu: bool) -> dict[int, Row
         )
     estimates = ray.data.from_items(units, override_num_blocks=len(units)).flat_map(
         _Actor,
-        fn_constructor_args=(root.resolve() / "data/estimator/estimator.safetensors", by_image, gpu),
+        fn_constructor_args=(
+            root.resolve() / "data/estimator/estimator.safetensors",
+            tables.read_dataset(root / "data").skeleton,
+            by_image,
+            gpu,
+        ),
         compute=ActorPoolStrategy(min_size=1, max_size=_actors(gpu=gpu)),
         **needs,
     )
@@ -155,13 +162,14 @@ def _actors(*, gpu: bool) -> int:
 class _Actor:
     """An estimator in a process. A UserError is returned as a value, because Ray wraps exceptions."""
 
-    def __init__(self, weights: Path, people: dict[int, list[Row]], gpu: bool) -> None:
+    def __init__(self, weights: Path, skeleton: Skeleton, people: dict[int, list[Row]], gpu: bool) -> None:
         malloc.disable_trim()
-        self.weights, self.people, self.device = weights, people, "cuda" if gpu else "cpu"
+        self.weights, self.skeleton = weights, skeleton
+        self.people, self.device = people, "cuda" if gpu else "cpu"
 
     @cached_property
     def estimator(self) -> Estimator:
-        return from_checkpoint(self.weights).to(self.device)
+        return from_checkpoint(self.weights, self.skeleton).to(self.device)
 
     def __call__(self, unit: Row) -> list[Row]:
         """The estimates of the people of one row group."""
@@ -187,7 +195,7 @@ class _Actor:
 # --- sheet ------------------------------------------------------------------------------------------------
 
 
-def _sheet(people: list[_Imputed], images: Path) -> ImageArray:
+def _sheet(people: list[_Imputed], images: Path, skeleton: Skeleton) -> ImageArray:
     """Enlarged crops of up to 24 imputed people, evenly spaced in the list."""
     if not people:
         return contact_sheet([np.full((64, 256, 3), 255, np.uint8)], 1, ["no people imputed"])
@@ -200,6 +208,7 @@ def _sheet(people: list[_Imputed], images: Path) -> ImageArray:
     for (person, confidence), image in with_images(list(rows.values()), by_image):
         crop, transform = person_crop(image, person.box, height=_SHEET_HEIGHT, width=_SHEET_WIDTH)
         scores = np.where(person.visibility > 0, confidence, -1.0)
-        crops.append(draw_pose(crop, transform.points(person.keypoints), scores, min_score=0.0))
+        points = transform.points(person.keypoints)
+        crops.append(draw_pose(crop, points, scores, skeleton, min_score=0.0))
         captions.append(f"{person.id}: {person.box[3]:.0f} px tall")
     return contact_sheet(crops, _SHEET_COLUMNS, captions)

@@ -1,8 +1,9 @@
 """Check COCO annotations and image files, and write validated tables and image shards.
 
-Writes people.parquet, rejects.parquet, the image shards {train,val}/part-*.parquet and sheet.jpg (a sample
-of the annotations) to data/ingest. Later stages read no image files. Rows in = rows out + rejects (+ images
-without people, if these are left out), counted per split in data/metrics/ingest.json.
+Writes people.parquet, rejects.parquet, dataset.json (the keypoints), the image shards
+{train,val}/part-*.parquet and sheet.jpg (a sample of the annotations) to data/ingest. Later stages read no
+image files. Rows in = rows out + rejects (+ images without people, if these are left out), counted per split
+in data/metrics/ingest.json.
 """
 
 import csv
@@ -17,15 +18,17 @@ from typing import Final
 
 from personlab import params as parameters
 from personlab import tables, viz
-from personlab.data import coco
+from personlab.data import category, coco
+from personlab.data.category import Category
 from personlab.data.example import pixels
 from personlab.data.images import stored_as_annotated
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError, first
 from personlab.params import Params
 from personlab.people import Annotation
-from personlab.stages.acquire import check_unchanged, image_root
-from personlab.tables import SPLITS, Split, shards
+from personlab.skeleton import Skeleton
+from personlab.stages.acquire import layouts, read_source
+from personlab.tables import SPLITS, Dataset, Split, shards
 from personlab.utils.files import atomic_folder, write_atomic, write_json
 from personlab.utils.progress import progress
 
@@ -45,6 +48,7 @@ class Ingested:
 
     images: list[coco.Image]
     people: list[coco.Person]
+    category: Category
     rejected_images: list[coco.Reject]
     rejected_people: list[coco.Reject]
     left_out: list[coco.Image]  # without people
@@ -65,28 +69,47 @@ def run(params: Params, root: Path) -> None:
         UserError: annotations changed since acquire, a file is not COCO's, a split has no valid images, or
             more records than params.ingest.max_reject_fraction are rejected.
     """
-    check_unchanged(root)
-    folder = image_root(root)
+    found, categories = layouts(root), read_source(root).categories
     people_only = params.ingest.train_images_with_people_only
     splits = {
-        name: _ingest(coco.Layout(folder, name), with_people_only=people_only and name == "train")
+        name: _ingest(found[name], categories, with_people_only=people_only and name == "train")
         for name in SPLITS
     }
     _check_rejects(splits, params.ingest.max_reject_fraction, root)
+    dataset = _dataset(splits, params.skeleton)
     digest = tables.params_hash(params.ingest)
     people = coco.people_table({name: split.people for name, split in splits.items()})
     with atomic_folder(root / "data/ingest") as output:
         for name, split in splits.items():
-            _pack(split.images, folder, output / name, params.ingest, digest)
+            _pack(split.images, found[name].root, output / name, params.ingest, digest)
         tables.write_table(people, output / "people.parquet", params_hash=digest)
         rejects = coco.rejects_table(_rejects(splits))
         tables.write_table(rejects, output / "rejects.parquet", params_hash=digest)
-        viz.write_jpeg(output / "sheet.jpg", _sheet(splits["train"], output / "train"))
+        dataset.write(output)
+        viz.write_jpeg(output / "sheet.jpg", _sheet(splits["train"], output / "train", dataset.skeleton))
     metrics = {name: _metrics(split) for name, split in splits.items()}
     write_json(root / "data/metrics/ingest.json", metrics)
     for name, counts in metrics.items():
         _log(name, counts)
         _warn_of_exif(name, splits[name].images)
+
+
+def _dataset(splits: Mapping[Split, Ingested], given: parameters.Skeleton) -> Dataset:
+    """The keypoints, from the training people and their category, and whether anybody has a mask.
+
+    Raises:
+        UserError: the splits have other keypoints.
+    """
+    train, val = (splits[name].category for name in SPLITS)
+    if train.keypoints != val.keypoints:
+        raise UserError(
+            f"ingest: the splits have other keypoints: train {len(train.keypoints)} "
+            f"({first(train.keypoints)}), val {len(val.keypoints)} ({first(val.keypoints)})"
+        )
+    people = [person.annotation for person in splits["train"].people]
+    skeleton = category.skeleton(train, people, given)
+    category.warn(skeleton, given)
+    return Dataset(skeleton, masks=any(person.rle for person in people))
 
 
 def _pack(
@@ -113,14 +136,15 @@ def _pack(
     )
 
 
-def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
+def _ingest(layout: coco.Layout, categories: Sequence[str], *, with_people_only: bool) -> Ingested:
     """Check a split. with_people_only: leave out images without people."""
-    records = coco.load(layout.annotations)
+    records = coco.load(layout.annotations, categories).of(layout.split, layout.share)
     label, total = f"ingest: {layout.split} images", len(records.images)
     images = list(progress(coco.check_images(layout, records.images), total=total, label=label))
     by_id = coco.images_by_id(records.images, images)
     label, total = f"ingest: {layout.split} people", len(records.people)
-    people = list(progress(coco.check_people(layout, records.people, by_id), total=total, label=label))
+    checked = coco.check_people(layout, records.people, by_id, records.category.keypoints)
+    people = list(progress(checked, total=total, label=label))
 
     accepted = [image for image in images if isinstance(image, coco.Image)]
     persons = [person for person in people if isinstance(person, coco.Person)]
@@ -128,20 +152,21 @@ def _ingest(layout: coco.Layout, *, with_people_only: bool) -> Ingested:
     return Ingested(
         images=[image for image in accepted if image.id in kept],
         people=persons,
+        category=records.category,
         rejected_images=[image for image in images if isinstance(image, coco.Reject)],
         rejected_people=[person for person in people if isinstance(person, coco.Reject)],
         left_out=[image for image in accepted if image.id not in kept],
     )
 
 
-def _sheet(train: Ingested, images: Path) -> ImageArray:
+def _sheet(train: Ingested, images: Path, skeleton: Skeleton) -> ImageArray:
     """The first training images with their annotations."""
     people = defaultdict(list)
     for person in train.people:
         people[person.image_id].append(person.annotation)
-    first = [image.id for image in train.images[:_SHEET_IMAGES]]
-    rows = shards.read_images(images, first)
-    drawn = [viz.draw_annotations(pixels(rows[image_id]), people[image_id]) for image_id in first]
+    shown = [image.id for image in train.images[:_SHEET_IMAGES]]
+    rows = shards.read_images(images, shown)
+    drawn = [viz.draw_annotations(pixels(rows[image_id]), people[image_id], skeleton) for image_id in shown]
     return viz.contact_sheet(drawn, columns=6, cell=(320, 240))
 
 
@@ -204,8 +229,14 @@ def _metrics(split: Ingested) -> Metrics:
         "out": len(split.people),
         "rejected": len(split.rejected_people),
         **{kind: kinds[kind] for kind in _KINDS},
+        **_inferred(split),
     }
     return {"images": images, "people": people}
+
+
+def _inferred(split: Ingested) -> dict[str, int]:
+    """How many people have each value that was inferred (data/person_record.py)."""
+    return dict(sorted(Counter(note for person in split.people for note in person.notes).items()))
 
 
 def _kind(person: Annotation) -> str:
@@ -237,3 +268,6 @@ def _log(name: Split, metrics: Metrics) -> None:
         "ingest: %s: %d people in = %d out (%s) + %d rejected",
         *(name, people["in"], people["out"], kinds, people["rejected"]),
     )
+    known = {"in", "out", "rejected", *_KINDS}
+    if inferred := ", ".join(f"{count} {note}" for note, count in people.items() if note not in known):
+        log.info("ingest: %s: of the people, %s", name, inferred)

@@ -14,7 +14,6 @@ import pyarrow as pa
 from personlab import tables
 from personlab.errors import UserError
 from personlab.params import Params
-from personlab.skeleton import K
 from personlab.tables import SPLITS, shards
 from personlab.tables.shards import Row
 from personlab.utils.files import atomic_folder, write_json
@@ -72,5 +71,6 @@ def _people_by_image(people: pa.Table, *, imputed: bool) -> dict[tuple[str, int]
 
 
 def _without_keypoints(person: dict[str, Any]) -> Row:
-    unlabelled = {"keypoints": [0.0] * 2 * K, "visibility": [0] * K, "confidence": [0.0] * K}
+    count = len(person["visibility"])
+    unlabelled = {"keypoints": [0.0] * 2 * count, "visibility": [0] * count, "confidence": [0.0] * count}
     return person | unlabelled | {"imputed": False}

@@ -32,6 +32,8 @@ from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.params import Compute, Model, Params, Section, Train
+from personlab.skeleton import Skeleton
+from personlab.tables import DATASET, read_dataset
 from personlab.training import engine
 from personlab.training.engine import Average, Batch, Supervised
 from personlab.training.validation import Validation
@@ -87,6 +89,7 @@ def _inputs(recipe: Recipe, root: Path) -> list[Path]:
     """The files that a run depends on: data, initial weights and code."""
     package = Path(__file__).parents[1]
     data = [root / "data" / stage / split for stage in ("ingest", "targets") for split in ("train", "val")]
+    data.append(root / "data/ingest" / DATASET)
     init = [root / recipe.model.init] if recipe.model.init else []
     cards = [path.with_suffix(".json") for path in init]
     return [*data, *init, *cards, *(package / name for name in _CODE), Path(__file__)]
@@ -119,10 +122,22 @@ def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any)
     )
 
 
+def _network(recipe: Recipe, root: Path) -> PersonLab:
+    """The network to train: with heads for the dataset's keypoints, and for masks if it has any."""
+    dataset = read_dataset(root / "data")
+    return build(
+        recipe.model,
+        stride=recipe.train.stride,
+        skeleton=dataset.skeleton,
+        masks=dataset.masks,
+        root=root,
+    )
+
+
 def _export(recipe: Recipe, run: Run, root: Path) -> None:
     """Write the outputs of the stage from the last checkpoint of a run."""
     state = run.finished(recipe.train.steps)
-    network = build(recipe.model, stride=recipe.train.stride, root=root)
+    network = _network(recipe, root)
     with atomic_folder(root / "data/train") as output:
         card = network.card(recipe.train.model_dump())
         checkpoint.save(output / "model.safetensors", state["averaged"], card)
@@ -147,8 +162,8 @@ def _work(config: dict[str, Any]) -> None:
     train, device = recipe.train, get_device()
     malloc.disable_trim()
     torch.manual_seed(train.seed)
-    network = build(recipe.model, stride=train.stride, root=root)
-    supervised = Supervised(network.train(), Objective.of(recipe.model, train)).to(device)
+    network = _network(recipe, root)
+    supervised = Supervised(network.train(), Objective.of(recipe.model, train, network.skeleton)).to(device)
     average = Average(start=round(train.average_from * train.steps))
     progress = _Progress(network, engine.optimizer(network, train), average)
     if state := checkpoints.resumed(run, device, lambda line: board.post.remote(0, line)):
@@ -159,7 +174,7 @@ def _work(config: dict[str, Any]) -> None:
 
     parallel = prepare_model(supervised, move_to_device=False)
     throughput = _Throughput()
-    batches = throughput.timed(_batches(recipe, root / "data", device, done=progress.step))
+    batches = throughput.timed(_batches(recipe, root / "data", device, network.skeleton, done=progress.step))
     for step, batch in zip(range(progress.step + 1, train.steps + 1), batches, strict=False):
         engine.set_learning_rate(progress.optimizer, train, step)
         losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
@@ -260,7 +275,9 @@ def _report(board: Any, step: int, progress: _Progress) -> None:
     board.post.remote(step)
 
 
-def _batches(recipe: Recipe, data: Path, device: torch.device, *, done: int) -> Iterator[Batch]:
+def _batches(
+    recipe: Recipe, data: Path, device: torch.device, skeleton: Skeleton, *, done: int
+) -> Iterator[Batch]:
     """This worker's share of every training batch after step `done`, on `device`.
 
     Batches are prepared during the steps of a GPU, but between the steps of a CPU, which would share its
@@ -278,16 +295,17 @@ def _batches(recipe: Recipe, data: Path, device: torch.device, *, done: int) -> 
         done=done,
         threads=threads,
         overlap=gpu,
+        skeleton=skeleton,
     )
-    batch = partial(_batch, recipe=recipe, device=device)
+    batch = partial(_batch, recipe=recipe, device=device, skeleton=skeleton)
     return prefetch(batch, examples, threads=1, depth=2) if gpu else map(batch, examples)
 
 
-def _batch(examples: list[Example], recipe: Recipe, device: torch.device) -> Batch:
+def _batch(examples: list[Example], recipe: Recipe, device: torch.device, skeleton: Skeleton) -> Batch:
     """Collate examples; their targets are rasterised on the network's device."""
-    people = [each.people.to(device) for each in examples]
+    rasterise = partial(encode, stride=recipe.train.stride, radius=recipe.model.radius, skeleton=skeleton)
     return Batch(
         images=torch.stack([each.image for each in examples]).to(device),
-        targets=stack([encode(p, stride=recipe.train.stride, radius=recipe.model.radius) for p in people]),
+        targets=stack([rasterise(each.people.to(device)) for each in examples]),
         image_ids=[each.image_id for each in examples],
     )

@@ -1,8 +1,9 @@
 """A human body in three dimensions: from a pose, a build and an appearance to keypoints and surfaces.
 
 The body frame has x to the person's left, y up and z to the front, and its origin midway between the hips;
-lengths are in statures. Forward kinematics starts at the pelvis. The 17 keypoints are where COCO's annotators
-place them: joints inside the limbs; eyes, ears and nose on the surface of the head.
+lengths are in statures. Forward kinematics starts at the pelvis. Keypoints are where COCO's annotators place
+them, joints inside the limbs, eyes, ears and nose on the surface of the head, and where CrowdPose's place the
+top of the head and the neck.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from personlab.people import FloatArray
-from personlab.skeleton import KEYPOINTS
+from personlab.skeleton import COCO_PERSON
 from personlab.synthetic.appearance import EYE, Appearance, face, shirt, solid, split
 from personlab.synthetic.pose import Limb, Pose, Rng, Spine
 from personlab.synthetic.raycast import Quadric, Texture, Triple, cone, ellipsoid, sphere
@@ -80,8 +81,7 @@ class Body:
     """The body in a pose. Frames are 3 x 3 with columns x, y, z in the body frame.
 
     Attributes:
-        keypoints: K x 3, statures.
-        tolerance: K; a surface at most this far in front does not hide the keypoint, statures.
+        keypoints: COCO's, 17 x 3, statures.
         surfaces: the visible surfaces.
     """
 
@@ -96,8 +96,13 @@ class Body:
         self.head = _offset(skull_base, self.skull, 0, 0.8 * self.skull_radii[1], 0.014)
         self._points: dict[str, tuple[FloatArray, float]] = {}  # name: position, tolerance
         self.surfaces: Sequence[Quadric] = (*self._trunk(), *self._head(), *self._limbs())
-        positions, tolerances = zip(*(self._points[name] for name in KEYPOINTS), strict=True)
-        self.keypoints, self.tolerance = np.stack(positions), np.array(tolerances, np.float32)
+        self.keypoints, _ = self.points(COCO_PERSON.keypoints)
+
+    def points(self, names: Sequence[str]) -> tuple[FloatArray, FloatArray]:
+        """Keypoints by name, K x 3, and tolerances, K: a surface at most this far in front does not hide a
+        keypoint. Statures."""
+        positions, tolerances = zip(*(self._points[name] for name in names), strict=True)
+        return np.stack(positions), np.array(tolerances, np.float32)
 
     def _trunk(self) -> Iterator[Quadric]:
         look, g, bust = self.appearance, self.build.girth, self.build.bust
@@ -113,6 +118,7 @@ class Body:
         for side in (1, -1) if bust else ():
             yield sphere(self._on_chest(side * 0.043, 0.125, 0.033 * g), axes, bust, look.shirt)
         yield cone(self._on_chest(0, 0.185, -0.006), axes, 0.1, (0.034, 0.034), 0.85, solid(look.skin))
+        self._joint("neck", self._on_chest(0, 0.215, -0.006), 0.034)
         if look.backpack:
             back = self._on_chest(0, 0.1, -0.06 * g - 0.035)
             yield ellipsoid(back, axes, (0.075, 0.12, 0.05), solid(look.trim))
@@ -128,6 +134,7 @@ class Body:
         look, radii = self.appearance, self.skull_radii
         skin, hair, hat = look.skin, solid(look.hair), solid(look.trim)
         yield ellipsoid(self.head, self.skull.T, radii, partial(face, look, radii))
+        self._points["head_top"] = self._on_head(0, 1.0, 0), 0.04  # the hair covers it
         self._points["nose"] = self._on_head(0, -0.16, 1.12), 0.012
         yield self._on_skull((0, -0.12, 0.97), (0.2, 0.2, 0.2), solid(0.93 * skin))
         eye_depth = float(np.sqrt(1 - EYE[0] ** 2 - EYE[1] ** 2))

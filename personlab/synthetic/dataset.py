@@ -5,9 +5,9 @@ share no image.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ import pycocotools.mask as coco_mask
 
 from personlab.errors import UserError
 from personlab.people import BoolArray
-from personlab.skeleton import KEYPOINTS, K
+from personlab.skeleton import COCO_PERSON
 from personlab.synthetic.pose import Rng
 from personlab.synthetic.scene import PersonTruth, Scene, make_scene
 from personlab.utils.files import write_atomic
@@ -38,10 +38,18 @@ COCO_SKELETON: Final = (
     *((8, 10), (9, 11), (2, 3), (1, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 7)),
 )
 
+# The limbs and two points of the head, as CrowdPose annotates, in its order and with its links.
+LIMBS: Final = (*COCO_PERSON.keypoints[5:], "head_top", "neck")
+LIMBS_SKELETON: Final = (
+    *((11, 9), (9, 7), (12, 10), (10, 8), (7, 8), (1, 7), (2, 8), (1, 3), (2, 4), (3, 5), (4, 6)),
+    *((13, 14), (14, 1), (14, 2)),
+)
+
 # Probability that a hidden keypoint is not labelled (visibility 0 instead of 1). One in seven of the labelled
 # keypoints is then hidden, as in COCO.
 OMIT_FACE: Final = 0.8
 OMIT_BODY: Final = 0.55
+_FACE: Final = frozenset(COCO_PERSON.keypoints[:5])
 
 
 def write_sample(
@@ -52,11 +60,12 @@ def write_sample(
     width: int,
     height: int,
     seed: int,
+    keypoints: Literal[17, 14] = 17,
     progress: Tracker | None = None,
 ) -> None:
     """Render the data set into `folder`: train2017/, val2017/ and annotations/person_keypoints_*.json.
 
-    The images are width x height pixels.
+    The images are width x height pixels. People have COCO's 17 keypoints, or 14: LIMBS.
 
     Raises:
         UserError: the images are too small to show people, or the seed is negative.
@@ -68,27 +77,31 @@ def write_sample(
             f"acquire.sample: images of {width}x{height} pixels are too small to show people; "
             f"set width and height to at least {MIN_SIDE}"
         )
+    names, links = (LIMBS, LIMBS_SKELETON) if keypoints == 14 else (COCO_PERSON.keypoints, COCO_SKELETON)
     for number, ((split, offset), count) in enumerate(zip(SPLITS, (train_images, val_images), strict=True)):
         images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
         (folder / split).mkdir(parents=True, exist_ok=True)
         indices: Iterable[int] = range(1, count + 1)
         for index in progress(indices, total=count, label=f"rendering {split}") if progress else indices:
             rng = np.random.default_rng((seed, number, index))
-            scene, image_id = make_scene(rng, width, height), offset + index
+            scene, image_id = make_scene(rng, width, height, names), offset + index
             name = f"{image_id:012d}.jpg"
             _write_jpeg(folder / split / name, scene)
             images.append({"id": image_id, "file_name": name, "width": width, "height": height, "license": 1})
-            annotations += annotate(scene, rng, image_id)
-        content = json.dumps(_coco(images, annotations), separators=(",", ":"))
+            annotations += annotate(scene, rng, image_id, names)
+        content = json.dumps(_coco(images, annotations, names, links), separators=(",", ":"))
         write_atomic(folder / "annotations" / f"person_keypoints_{split}.json", content)
 
 
-def annotate(scene: Scene, rng: Rng, image_id: int) -> list[dict[str, Any]]:
+def annotate(
+    scene: Scene, rng: Rng, image_id: int, names: Sequence[str] = COCO_PERSON.keypoints
+) -> list[dict[str, Any]]:
     """The COCO annotations of a scene, without people who are hardly visible.
 
     rng: decides which hidden keypoints are labelled.
     """
-    annotations = [_person(truth, rng) for truth in scene.people] + [_crowd(mask) for mask in scene.crowds]
+    people = [_person(truth, rng, names) for truth in scene.people]
+    annotations = people + [_crowd(mask, len(names)) for mask in scene.crowds]
     first = image_id * ANNOTATIONS_PER_IMAGE + 1
     return [
         {"id": number, "image_id": image_id, "category_id": 1, **annotation}
@@ -96,9 +109,9 @@ def annotate(scene: Scene, rng: Rng, image_id: int) -> list[dict[str, Any]]:
     ]
 
 
-def _person(truth: PersonTruth, rng: Rng) -> dict[str, Any] | None:
+def _person(truth: PersonTruth, rng: Rng, names: Sequence[str]) -> dict[str, Any] | None:
     """A person's annotation without ids, or None if it is smaller than MIN_AREA."""
-    omitted = rng.random(K) < np.where(np.arange(K) < 5, OMIT_FACE, OMIT_BODY)
+    omitted = rng.random(len(names)) < [OMIT_FACE if name in _FACE else OMIT_BODY for name in names]
     polygons = mask_to_polygons(truth.mask)
     if not polygons:
         return None
@@ -119,7 +132,7 @@ def _person(truth: PersonTruth, rng: Rng) -> dict[str, Any] | None:
     }
 
 
-def _crowd(mask: BoolArray) -> dict[str, Any] | None:
+def _crowd(mask: BoolArray, keypoints: int) -> dict[str, Any] | None:
     """A crowd region's annotation without ids, or None: uncompressed RLE and no keypoints."""
     if mask.sum() < MIN_AREA:
         return None
@@ -131,7 +144,7 @@ def _crowd(mask: BoolArray) -> dict[str, Any] | None:
         **_area_and_box(coco_mask.encode(np.asfortranarray(mask, np.uint8))),
         "iscrowd": 1,
         "num_keypoints": 0,
-        "keypoints": [0] * (3 * K),
+        "keypoints": [0] * (3 * keypoints),
     }
 
 
@@ -193,7 +206,12 @@ def _write_jpeg(path: Path, scene: Scene) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> dict[str, Any]:
+def _coco(
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    names: Sequence[str],
+    links: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
     person = {"id": 1, "name": "person", "supercategory": "person"}
     licence = {"id": 1, "name": "Apache License 2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
     return {
@@ -201,5 +219,5 @@ def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> di
         "licenses": [licence],
         "images": images,
         "annotations": annotations,
-        "categories": [{**person, "keypoints": KEYPOINTS, "skeleton": COCO_SKELETON}],
+        "categories": [{**person, "keypoints": names, "skeleton": links}],
     }

@@ -4,7 +4,7 @@ People and objects stand on a ground plane: nearer ones are larger, lower in the
 truth is read from the rendered instance and depth maps.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab.people import BoolArray, FloatArray
+from personlab.skeleton import COCO_PERSON
 from personlab.synthetic.appearance import Appearance
 from personlab.synthetic.body import Body, Build, compose, rotation
 from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
@@ -74,7 +75,7 @@ class PlacedPerson:
     instance: int
 
     def joints(self) -> FloatArray:
-        """K x 3: x, y in canvas pixels and depth in statures."""
+        """COCO's keypoints, 17 x 3: x, y in canvas pixels and depth in statures."""
         return self.camera.project(self.body.keypoints)
 
 
@@ -86,8 +87,8 @@ COUNT_PROBABILITIES: Final = (0.07, 0.23, 0.19, 0.16, 0.12, 0.09, 0.06, 0.05, 0.
 CROWD_PROBABILITY: Final = 0.06
 
 
-def make_scene(rng: Rng, width: int, height: int) -> Scene:
-    """A random scene, rendered as an image of width x height pixels."""
+def make_scene(rng: Rng, width: int, height: int, names: Sequence[str] = COCO_PERSON.keypoints) -> Scene:
+    """A random scene, rendered as an image of width x height pixels. names: of the true keypoints."""
     view = _random_view(rng, SUPERSAMPLING * width, SUPERSAMPLING * height)
     people = list(_place_people(rng, view))
     crowd = list(_place_crowd(rng, view, len(people) + 1)) if rng.random() < CROWD_PROBABILITY else []
@@ -102,7 +103,7 @@ def make_scene(rng: Rng, width: int, height: int) -> Scene:
         draw()
     return Scene(
         _photograph(canvas.rgb, rng),
-        tuple(ground_truth(canvas, person) for person in people),
+        tuple(ground_truth(canvas, person, names) for person in people),
         (_mask(canvas, crowd[0].instance),) if crowd else (),
     )
 
@@ -202,17 +203,18 @@ def draw_person(canvas: Canvas, rng: Rng, view: Viewpoint, person: PlacedPerson)
         draw_backrest(canvas, rng, hips, seat, stature)
 
 
-def ground_truth(canvas: Canvas, person: PlacedPerson) -> PersonTruth:
-    """What is visible of a person on the finished canvas."""
+def ground_truth(canvas: Canvas, person: PlacedPerson, names: Sequence[str]) -> PersonTruth:
+    """What is visible of a person, and of the named keypoints, on the finished canvas."""
     h, w = canvas.size
-    joints = person.joints()
+    positions, tolerance = person.body.points(names)
+    joints = person.camera.project(positions)
     # the pixel grids of image and canvas share their corners, not their pixel centres
     keypoints: FloatArray = (joints[:, :2] + np.float32(0.5)) / np.float32(SUPERSAMPLING) - np.float32(0.5)
     last = np.array((w, h)) / SUPERSAMPLING - 1
     inside: BoolArray = np.all((keypoints >= 0) & (keypoints <= last), axis=1)
     x, y = np.round(joints[:, :2]).astype(int).clip(0, (w - 1, h - 1)).T
     uncovered = canvas.instances[y, x] == person.instance
-    foremost = canvas.depth[y, x] > joints[:, 2] - person.body.tolerance
+    foremost = canvas.depth[y, x] > joints[:, 2] - tolerance
     return PersonTruth(keypoints, inside, inside & uncovered & foremost, _mask(canvas, person.instance))
 
 

@@ -1,5 +1,6 @@
-"""Tables that stages exchange: schemas, checks, Parquet files and shards."""
+"""What stages exchange: tables (schemas, checks, Parquet files and shards) and the dataset's description."""
 
+from personlab.tables.dataset import DATASET, Dataset, read_dataset
 from personlab.tables.io import (
     params_hash,
     params_hash_of,
@@ -23,6 +24,7 @@ from personlab.tables.schema import (
 )
 
 __all__ = [
+    "DATASET",
     "FAILURES",
     "IMAGES",
     "INPUTS",
@@ -32,10 +34,12 @@ __all__ = [
     "REJECTS",
     "SPLITS",
     "TARGETS",
+    "Dataset",
     "Split",
     "params_hash",
     "params_hash_of",
     "people_rows",
+    "read_dataset",
     "read_table",
     "table_bytes",
     "validate",

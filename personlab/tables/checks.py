@@ -60,6 +60,17 @@ def length(count: int) -> pap.Check:
     return each(f"must hold {count} numbers", lambda lists: pc.equal(pc.list_value_length(lists), count))
 
 
+def as_long_as(column: str, times: int = 1) -> pap.Check:
+    """Check that lists have `times` the length of those in another column of the same row."""
+
+    def rows(data: pap.PyArrowData) -> pa.Array:
+        wanted = pc.multiply(pc.list_value_length(data.table[column]), times)
+        return pc.fill_null(pc.equal(pc.list_value_length(data.table[data.key]), wanted), False)
+
+    each_one = "as many numbers as" if times == 1 else f"{times} numbers for each of"
+    return pap.Check(rows, error=f"must hold {each_one} its {column}", ignore_na=False)
+
+
 def within(low: float, high: float) -> pap.Check:
     """Check that every element of every list lies in [low, high]."""
     return elements(
@@ -83,9 +94,17 @@ HAS_SIZE = each(
 )
 
 
+def _as_long_as_the_first(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    lengths = pc.list_value_length(lists)
+    return pc.equal(lengths, lengths[0]) if len(lengths) else lengths
+
+
 def _element(lists: pa.ChunkedArray, index: int) -> pa.Array:
     """Element `index` of each list; null where the list is shorter."""
     return pc.list_element(pc.list_slice(lists, 0, index + 1, return_fixed_size_list=True), index)
+
+
+SAME_LENGTH = each("must hold as many numbers as in the first row", _as_long_as_the_first)
 
 
 @dataclass(frozen=True)

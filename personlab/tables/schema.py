@@ -1,7 +1,8 @@
 """The schema of every table that stages exchange.
 
-Keypoints are 2 * 17 numbers x0, y0, x1, y1, ... in image pixels, visibility is COCO's 0/1/2, a mask is
-COCO's compressed run-length string over the whole image.
+Keypoints are 2 K numbers x0, y0, x1, y1, ... in image pixels, visibility is COCO's 0/1/2, a mask is COCO's
+compressed run-length string over the whole image, empty if there is none. K is that of the dataset
+(dataset.json beside the tables) or of the model.
 """
 
 from typing import Final, Literal
@@ -9,14 +10,15 @@ from typing import Final, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from personlab.skeleton import K
 from personlab.tables.checks import (
     ALL_FINITE,
     FINITE,
     HAS_SIZE,
     NOT_EMPTY,
     POSITIVE,
+    SAME_LENGTH,
     Contract,
+    as_long_as,
     contract,
     in_order,
     length,
@@ -93,17 +95,16 @@ _TARGET_PEOPLE = pa.schema([("image_id", pa.int64()), *_PERSON])
 _PREDICTED_PEOPLE = pa.schema([("image_id", pa.int64()), *_DETECTION])
 
 _PERSON_CHECKS = {
-    "keypoints": [length(2 * K), ALL_FINITE],
-    "visibility": [length(K), within(0, 2)],
-    "confidence": [length(K), within(0, 1)],
+    "keypoints": [as_long_as("visibility", 2), ALL_FINITE],
+    "visibility": [SAME_LENGTH, within(0, 2)],
+    "confidence": [as_long_as("visibility"), within(0, 1)],
     "box": [length(4), ALL_FINITE, HAS_SIZE],
     "area": [FINITE, POSITIVE],
-    "mask": [NOT_EMPTY],
 }
 _DETECTION_CHECKS = {
     "score": [FINITE],
-    "keypoints": [length(2 * K), ALL_FINITE],
-    "keypoint_scores": [length(K), ALL_FINITE],
+    "keypoints": [as_long_as("keypoint_scores", 2), ALL_FINITE],
+    "keypoint_scores": [SAME_LENGTH, ALL_FINITE],
 }
 
 _SIZE = {"height": [POSITIVE], "width": [POSITIVE]}

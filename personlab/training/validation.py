@@ -48,7 +48,7 @@ class Validation:
         """
         self.predictor.network.load_state_dict(weights)
         detections = {row["image_id"]: self.predictor(pixels(row)) for row in self.images}
-        scores = evaluate(ground_truth(self.images), detections)
+        scores = evaluate(ground_truth(self.images, self.predictor.skeleton), detections)
         columns = {"keypoints": scores.keypoints, "segm": scores.segm}
         return {task: each["AP"] for task, each in columns.items() if not math.isnan(each["AP"])}
 

@@ -11,19 +11,16 @@ from torch import Tensor
 from personlab.codec.fields import Fields
 from personlab.data.transform import ImageArray, Transform
 from personlab.people import FloatArray
-from personlab.skeleton import EDGES, TREE, K
-from personlab.viz.people import PEOPLE, RIM, Floats, side_colour, to_pixels
+from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.viz.people import PEOPLE, RIM, Floats, side_colours, to_pixels
 from personlab.viz.sheet import contact_sheet
 
 _LONGEST: Final = 640  # side of a panel, pixels
 
-_SIDES: Final = np.array([side_colour(k) for k in range(K)])
-_TO_PARENT: Final = np.array(  # the edge from each keypoint to its parent; the nose has none
-    [0, *(next(e for e in range(len(TREE), len(EDGES)) if EDGES[e][0] == k) for k in range(1, K))]
-)
 
-
-def draw_fields(image: ImageArray, fields: Fields, scale: float = 1.0) -> ImageArray:
+def draw_fields(
+    image: ImageArray, fields: Fields, scale: float = 1.0, skeleton: Skeleton = COCO_PERSON
+) -> ImageArray:
     """Draw an image and the fields predicted for it, in panels with captions.
 
     An output cell shows its likeliest keypoint: the heatmap in the colour of the body side, the short-range
@@ -48,9 +45,10 @@ def draw_fields(image: ImageArray, fields: Fields, scale: float = 1.0) -> ImageA
     likely = heatmap.max(axis=0)
     # the nearer keypoint where disks overlap in targets, where all are 1
     keypoint = (heatmap - 1e-6 * np.linalg.norm(short, axis=1)).argmax(axis=0)
-    to_parent = _select(_array(fields.mid), _TO_PARENT[keypoint])
+    to_parent = _select(_array(fields.mid), _to_parent(skeleton)[keypoint])
+    sides = np.array(side_colours(skeleton))
     panels = {"Image": background}
-    panels["Heatmaps\nleft orange, right blue"] = _overlay(background, _SIDES[keypoint], likely, step)
+    panels["Heatmaps\nleft orange, right blue"] = _overlay(background, sides[keypoint], likely, step)
     if fields.has_masks:
         person = _array(fields.seg)
         panels["Segmentation\nall people"] = _overlay(background, np.array(PEOPLE[0]), person, step)
@@ -60,6 +58,14 @@ def draw_fields(image: ImageArray, fields: Fields, scale: float = 1.0) -> ImageA
         long = _array(fields.long).mean(axis=0)
         panels["Long-range offsets\nmean over all keypoints"] = flow(long, person)
     return contact_sheet(list(panels.values()), len(panels) // 2, list(panels))
+
+
+def _to_parent(skeleton: Skeleton) -> npt.NDArray[np.integer]:
+    """The edge from each keypoint to its parent: K; any for the root, which has none."""
+    edges = np.zeros(len(skeleton.keypoints), int)
+    for edge, (_, end) in enumerate(skeleton.tree):
+        edges[end] = len(skeleton.tree) + edge
+    return edges
 
 
 def _array(batch: Tensor) -> FloatArray:

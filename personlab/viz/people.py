@@ -4,7 +4,7 @@ Images are H x W x 3, RGB, uint8, and are not modified. The body's left is orang
 sand; each person's mask has its own colour. Lines are thicker on larger people.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import cv2
@@ -15,7 +15,7 @@ from pycocotools import mask as rle_tools
 
 from personlab.data.transform import ImageArray
 from personlab.people import Annotation, BoolArray, Detection
-from personlab.skeleton import KEYPOINTS, TREE, K
+from personlab.skeleton import COCO_PERSON, Edge, Skeleton, side
 
 Colour = tuple[int, int, int]
 Floats = npt.NDArray[np.floating]
@@ -32,18 +32,22 @@ PEOPLE: Final = (
     *((225, 30, 70), (190, 230, 255), (140, 45, 120), (118, 118, 20), (255, 165, 195)),
 )
 
-_NECK = K  # an extra point midway between the shoulders, which connects head and body
-_FACE = range(KEYPOINTS.index("right_ear") + 1)
-_SHOULDERS = [KEYPOINTS.index("left_shoulder"), KEYPOINTS.index("right_shoulder")]
-_HIPS = [KEYPOINTS.index("left_hip"), KEYPOINTS.index("right_hip")]
-_BONES: Final = (
-    *((a, b) for a, b in TREE if not (a == 0 and b in _SHOULDERS)),
+_FACE: Final = frozenset({"nose", "left_eye", "right_eye", "left_ear", "right_ear"})  # smaller joints
+_SHOULDERS: Final = [COCO_PERSON.keypoints.index(f"{each}_shoulder") for each in ("left", "right")]
+_HIPS: Final = [COCO_PERSON.keypoints.index(f"{each}_hip") for each in ("left", "right")]
+_NECK: Final = len(COCO_PERSON.keypoints)  # an extra point of COCO's people, midway between the shoulders
+_COCO_BONES: Final = (
+    *((a, b) for a, b in COCO_PERSON.tree if not (a == 0 and b in _SHOULDERS)),
     *((0, _NECK), (_SHOULDERS[0], _NECK), (_SHOULDERS[1], _NECK), (_HIPS[0], _HIPS[1])),
 )
 
 
 def draw_people(
-    image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
+    image: ImageArray,
+    detections: Sequence[Detection],
+    skeleton: Skeleton = COCO_PERSON,
+    *,
+    min_keypoint_score: float = 0.2,
 ) -> ImageArray:
     """Draw the masks, if any, and the poses of detected people, the first on top.
 
@@ -54,7 +58,7 @@ def draw_people(
     canvas = _paint_masks(image, masks)
     for person in reversed(detections):
         scores = person.keypoint_scores
-        _paint_pose(canvas, person.keypoints, scores >= min_keypoint_score, scores)
+        _paint_pose(canvas, skeleton, person.keypoints, scores >= min_keypoint_score, scores)
     return canvas
 
 
@@ -71,23 +75,32 @@ def draw_scores(
     return np.asarray(canvas)
 
 
-def draw_annotations(image: ImageArray, annotations: Sequence[Annotation]) -> ImageArray:
+def draw_annotations(
+    image: ImageArray, annotations: Sequence[Annotation], skeleton: Skeleton = COCO_PERSON
+) -> ImageArray:
     """Draw annotated masks and keypoints; hidden and imputed ones have dark cores, crowds are hatched."""
     people = [annotation for annotation in annotations if not annotation.crowd]
-    canvas = _paint_masks(image, [_decode(person.rle, image) for person in people])
+    canvas = _paint_masks(image, [_decode(p.rle, image) if p.rle else None for p in people])
     for annotation in annotations:
-        if annotation.crowd:
+        if annotation.crowd and annotation.rle:
             _hatch(canvas, _decode(annotation.rle, image))
     for person in reversed(people):
         visible = (person.visibility == 2) & (not person.imputed)
-        _paint_pose(canvas, person.keypoints, person.visibility > 0, visible.astype(np.float32))
+        _paint_pose(canvas, skeleton, person.keypoints, person.visibility > 0, visible.astype(np.float32))
     return canvas
 
 
-def draw_pose(image: ImageArray, keypoints: Floats, scores: Floats, *, min_score: float = 0.2) -> ImageArray:
+def draw_pose(
+    image: ImageArray,
+    keypoints: Floats,
+    scores: Floats,
+    skeleton: Skeleton = COCO_PERSON,
+    *,
+    min_score: float = 0.2,
+) -> ImageArray:
     """Draw one pose: keypoints K x 2, (x, y) in image pixels; scores K, in [0, 1]."""
     canvas = image.copy()
-    _paint_pose(canvas, keypoints, scores >= min_score, scores)
+    _paint_pose(canvas, skeleton, keypoints, scores >= min_score, scores)
     return canvas
 
 
@@ -151,37 +164,45 @@ def _lighter(colour: Colour) -> Colour:
 # --- poses ------------------------------------------------------------------------------------------------
 
 
-def side_colour(point: int) -> Colour:
-    """The colour of a keypoint, or of the neck, by body side."""
-    name = KEYPOINTS[point] if point < K else "neck"
-    return LEFT if name.startswith("left") else RIGHT if name.startswith("right") else MIDDLE
+def side_colours(skeleton: Skeleton) -> list[Colour]:
+    """The colour of each keypoint, by body side."""
+    colours = {"left": LEFT, "right": RIGHT, "": MIDDLE}
+    return [colours[side(name)] for name in skeleton.keypoints]
 
 
-def _bone_colour(a: int, b: int) -> Colour:
-    """The side's colour; the middle's for bones between the sides and at the neck."""
-    sides = {side_colour(a), side_colour(b)} - {MIDDLE}
-    return sides.pop() if len(sides) == 1 and _NECK not in (a, b) else MIDDLE
+def _bones(skeleton: Skeleton) -> Iterator[tuple[Edge, Colour]]:
+    """The lines of a pose and their colours: the side's, or the middle's between sides and at the neck."""
+    colours = [*side_colours(skeleton), MIDDLE]
+    for a, b in _COCO_BONES if skeleton.tree == COCO_PERSON.tree else skeleton.tree:
+        sides = {colours[a], colours[b]} - {MIDDLE}
+        at_neck = _NECK in (a, b) and skeleton.tree == COCO_PERSON.tree
+        yield (a, b), sides.pop() if len(sides) == 1 and not at_neck else MIDDLE
 
 
-def _paint_pose(canvas: ImageArray, keypoints: Floats, shown: BoolArray, scores: Floats) -> None:
+def _paint_pose(
+    canvas: ImageArray, skeleton: Skeleton, keypoints: Floats, shown: BoolArray, scores: Floats
+) -> None:
     """Draw the shown keypoints and the bones between them into the canvas."""
     if not shown.any():
         return
-    points = np.vstack((keypoints, keypoints[_SHOULDERS].mean(axis=0)))
-    drawn = np.append(shown, shown[_SHOULDERS].all())
+    points, drawn = keypoints, shown
+    if skeleton.tree == COCO_PERSON.tree:
+        points = np.vstack((keypoints, keypoints[_SHOULDERS].mean(axis=0)))
+        drawn = np.append(shown, shown[_SHOULDERS].all())
     diagonal = float(np.linalg.norm(np.ptp(keypoints[shown], axis=0)))
     width = float(np.clip(0.022 * diagonal, 1.2, 7.0 * _magnification(canvas)))
     rim = max(0.7, 0.28 * width)
-    bones = [(a, b) for a, b in _BONES if drawn[a] and drawn[b]]
-    for a, b in bones:  # all rims first, so that none crosses another bone
+    bones = [bone for bone in _bones(skeleton) if drawn[list(bone[0])].all()]
+    for (a, b), _ in bones:  # all rims first, so that none crosses another bone
         _capsule(canvas, points[a], points[b], width / 2 + rim, RIM)
-    for a, b in bones:
-        _capsule(canvas, points[a], points[b], width / 2, _bone_colour(a, b))
+    for (a, b), colour in bones:
+        _capsule(canvas, points[a], points[b], width / 2, colour)
+    colours = side_colours(skeleton)
     for k in np.flatnonzero(shown):
-        radius = width * (0.6 if k in _FACE else 0.85)
+        radius = width * (0.6 if skeleton.keypoints[k] in _FACE else 0.85)
         grey = round(40 + 215 * float(np.clip(scores[k], 0, 1)))
         _disc(canvas, points[k], radius + rim, RIM)
-        _disc(canvas, points[k], radius, side_colour(int(k)))
+        _disc(canvas, points[k], radius, colours[k])
         if radius > 1.2:  # smaller cores would be invisible
             _disc(canvas, points[k], radius / 2, (grey, grey, grey))
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from personlab.errors import UserError
-from personlab.model.network import SKELETON, PersonLab, from_checkpoint
+from personlab.model.network import PersonLab, from_checkpoint
 from personlab.params import Stride
 from personlab.utils.files import atomic_file
 
@@ -81,7 +81,8 @@ def _program(network: PersonLab) -> Any:
 
 def _set_metadata(model: Any, network: PersonLab) -> None:
     """Replace torch's metadata, which contains paths of this machine, by what a decoder needs."""
-    metadata = {"stride": network.stride, "radius": network.model.radius, **SKELETON}
+    skeleton = {"keypoints": network.skeleton.keypoints, "edges": network.skeleton.edges}
+    metadata = {"stride": network.stride, "radius": network.model.radius, **skeleton}
     for part in (model, model.graph, *model.graph, *model.graph.initializers.values()):
         part.metadata_props.clear()
     model.metadata_props.update({f"personlab.{name}": json.dumps(value) for name, value in metadata.items()})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from personlab.skeleton import EDGES, KAPPAS, E, K
+from tests.coco_person import EDGES, KAPPAS, E, K
 
 Array = npt.NDArray[np.float64]
 Point = tuple[float, float]
@@ -38,16 +38,17 @@ class Targets:
     long_valid: Array
 
 
-def targets(keypoints, labelled, masks, crowd, *, stride: int, radius: float) -> Targets:
+def targets(keypoints, labelled, masks, crowd, unmasked, *, stride: int, radius: float) -> Targets:
     """Section 3.1 and 3.2, word by word.
 
-    keypoints P x K x 2, labelled P x K, masks P x H x W (covered share of each cell), crowd P.
+    keypoints P x K x 2, labelled P x K, masks P x H x W (covered share of each cell), crowd P, unmasked P.
     """
     height, width = masks.shape[1:]
     t = Targets(
         *(np.zeros((*c, height, width)) for c in ((K,), (K, 2), (E, 2), (), (K, 2), (), (K,), (E,), (), (K,)))
     )
     people = [j for j in range(len(crowd)) if not crowd[j]]
+    outlined = [j for j in people if not unmasked[j]]
     for row in range(height):
         for column in range(width):
             x = (float(stride * column), float(stride * row))
@@ -65,14 +66,17 @@ def targets(keypoints, labelled, masks, crowd, *, stride: int, radius: float) ->
                 if k in owner and labelled[owner[k]][end]:
                     t.mid_valid[e, *cell] = 1
                     t.mid[e, :, *cell] = _offset(x, keypoints[owner[k]][end])
-            here = [j for j in people if masks[j][cell] >= 0.5]
+            here = [j for j in outlined if masks[j][cell] >= 0.5]
+            # Nobody knows what belongs to people who are not outlined, or to those of an image without any.
+            unknown = any(unmasked[j] and masks[j][cell] > 0 for j in people)
+            unknown |= len(unmasked) > 0 and all(unmasked)
             in_crowd = any(crowd[j] and masks[j][cell] > 0 for j in range(len(crowd)))
             unannotated = any(not any(labelled[j]) and masks[j][cell] > 0 for j in people)
             t.heatmap_valid[cell] = not in_crowd and not unannotated
-            t.seg[cell] = min(1.0, sum(float(masks[j][cell]) for j in people))
-            t.seg_valid[cell] = not in_crowd
+            t.seg[cell] = min(1.0, sum(float(masks[j][cell]) for j in outlined))
+            t.seg_valid[cell] = not in_crowd and not unknown
             # L_k(x) = y_jk - x inside the mask of the one person there is.
-            if len(here) == 1 and not in_crowd:
+            if len(here) == 1 and not in_crowd and not unknown:
                 for k in range(K):
                     if labelled[here[0]][k]:
                         t.long_valid[k, *cell] = 1

@@ -3,7 +3,7 @@
 import math
 
 from personlab.codec.fields import Fields, Targets
-from personlab.skeleton import E, K
+from tests.coco_person import E, K
 
 
 def losses(fields: Fields, targets: Targets, *, radius: float) -> dict[str, float]:

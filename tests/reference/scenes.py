@@ -9,7 +9,7 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Fields, cells
-from personlab.skeleton import EDGES, FLIP, E, K
+from tests.coco_person import EDGES, FLIP, E, K
 
 # Directed edge e of a mirrored image is edge EDGE_FLIP[e] of the original.
 EDGE_FLIP = [EDGES.index((FLIP[source], FLIP[target])) for source, target in EDGES]
@@ -63,14 +63,14 @@ class Scene:
             self.people.labelled[:, list(FLIP)],
             self.people.masks.flip(-1),
             self.people.crowd,
+            self.people.unmasked,
         )
         return replace(self, people=people)
 
     def select(self, order: list[int]) -> "Scene":
         """Some of the people, in another order."""
         p = self.people
-        chosen = Instances(p.keypoints[order], p.labelled[order], p.masks[order], p.crowd[order])
-        return replace(self, people=chosen)
+        return replace(self, people=Instances(*(each[order] for each in vars(p).values())))
 
 
 def scene(poses: list[Tensor], *, height: int, width: int, stride: int, margin: float = 6.0) -> Scene:
@@ -87,12 +87,13 @@ def scene(poses: list[Tensor], *, height: int, width: int, stride: int, margin: 
         labelled=torch.ones(len(poses), K, dtype=torch.bool),
         masks=masks,
         crowd=torch.zeros(len(poses), dtype=torch.bool),
+        unmasked=torch.zeros(len(poses), dtype=torch.bool),
     )
     return Scene(people, height, width, stride)
 
 
 def random_scene(seed: int, *, people: int = 3, rows: int = 9, columns: int = 11, stride: int = 8) -> Scene:
-    """Keypoints anywhere, some outside or unlabelled; ragged masks; some crowds, some without keypoints."""
+    """Keypoints anywhere, some outside or unlabelled; ragged masks; some crowds, some lack keypoints or masks."""
     rng = np.random.default_rng(seed)
     height, width = (rows - 1) * stride + 1, (columns - 1) * stride + 1
     keypoints = rng.uniform(-0.2, 1.2, (people, K, 2)) * (width, height)
@@ -103,6 +104,7 @@ def random_scene(seed: int, *, people: int = 3, rows: int = 9, columns: int = 11
             torch.from_numpy(np.round(keypoints * 16) / 16).float(),
             torch.from_numpy(labelled),
             torch.from_numpy(_shares(rng, (people, rows, columns))),
+            torch.from_numpy(rng.random(people) < 0.2),
             torch.from_numpy(rng.random(people) < 0.2),
         ),
         height,

@@ -1,0 +1,287 @@
+"""The category of an annotation file that is trained on, and its keypoints.
+
+The category is `person` if there is one. Otherwise all categories that have keypoints are taken together, if
+these are the same (breeds, species); `acquire.categories` names others. K is the number of keypoints that the
+annotations hold.
+
+The skeleton is COCO's for COCO's 17 names. For others, the tree is a spanning tree of the category's links:
+breadth-first from the first keypoint, so that loops are broken; parts that no link connects are joined by the
+two keypoints that are closest in the mean pose. Left and right are paired by name, and OKS tolerances are
+COCO's for keypoints that COCO has. `params.Skeleton` overrides each.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from personlab import params
+from personlab.data.json_fields import record_id, whole
+from personlab.data.mean_pose import MeanPose
+from personlab.errors import UserError, first
+from personlab.people import Annotation
+from personlab.skeleton import COCO_PERSON, DEFAULT_SIGMA, Edge, Skeleton, known_sigma, mirrored, words
+
+log = logging.getLogger("personlab")
+
+
+@dataclass(frozen=True)
+class Category:
+    """The category, or several that share their keypoints, whose annotations are read.
+
+    Attributes:
+        ids: in the file, the first in front.
+        name: of the category; of several, their common supercategory or all names.
+        keypoints: names, K.
+        links: pairs of keypoints that the file connects; may have loops.
+        flip: as `Skeleton.flip`, if the file has it.
+    """
+
+    ids: tuple[int, ...]
+    name: str
+    keypoints: tuple[str, ...]
+    links: tuple[Edge, ...]
+    flip: tuple[int, ...] | None = None
+
+
+# --- which categories ---------------------------------------------------------------------------------------
+
+
+def choose(
+    path: Path, categories: Sequence[Any], annotations: Sequence[Any], wanted: Sequence[str] = ()
+) -> Category:
+    """The category of `wanted` names, or the default.
+
+    Raises:
+        UserError: there is none, a name stands for none or for several, or they have other keypoints.
+    """
+    chosen = [_named(path, categories, annotations, name) for name in wanted] or _default(
+        path, categories, annotations
+    )
+    for category in chosen:
+        number = record_id(category)
+        if number is None or number < 0:
+            raise UserError(f"{path}: category '{_name(category)}': id is not a whole number from 0 up")
+        if shared := [_name(c) for c in categories if record_id(c) == number and c is not category]:
+            raise UserError(
+                f"{path}: category id {number} is that of '{_name(category)}' and of '{shared[0]}'"
+            )
+    ids = tuple(number for number in map(record_id, chosen) if number is not None)
+    others = [c for c in chosen if _listed(c) != _listed(chosen[0])]
+    if others:
+        raise UserError(
+            f"{path}: '{_name(chosen[0])}' and '{_name(others[0])}' have other keypoints: choose categories "
+            "that share them (acquire.categories)"
+        )
+    mine = [a for a in annotations if isinstance(a, dict) and whole(a.get("category_id")) in ids]
+    names = _keypoint_names(path, _listed(chosen[0]), _count(mine))
+    links, flip = _links(chosen[0].get("skeleton"), len(names)), chosen[0].get("flip_idx")
+    return Category(ids, _title(chosen), names, links, tuple(flip) if isinstance(flip, list) else None)
+
+
+def _named(path: Path, categories: Sequence[Any], annotations: Sequence[Any], name: str) -> Any:
+    """The category of a name. Of several, the one that annotations have: Roboflow adds a root category that
+    is named after the project."""
+    named = [category for category in categories if _name(category) == name.strip().lower()]
+    if len(named) > 1:
+        used = {whole(a.get("category_id")) for a in annotations if isinstance(a, dict)}
+        named = [category for category in named if record_id(category) in used] or named
+    if len(named) != 1:
+        known = ", ".join(map(_name, categories)) or "none"
+        raise UserError(
+            f"{path}: 'categories' must name '{name}' once, not {len(named)} times; its categories: {known}"
+        )
+    return named[0]
+
+
+def _default(path: Path, categories: Sequence[Any], annotations: Sequence[Any]) -> list[Any]:
+    """`person`, or all that have keypoints."""
+    if not any(_name(category) == "person" for category in categories):
+        posed = {
+            whole(a.get("category_id")) for a in annotations if isinstance(a, dict) and a.get("keypoints")
+        }
+        found = [c for c in categories if isinstance(c, dict) and (_listed(c) or record_id(c) in posed)]
+        if found:
+            return found
+    return [_named(path, categories, annotations, "person")]
+
+
+def _name(category: Any) -> str:
+    """The name of a category, in lower case."""
+    return str(category.get("name")).strip().lower() if isinstance(category, dict) else ""
+
+
+def _title(categories: Sequence[Any]) -> str:
+    if len(categories) == 1:
+        return _name(categories[0])
+    (above, *others) = {str(category.get("supercategory") or "").strip().lower() for category in categories}
+    return above if above and not others else "+".join(map(_name, categories))
+
+
+def _listed(category: Any) -> tuple[str, ...]:
+    """The names of keypoints that a category lists."""
+    names = category.get("keypoints")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+# --- which keypoints ----------------------------------------------------------------------------------------
+
+
+def _count(annotations: Iterable[Any]) -> int:
+    """The number of keypoints that most annotations have; 0 without any."""
+    held = [a.get("keypoints") for a in annotations]
+    counts = Counter(len(values) // 3 for values in held if isinstance(values, list) and values)
+    return counts.most_common(1)[0][0] if counts else 0
+
+
+def _keypoint_names(path: Path, listed: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """A name for each of `count` keypoints; those of the category as far as they go."""
+    count = count or len(listed) or len(COCO_PERSON.keypoints)
+    if not listed and count == len(COCO_PERSON.keypoints):
+        return COCO_PERSON.keypoints
+    if len(listed) != count:
+        log.warning(
+            "%s: annotations hold %d keypoints, their category names %d: %s",
+            *(path, count, len(listed)),
+            "the first names are used" if len(listed) > count else "the others are numbered",
+        )
+    return listed[:count] + tuple(f"keypoint_{k + 1}" for k in range(len(listed), count))
+
+
+def _links(value: Any, count: int) -> tuple[Edge, ...]:
+    """COCO's pairs of keypoint numbers, from 1 (from 0 if there is a 0), as indices; others are ignored."""
+    pairs = [
+        [whole(end) for end in pair] for pair in value or () if isinstance(pair, list) and len(pair) == 2
+    ]
+    numbers = [(a, b) for a, b in pairs if a is not None and b is not None]
+    base = 0 if any(0 in pair for pair in numbers) else 1
+    links = ((a - base, b - base) for a, b in numbers)
+    return tuple((a, b) for a, b in links if 0 <= a < count and 0 <= b < count and a != b)
+
+
+def check_order(path: Path, names: Sequence[str]) -> None:
+    """Refuse COCO's 17 keypoints in another order than COCO's.
+
+    Raises:
+        UserError: as said.
+    """
+    cocos = list(map(words, COCO_PERSON.keypoints))
+    found = list(map(words, names))
+    if found != cocos and set(found) == set(cocos):
+        name, expected = next(
+            pair
+            for pair in zip(names, COCO_PERSON.keypoints, strict=False)
+            if words(pair[0]) != words(pair[1])
+        )
+        raise UserError(
+            f"{path}: the keypoints are in another order than COCO's: '{name}' is listed instead of "
+            f"{expected}; COCO's are {', '.join(COCO_PERSON.keypoints)}"
+        )
+
+
+# --- the skeleton -------------------------------------------------------------------------------------------
+
+
+def skeleton(
+    category: Category, people: Sequence[Annotation], given: params.Skeleton | None = None
+) -> Skeleton:
+    """The skeleton of a category, whose parts `given` replaces.
+
+    Args:
+        people: annotated ones, for their mean pose.
+
+    Raises:
+        UserError: the given parts do not fit the keypoints, or two keypoints have the same name.
+    """
+    given = given or params.Skeleton()
+    names = given.keypoints or category.keypoints
+    if len(names) != len(category.keypoints):
+        raise UserError(
+            f"skeleton.keypoints names {len(names)} keypoints, and the annotations hold "
+            f"{len(category.keypoints)}"
+        )
+    is_coco = [*map(words, names)] == [*map(words, COCO_PERSON.keypoints)]
+    links = _indices(names, given.links, "links") if given.links else category.links
+    try:
+        return Skeleton(
+            name=category.name,
+            keypoints=COCO_PERSON.keypoints if is_coco else names,
+            tree=COCO_PERSON.tree if is_coco and not given.links else _tree(links, _mean(people, names)),
+            flip=_flip(category, names, given),
+            sigmas=_sigmas(names) if given.sigmas is None else given.sigmas,
+        )
+    except ValueError as error:
+        raise UserError(f"the keypoints of '{category.name}': {error} (params.yaml: skeleton)") from None
+
+
+def warn(skeleton: Skeleton, given: params.Skeleton) -> None:
+    """Log what was not known about the keypoints."""
+    unknown = [name for name in skeleton.keypoints if known_sigma(name) is None]
+    if unknown and given.sigmas is None:
+        log.warning(
+            "COCO has no OKS tolerance for %s: %g is used, on which AP depends. Give skeleton.sigmas if you "
+            "know them",
+            *(first(unknown), DEFAULT_SIGMA),
+        )
+    if skeleton.flip is None:
+        log.warning(
+            "the names of the keypoints do not say which are left and right of each other: no image is "
+            "mirrored in training. Give skeleton.pairs, or [] if there are none"
+        )
+
+
+def _mean(people: Sequence[Annotation], names: Sequence[str]) -> npt.NDArray[np.floating]:
+    posed = [person for person in people if person.visibility.any()]
+    return MeanPose.of(posed).keypoints if posed else np.zeros((len(names), 2))
+
+
+def _tree(links: Sequence[Edge], mean: npt.NDArray[np.floating]) -> tuple[Edge, ...]:
+    """A spanning tree of the links, each edge away from keypoint 0; see the module."""
+    neighbours: list[list[int]] = [[] for _ in mean]
+    for a, b in links:
+        neighbours[a].append(b)
+        neighbours[b].append(a)
+    reached, tree = [0], list[Edge]()
+    while len(reached) < len(mean):
+        for keypoint in reached:  # grows on the way
+            for end in neighbours[keypoint]:
+                if end not in reached:
+                    reached.append(end)
+                    tree.append((keypoint, end))
+        if len(reached) < len(mean):
+            tree.append(_closest(mean, reached))
+            reached.append(tree[-1][1])
+    return tuple(tree)
+
+
+def _closest(mean: npt.NDArray[np.floating], reached: Sequence[int]) -> Edge:
+    """The closest pair of a reached keypoint and one that is not, by their mean positions (K x 2)."""
+    left = np.setdiff1d(np.arange(len(mean)), reached)
+    distance = np.linalg.norm(mean[reached][:, None] - mean[left], axis=-1)
+    start, end = np.unravel_index(distance.argmin(), distance.shape)
+    return reached[start], int(left[end])
+
+
+def _indices(names: Sequence[str], pairs: Sequence[tuple[str, str]], key: str) -> list[Edge]:
+    for name in (name for pair in pairs for name in pair):
+        if name not in names:
+            raise UserError(f"skeleton.{key}: there is no keypoint '{name}'; they are {', '.join(names)}")
+    return [(names.index(a), names.index(b)) for a, b in pairs]
+
+
+def _flip(category: Category, names: Sequence[str], given: params.Skeleton) -> tuple[int, ...] | None:
+    if given.pairs is None:
+        return category.flip or mirrored(names)
+    flip = list(range(len(names)))
+    for a, b in _indices(names, given.pairs, "pairs"):
+        flip[a], flip[b] = b, a
+    return tuple(flip)
+
+
+def _sigmas(names: Sequence[str]) -> tuple[float, ...]:
+    return tuple(known_sigma(name) or DEFAULT_SIGMA for name in names)

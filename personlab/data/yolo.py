@@ -1,0 +1,162 @@
+"""Read a YOLO pose dataset, as Ultralytics and Roboflow write it, into COCO annotations.
+
+    data.yaml       train, val: image folders; names; kpt_shape: [K, 2 or 3]; flip_idx; kpt_names (optional)
+    images/...      image files
+    labels/...      a text file for each image, a line for each object:
+                    class, box (centre x, y, width, height), K times x, y and, by kpt_shape, visibility
+
+Coordinates are fractions of the image. Images without a text file show nobody. There are no masks.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import yaml
+
+from personlab.data import images
+from personlab.errors import UserError
+from personlab.tables import Split
+
+FILE: Final = "data.yaml"
+
+Record = dict[str, Any]
+
+
+def to_coco(folder: Path, split: Split) -> Record:
+    """The split of the dataset in `folder` as a COCO annotation file; file names are relative to `folder`.
+
+    Raises:
+        UserError: data.yaml is missing or incomplete, there are no images, or lines of text files are not as
+            described above; the first is named.
+    """
+    content = _load(folder / FILE)
+    count, numbers = _shape(folder / FILE, content)
+    pictures = _pictures(folder, content, split)
+    records, annotations, faults = list[Record](), list[Record](), list[str]()
+    for number, path in enumerate(pictures, start=1):
+        height, width = images.size(path)
+        name = path.relative_to(folder).as_posix()
+        records.append({"id": number, "file_name": name, "height": height, "width": width})
+        for place, line in _lines(folder, path):
+            try:
+                found = _annotation(line, count, numbers, height, width)
+            except ValueError as error:
+                faults.append(f"{place}: {error}")
+                continue
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **found})
+    if faults:
+        more = f" (and {len(faults) - 1} more lines)" if len(faults) > 1 else ""
+        raise UserError(f"{folder / faults[0]}{more}")
+    return {"images": records, "annotations": annotations, "categories": _categories(content, count)}
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a YOLO dataset has one") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a YOLO dataset's")
+    return content
+
+
+def _shape(path: Path, content: Mapping[str, Any]) -> tuple[int, int]:
+    """The number of keypoints and the numbers that each has."""
+    shape = content.get("kpt_shape")
+    if not (
+        isinstance(shape, list)
+        and len(shape) == 2
+        and all(isinstance(n, int) for n in shape)
+        and shape[0] > 0
+        and shape[1] in (2, 3)
+    ):
+        raise UserError(
+            f"{path}: kpt_shape is {shape}, not [number of keypoints, 2 or 3]; a pose dataset has it"
+        )
+    return shape[0], shape[1]
+
+
+def _pictures(folder: Path, content: Mapping[str, Any], split: Split) -> list[Path]:
+    """The image files of a split, sorted."""
+    value = content.get(split) or content.get("valid" if split == "val" else split)
+    if not isinstance(value, str):
+        raise UserError(f"{folder / FILE}: '{split}' is {value!r}, not a folder of images")
+    # Roboflow writes ../train/images for the folder train/images beside data.yaml
+    inside = PurePosixPath(*(part for part in PurePosixPath(value).parts if part not in ("..", "/")))
+    base = PurePosixPath(str(content.get("path") or "."))
+    places = [folder / base / inside, folder / inside]
+    found = next((place for place in places if place.is_dir() and _is_inside(place, folder)), None)
+    if found is None:
+        raise UserError(f"{folder / inside}: no such folder, although '{split}' in {FILE} names it")
+    known = images.suffixes()
+    pictures = sorted(path for path in found.rglob("*") if path.suffix.lower() in known and path.is_file())
+    if not pictures:
+        raise UserError(f"{found}: no images in it")
+    return pictures
+
+
+def _is_inside(place: Path, folder: Path) -> bool:
+    return place.resolve().is_relative_to(folder.resolve())
+
+
+def _lines(folder: Path, picture: Path) -> Iterator[tuple[str, str]]:
+    """The lines of the text file of an image and their places, e.g. "labels/1.txt, line 3"."""
+    parts = list(picture.relative_to(folder).parts)
+    if "images" in parts:
+        last = len(parts) - 1 - parts[::-1].index("images")
+        parts[last] = "labels"
+    path = folder.joinpath(*parts).with_suffix(".txt")
+    if path.is_file():
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+            if line.strip():
+                yield f"{path.relative_to(folder).as_posix()}, line {number}", line
+
+
+def _annotation(line: str, count: int, numbers: int, height: int, width: int) -> Record:
+    """A line as a COCO annotation without ids.
+
+    Raises:
+        ValueError: it is not as the module describes.
+    """
+    category, *values = map(float, line.split())
+    if not all(map(math.isfinite, values)):
+        raise ValueError("holds a number that is not finite")
+    if len(values) != 4 + numbers * count or not category.is_integer():
+        raise ValueError(
+            f"{1 + len(values)} numbers, not {5 + numbers * count}: class, box of 4, {count} keypoints of "
+            f"{numbers}"
+        )
+    x, y, w, h = values[0] * width, values[1] * height, values[2] * width, values[3] * height
+    keypoints = list[float]()
+    for k in range(4, len(values), numbers):
+        across, down, *seen = values[k : k + numbers]
+        visibility = seen[0] if seen else 2 * (across != 0 or down != 0)
+        keypoints += [across * width, down * height, visibility] if visibility else [0, 0, 0]
+    box = [x - w / 2, y - h / 2, w, h]
+    return {"category_id": int(category), "bbox": box, "keypoints": keypoints, "iscrowd": 0}
+
+
+def _categories(content: Mapping[str, Any], count: int) -> list[Record]:
+    names = content.get("names") or ["person"]
+    named = dict(enumerate(names)) if isinstance(names, list) else names
+    listed: Any = content.get("kpt_names")  # of each class
+    flip = content.get("flip_idx")
+    return [
+        {
+            "id": number,
+            "name": name,
+            **({"keypoints": _of_class(listed, number)} if listed else {}),
+            **({"flip_idx": flip} if flip else {}),
+        }
+        for number, name in named.items()
+    ]
+
+
+def _of_class(listed: Any, number: int) -> Sequence[str]:
+    if isinstance(listed, dict):
+        return list(listed.get(number, ()))
+    return list(listed)
