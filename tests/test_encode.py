@@ -188,6 +188,7 @@ def assert_matches_reference(case: Scene, radius: float) -> None:
         p.labelled.tolist(),
         p.masks.numpy(),
         p.crowd.tolist(),
+        p.unmasked.tolist(),
         stride=case.stride,
         radius=radius,
     )

@@ -70,10 +70,10 @@ class Decoder:
             levels,
             frame,
             seeds,
-            self.skeleton,
             trace_refinements=self.trace_refinements,
             nms_radius=self.nms_radius,
             most=min(max(_CANDIDATES_PER_PERSON * self.max_people, _CANDIDATES[0]), _CANDIDATES[1]),
+            skeleton=self.skeleton,
         )
         best = self._suppress(self._score(hough, keypoints, presence(levels, frame, keypoints)))
         return best.select(slice(self.max_people)).scaled(1 / frame.scale)
