@@ -6,9 +6,17 @@ from typing import Any
 
 from PIL import Image
 
+from personlab.data.coco import Layout
+from personlab.tables import Split
+
 HEIGHT, WIDTH = 30, 40
 SQUARE = [[10.0, 5.0, 20.0, 5.0, 20.0, 25.0, 10.0, 25.0]]  # 10 x 20 pixels
 Record = dict[str, Any]
+
+
+def layout(root: Path, split: Split) -> Layout:
+    """COCO's own."""
+    return Layout(root, split, root / f"annotations/person_keypoints_{split}2017.json", f"{split}2017")
 
 
 def image(image_id: int, **changes: Any) -> Record:

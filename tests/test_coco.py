@@ -14,9 +14,10 @@ import pytest
 from pycocotools import mask as mask_api
 
 from personlab.data import coco
-from personlab.data.coco import Image, Layout, Person, Reject
+from personlab.data.coco import Image, Person, Reject
 from personlab.errors import UserError
 from personlab.tables import validate
+from tests import layouts
 from tests.layouts import (
     HEIGHT,
     SQUARE,
@@ -35,11 +36,11 @@ Images, People = list[Image | Reject], list[Person | Reject]
 
 
 def read(root: Path) -> tuple[Images, People]:
-    layout = Layout(root, "val")
+    layout = layouts.layout(root, "val")
     records = coco.load(layout.annotations)
     images = list(coco.check_images(layout, records.images))
     by_id = coco.images_by_id(records.images, images)
-    return images, list(coco.check_people(layout, records.people, by_id))
+    return images, list(coco.check_people(layout, records.people, by_id, records.category.keypoints))
 
 
 def only_person(root: Path, **changes: Any) -> Person:
@@ -186,7 +187,7 @@ def test_several_polygons_are_one_mask_and_a_line_covers_nothing(tmp_path: Path)
 
 def test_other_categories_are_counted_not_read(tmp_path: Path) -> None:
     write_layout(tmp_path, "val", [image(1)], [person(5, 1), {"id": 6, "category_id": 3}])
-    assert coco.load(Layout(tmp_path, "val").annotations).others == 1
+    assert coco.load(layouts.layout(tmp_path, "val").annotations).others == 1
     assert len(read(tmp_path)[1]) == 1
 
 
@@ -450,18 +451,18 @@ FATAL = {
 def test_a_file_that_is_not_cocos_is_an_error(tmp_path: Path, content: Any, message: str) -> None:
     write_json(tmp_path, "val", content)
     with pytest.raises(UserError, match=rf"person_keypoints_val2017\.json: .*{message}"):
-        coco.load(Layout(tmp_path, "val").annotations)
+        coco.load(layouts.layout(tmp_path, "val").annotations)
 
 
 def test_bytes_that_are_no_text_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"val2017\.json: no such file"):
-        coco.load(Layout(tmp_path, "val").annotations)
+        coco.load(layouts.layout(tmp_path, "val").annotations)
     write_json(tmp_path, "val", "").write_bytes(b"\xff\xfe\x00{")
     with pytest.raises(UserError, match=r"val2017\.json: not valid JSON"):
-        coco.load(Layout(tmp_path, "val").annotations)
+        coco.load(layouts.layout(tmp_path, "val").annotations)
     write_json(tmp_path, "val", "").write_text('{"images": "é"}', encoding="latin-1")
     with pytest.raises(UserError, match=r"val2017\.json: not valid JSON: not UTF-8 \(.* at byte 12\)"):
-        coco.load(Layout(tmp_path, "val").annotations)
+        coco.load(layouts.layout(tmp_path, "val").annotations)
 
 
 # --- files with coordinates of another kind -----------------------------------------------------------------
@@ -551,7 +552,7 @@ def test_coco_mini(
     without_keypoints: int,
     crowds: int,
 ) -> None:
-    layout = Layout(coco_mini, split)
+    layout = layouts.layout(coco_mini, split)
     records = coco.load(layout.annotations)
     found = [image for image in coco.check_images(layout, records.images) if isinstance(image, Image)]
     by_id = coco.images_by_id(records.images, found)

@@ -103,7 +103,8 @@ class TestTrainingCrop:
         return Person(1, keypoints, np.arange(K) == 0, (40, 30, 45, 60), 2000.0)
 
     def crop(self, person: Person, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        return training_crop(self.IMAGE, person, np.random.default_rng(seed), height=HEIGHT, width=WIDTH)
+        rng = np.random.default_rng(seed)
+        return training_crop(self.IMAGE, person, rng, FLIP, height=HEIGHT, width=WIDTH)
 
     def test_the_keypoint_moves_with_the_image(self, person: Person) -> None:
         for seed in range(40):
@@ -144,7 +145,7 @@ class TestTargets:
     def test_mirrored_crop_has_mirrored_targets(self) -> None:
         keypoints, labelled = spread_keypoints(5), torch.rand(1, K, generator=torch.manual_seed(0)) < 0.7
         image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-        other = mirrored(image, keypoints[0].numpy(), labelled[0].numpy())
+        other = mirrored(image, keypoints[0].numpy(), labelled[0].numpy(), FLIP)
         position = cell_positions(*SHAPE, STRIDE)
         towards, disk = person_targets(keypoints, labelled, position, radius=RADIUS)
         towards_m, disk_m = person_targets(

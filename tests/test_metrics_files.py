@@ -12,14 +12,14 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from personlab import skeleton
 from personlab.errors import UserError
 from personlab.metrics.coco import Task, match
 from personlab.metrics.files import read_annotations, read_results, scorable
 from tests import layouts
+from tests.coco_person import KEYPOINTS
 
 Record = dict[str, Any]
-NAMES = list(skeleton.KEYPOINTS)
+NAMES = list(KEYPOINTS)
 MPII = ["head", "neck", *NAMES[5:]]
 KEYPOINTS: Task = "keypoints"
 POINTS = [12, 8, 0.9, 14.5, 7, 0.8, *[0] * 45]

@@ -14,6 +14,7 @@ from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.backbones.resnet import ResNet
 from personlab.model.network import Heads, PersonLab, build, from_checkpoint
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import E, K
 from tests.conftest import ROOT
 from tests.reference.scenes import image
@@ -96,7 +97,7 @@ def test_sides_must_be_whole_strides_plus_one() -> None:
 
 def test_offset_heads_work_in_units_of_the_radius() -> None:
     torch.manual_seed(0)
-    heads = Heads(8, radius=20.0)
+    heads = Heads(8, 20.0, COCO_PERSON)
     features = torch.randn(1, 8, 2, 3)
     fields = heads(features, 8)
     raw = {name: head(features) for name, head in heads.items()}

@@ -93,7 +93,7 @@ def scene(poses: list[Tensor], *, height: int, width: int, stride: int, margin: 
 
 
 def random_scene(seed: int, *, people: int = 3, rows: int = 9, columns: int = 11, stride: int = 8) -> Scene:
-    """Keypoints anywhere, some outside or unlabelled; ragged masks; crowds, people without keypoints or mask."""
+    """Keypoints anywhere, some outside or unlabelled; ragged masks; some crowds, some without either."""
     rng = np.random.default_rng(seed)
     height, width = (rows - 1) * stride + 1, (columns - 1) * stride + 1
     keypoints = rng.uniform(-0.2, 1.2, (people, K, 2)) * (width, height)
