@@ -145,10 +145,13 @@ def targets(out: Path, params: Any) -> None:
 
 
 def train(out: Path, params: Any) -> None:
+    from personlab.skeleton import COCO_PERSON
+
     blur = 4.0 * abs(np.log10(params.train.learning_rate / BEST))
     weights, card = Path("input/model.safetensors"), Path("input/model.json")
     (out / weights.name).write_bytes(weights.read_bytes() if weights.exists() else f"{blur}\n".encode())
-    real = json.loads(card.read_bytes()) if card.exists() else {}
+    skeleton = {"skeleton": COCO_PERSON.to_record()}
+    real = json.loads(card.read_bytes()) if card.exists() else skeleton
     (out / card.name).write_text(json.dumps(real | {"blur": blur}))
     metrics("train", heatmap=blur / 10)
 
@@ -166,8 +169,9 @@ def metrics(stage: str, **values: float) -> None:
 
 
 def write_shards(out: Path, kind: str, first: int) -> None:
-    """Shards of images, or of their people."""
+    """Shards of images, with the description of the dataset beside them, or of their people."""
     from personlab import tables
+    from personlab.skeleton import COCO_PERSON
 
     rows = [
         {
@@ -181,6 +185,8 @@ def write_shards(out: Path, kind: str, first: int) -> None:
         for image_id in range(first, first + IMAGES)
     ]
     schema = tables.IMAGES if kind == "images" else tables.TARGETS
+    if kind == "images":
+        tables.Dataset(COCO_PERSON, masks=True).write(out.parent)
     tables.write_table(pa.Table.from_pylist(rows, schema=schema), out / "part-00000.parquet", params_hash="0")
 
 

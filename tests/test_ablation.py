@@ -28,6 +28,8 @@ from personlab.cli import app
 from personlab.distributed.checkpoints import run_of
 from personlab.errors import UserError
 from personlab.params import Params
+from personlab.skeleton import COCO_PERSON
+from personlab.tables import Dataset
 from tests import rehearsal
 from tests.conftest import ROOT
 
@@ -460,5 +462,6 @@ def test_predictions_that_the_cache_lacks_are_named(tmp_path: Path) -> None:
     result = Result(project(tmp_path), "abc")
     result.__dict__["_files"] = Files()
     result.project.__dict__["images"] = {}
+    Dataset(COCO_PERSON, masks=True).write(tmp_path / "data/ingest")
     with pytest.raises(UserError, match="experiment abc: DVC's cache lacks it; 'dvc exp remove' it"):
         result.resampled("keypoints", "AP")

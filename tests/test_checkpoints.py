@@ -14,7 +14,9 @@ from personlab.distributed import checkpoints
 from personlab.distributed.checkpoints import Run, run_of
 from personlab.errors import UserError
 from personlab.params import Compute, Decode, Estimator, Model, Params, Train
+from personlab.skeleton import COCO_PERSON
 from personlab.stages import estimator, train
+from personlab.tables import Dataset
 from tests.conftest import ROOT
 
 LIST = "checkpoint_manager_snapshot.json"
@@ -185,6 +187,7 @@ def test_an_estimator_resumes_whatever_compute_says(package: Path, monkeypatch: 
         names.append(run.name)
         raise KeyboardInterrupt
 
+    Dataset(COCO_PERSON, masks=True).write(package.parent / "data/ingest")
     monkeypatch.setattr(Run, "lock", stop)
     monkeypatch.setattr(estimator, "people_with_keypoints", lambda *_: {1: [None]})
     for compute in (Compute(), Compute(gpu=True, checkpoint_every=3, max_failures=9, workers=2)):

@@ -300,4 +300,4 @@ def test_interval_holds_the_middle():
 
 
 def test_keypoints_are_named_in_the_ground_truth():
-    assert ground_truth([row(1)]).dataset["categories"][0]["keypoints"] == list(KEYPOINTS)
+    assert ground_truth([row(1)]).dataset["categories"][0]["keypoints"] == KEYPOINTS

@@ -22,6 +22,7 @@ from personlab.inference.listing import list_all
 from personlab.inference.predict import Format, Output, plan_images, predict
 from personlab.inference.results import Result, coco_dataset
 from personlab.people import Detection
+from personlab.skeleton import COCO_PERSON
 from personlab.utils.progress import progress
 from tests import layouts
 from tests.coco_person import KEYPOINTS, K
@@ -35,6 +36,7 @@ class FixedPredictor:
     """Finds the same person with scores of 0.9 and 0.1 in every image."""
 
     masks: bool = True
+    skeleton = COCO_PERSON
 
     def __call__(self, image: ImageArray) -> list[Detection]:
         return [self.person(image, score) for score in (0.9, 0.1)]

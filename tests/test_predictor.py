@@ -23,6 +23,7 @@ from personlab.model import checkpoint
 from personlab.model.network import PersonLab, build
 from personlab.people import Annotation
 from personlab.predictor import Predictor, decoder
+from personlab.skeleton import COCO_PERSON
 from tests.batches import save_pictures
 from tests.coco_person import K
 from tests.conftest import ROOT
@@ -55,7 +56,7 @@ PEOPLE = [person(20, 30, 90), person(180, 100, 120)]
 class Clairvoyant(nn.Module):
     """Knows the people; the size of its input tells at what scale."""
 
-    model, decode, stride = MODEL, None, STRIDE
+    model, decode, stride, skeleton = MODEL, None, STRIDE, COCO_PERSON
 
     def forward(self, images: Tensor) -> Fields:
         for side in (321, 401, 641):
@@ -109,6 +110,7 @@ def decoding_of(weights: Path, *, decode: params.Decode | None = None, **options
     """All parameters of the decoder that a checkpoint gets, its radius too."""
     settings = asdict(Predictor.from_checkpoint(weights, decode=decode, **options).decoder)
     assert settings.pop("long_refinements") == 2
+    assert settings.pop("skeleton") == COCO_PERSON.to_record()
     return settings
 
 

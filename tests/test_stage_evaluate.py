@@ -11,6 +11,7 @@ from pycocotools import mask as rle
 from personlab import tables
 from personlab.errors import UserError
 from personlab.params import Params
+from personlab.skeleton import COCO_PERSON
 from personlab.stages import evaluate
 from tests.coco_person import KEYPOINTS, K
 
@@ -82,6 +83,7 @@ def write(root: Path, people: dict = PEOPLE, found: dict = FOUND, size: tuple[in
         }
         for number in sorted(people)
     ]
+    tables.Dataset(COCO_PERSON, masks=True).write(root / "data/ingest")
     for part in range(2):
         rows = shard_rows[2 * part : 2 * part + 2]
         for stage, schema in (("ingest", tables.IMAGES), ("targets", tables.TARGETS)):

@@ -19,6 +19,7 @@ from personlab.model import checkpoint
 from personlab.model.estimator import Estimator
 from personlab.params import Acquire, Impute, Params, Sample
 from personlab.people import Annotation
+from personlab.skeleton import COCO_PERSON
 from personlab.stages import acquire, estimator, evaluate, impute, infer, ingest, targets
 from personlab.tables.shards import row_groups
 from tests.batches import save_weights
@@ -253,7 +254,7 @@ class TestActor:
         [group] = row_groups(folder / "data/ingest/train")
         unit = {"part": str(group.part), "group": group.index, "rows": group.rows}
         boxes = {i: [{"index": 7, "box": [0.0, 0.0, 9.0, 9.0]}] for i in group.read()["image_id"].to_pylist()}
-        [row] = impute._Actor(weights, boxes, gpu=False)(unit)
+        [row] = impute._Actor(weights, COCO_PERSON, boxes, gpu=False)(unit)
         return str(row["failure"])
 
     def test_a_damaged_image(self, ingested: Path, tmp_path: Path) -> None:

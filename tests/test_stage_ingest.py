@@ -19,6 +19,7 @@ from personlab.params import Acquire, Ingest, Params, Sample
 from personlab.stages import acquire, ingest
 from personlab.tables import IMAGES, PEOPLE, REJECTS, read_table
 from tests.layouts import HEIGHT, WIDTH, image, person, without, write_image, write_layout
+from tests.layouts import layout as coco_layout
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def test_same_input_same_bytes(project: Path) -> None:
     assert set(first) == {"acquire/source.json", "metrics/ingest.json"} | {
         f"ingest/{name}"
         for name in (
-            *("people.parquet", "rejects.parquet", "sheet.jpg"),
+            *("dataset.json", "people.parquet", "rejects.parquet", "sheet.jpg"),
             *("train/part-00000.parquet", "val/part-00000.parquet"),
         )
     }
@@ -232,25 +233,26 @@ def test_the_source_describes_the_layout(project: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO):
         acquire.run(params(), project)
     layout = project.parent / "layout"
-    assert f"DVC does not watch {layout}; if its files change, run 'dvc repro --force ingest" in caplog.text
     annotations = layout / "annotations/person_keypoints_train2017.json"
     source = acquire.read_source(project)
     assert (source.source, source.root) == ("directory", layout.as_posix())
     assert source.splits["train"] == acquire.SplitSource(
-        annotations="annotations/person_keypoints_train2017.json",
+        annotations=annotations.as_posix(),
         sha256=hashlib.sha256(annotations.read_bytes()).hexdigest(),
+        folder="train2017",
+        share=None,
         images=2,
         people=2,
         other_annotations=0,
     )
-    assert acquire.image_root(project) == layout
+    assert acquire.layouts(project)["train"] == coco_layout(layout, "train")
 
 
 def test_a_layout_inside_the_project_is_relative(project: Path) -> None:
     (project.parent / "layout").rename(project / "mine")
     acquire.run(Params(acquire=Acquire(source="directory", directory="mine")), project)
     assert acquire.read_source(project).root == "mine"
-    assert acquire.image_root(project) == project / "mine"
+    assert acquire.layouts(project)["val"] == coco_layout(project / "mine", "val")
 
 
 def test_a_layout_is_found_whatever_form_its_accents_have(project: Path) -> None:
@@ -258,15 +260,18 @@ def test_a_layout_is_found_whatever_form_its_accents_have(project: Path) -> None
     (project / decomposed).parent.mkdir()
     (project.parent / "layout").rename(project / decomposed)
     acquire.run(Params(acquire=Acquire(source="directory", directory=composed)), project)
-    assert acquire.image_root(project) == project / decomposed
+    assert acquire.layouts(project)["val"].root == project / decomposed
 
 
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("annotations/person_keypoints_val2017.json", r"person_keypoints_val2017\.json: no such file"),
-        ("train2017", r"train2017: no such folder"),
-        ("", r"layout: no such folder"),
+        (
+            "annotations/person_keypoints_val2017.json",
+            r"person_keypoints_val2017\.json: no such file",
+        ),
+        ("train2017", r"train2017: no such file or folder"),
+        ("", r"layout: no such file or folder"),
     ],
 )
 def test_errors_name_a_missing_part_of_a_layout(project: Path, missing: str, message: str) -> None:
@@ -303,7 +308,7 @@ def test_coco_2017_is_downloaded_into_its_folder(project: Path, monkeypatch: pyt
         (project.parent / "layout").rename(folder)
 
     monkeypatch.setattr(acquire, "fetch_archives", fetch)
-    settings = Params(acquire=Acquire(source="coco2017", directory="coco", url="http://127.0.0.1"))
+    settings = Params(acquire=Acquire(source="coco2017", download="coco", url="http://127.0.0.1"))
     acquire.run(settings, project)
     assert fetched == [("http://127.0.0.1", project / "coco")]
     assert acquire.read_source(project).root == "coco"

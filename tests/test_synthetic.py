@@ -168,7 +168,7 @@ def _single_person(yaw: float, pose: Pose | None = None) -> PersonTruth:
     canvas = Canvas(320, 240)
     person = place_person(rng, LEVEL, pose or Pose("standing"), yaw, (320, 450), 400, 1)
     draw_person(canvas, rng, LEVEL, person)
-    return ground_truth(canvas, person)
+    return ground_truth(canvas, person, KEYPOINTS)
 
 
 def _named(person: PersonTruth) -> dict[str, tuple[float, float, bool]]:
@@ -212,7 +212,7 @@ def test_people_in_front_occlude_people_behind() -> None:
     behind, front = (place_person(rng, LEVEL, Pose("standing"), 0, (320 + x, 450), 400, x) for x in (1, 40))
     for person in (behind, front):
         draw_person(canvas, rng, LEVEL, person)
-    hidden, shown = ground_truth(canvas, behind), ground_truth(canvas, front)
+    hidden, shown = (ground_truth(canvas, each, KEYPOINTS) for each in (behind, front))
     assert not (hidden.mask & shown.mask).any()
     assert shown.visible.all()
     assert hidden.inside.all()

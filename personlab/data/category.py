@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab import params
-from personlab.data.json_fields import record_id, whole
+from personlab.data.json_fields import BadRecordError, integer, record_id, whole
 from personlab.data.mean_pose import MeanPose
 from personlab.errors import UserError, first
 from personlab.people import Annotation
@@ -64,9 +64,10 @@ def choose(
         path, categories, annotations
     )
     for category in chosen:
-        number = record_id(category)
-        if number is None or number < 0:
-            raise UserError(f"{path}: category '{_name(category)}': id is not a whole number from 0 up")
+        try:
+            number = integer(category, "id", 0, 2**63)
+        except BadRecordError as error:
+            raise UserError(f"{path}: category '{_name(category)}': {error}") from None
         if shared := [_name(c) for c in categories if record_id(c) == number and c is not category]:
             raise UserError(
                 f"{path}: category id {number} is that of '{_name(category)}' and of '{shared[0]}'"
@@ -133,16 +134,17 @@ def _listed(category: Any) -> tuple[str, ...]:
 
 
 def _count(annotations: Iterable[Any]) -> int:
-    """The number of keypoints that most annotations have; 0 without any."""
+    """The number of keypoints that most annotations have, of equals the larger; 0 without any."""
     held = [a.get("keypoints") for a in annotations]
     counts = Counter(len(values) // 3 for values in held if isinstance(values, list) and values)
-    return counts.most_common(1)[0][0] if counts else 0
+    return max(counts, key=lambda count: (counts[count], count), default=0)
 
 
 def _keypoint_names(path: Path, listed: tuple[str, ...], count: int) -> tuple[str, ...]:
     """A name for each of `count` keypoints; those of the category as far as they go."""
     count = count or len(listed) or len(COCO_PERSON.keypoints)
-    if not listed and count == len(COCO_PERSON.keypoints):
+    are_numbers = not any(word.isalpha() for name in listed for word in words(name))
+    if are_numbers and count == len(COCO_PERSON.keypoints):
         return COCO_PERSON.keypoints
     if len(listed) != count:
         log.warning(

@@ -96,7 +96,7 @@ HAS_SIZE = each(
 
 def _as_long_as_the_first(lists: pa.ChunkedArray) -> pa.ChunkedArray:
     lengths = pc.list_value_length(lists)
-    return pc.equal(lengths, lengths[0]) if len(lengths) else lengths
+    return pc.equal(lengths, lengths[0]) if len(lengths) else pc.is_valid(lengths)
 
 
 def _element(lists: pa.ChunkedArray, index: int) -> pa.Array:
