@@ -337,8 +337,8 @@ BAD_PEOPLE = {
         r'keypoints is \["12", 8, 2, .*\.\.\., not a list',
     ),
     "visibility": (
-        {"keypoints": [0, 0, 0, 12, 8, 0.93] + [0] * 45},
-        r"the visibility of left_eye is 0\.93, not 0 \(unlabelled\), 1 \(hidden\) or 2",
+        {"keypoints": [0, 0, 0, 12, 8, 1.5] + [0] * 45},
+        r"the visibility of left_eye is 1\.5, not 0 \(unlabelled\), 1 \(hidden\) or 2",
     ),
     "keypoints outside": (
         {"keypoints": [12, -2, 1] + [41.5, 8, 1] + [0] * 45},

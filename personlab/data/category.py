@@ -38,6 +38,7 @@ class Category:
         ids: in the file, the first in front.
         name: of the category; of several, their common supercategory or all names.
         keypoints: names, K.
+        named: how many of them the file names.
         links: pairs of keypoints that the file connects; may have loops.
         flip: as `Skeleton.flip`, if the file has it.
     """
@@ -45,6 +46,7 @@ class Category:
     ids: tuple[int, ...]
     name: str
     keypoints: tuple[str, ...]
+    named: int
     links: tuple[Edge, ...]
     flip: tuple[int, ...] | None = None
 
@@ -80,9 +82,10 @@ def choose(
             "that share them (acquire.categories)"
         )
     mine = [a for a in annotations if isinstance(a, dict) and whole(a.get("category_id")) in ids]
-    names = _keypoint_names(path, _listed(chosen[0]), _count(mine))
+    names = _keypoint_names(_listed(chosen[0]), _count(mine))
     links, flip = _links(chosen[0].get("skeleton"), len(names)), chosen[0].get("flip_idx")
-    return Category(ids, _title(chosen), names, links, tuple(flip) if isinstance(flip, list) else None)
+    flip = tuple(flip) if isinstance(flip, list) else None
+    return Category(ids, _title(chosen), names, len(_listed(chosen[0])), links, flip)
 
 
 def _named(path: Path, categories: Sequence[Any], annotations: Sequence[Any], name: str) -> Any:
@@ -121,7 +124,7 @@ def _title(categories: Sequence[Any]) -> str:
     if len(categories) == 1:
         return _name(categories[0])
     (above, *others) = {str(category.get("supercategory") or "").strip().lower() for category in categories}
-    return above if above and not others else "+".join(map(_name, categories))
+    return above if above and not others else first(map(_name, categories))
 
 
 def _listed(category: Any) -> tuple[str, ...]:
@@ -140,18 +143,12 @@ def _count(annotations: Iterable[Any]) -> int:
     return max(counts, key=lambda count: (counts[count], count), default=0)
 
 
-def _keypoint_names(path: Path, listed: tuple[str, ...], count: int) -> tuple[str, ...]:
+def _keypoint_names(listed: tuple[str, ...], count: int) -> tuple[str, ...]:
     """A name for each of `count` keypoints; those of the category as far as they go."""
     count = count or len(listed) or len(COCO_PERSON.keypoints)
     are_numbers = not any(word.isalpha() for name in listed for word in words(name))
     if are_numbers and count == len(COCO_PERSON.keypoints):
         return COCO_PERSON.keypoints
-    if len(listed) != count:
-        log.warning(
-            "%s: annotations hold %d keypoints, their category names %d: %s",
-            *(path, count, len(listed)),
-            "the first names are used" if len(listed) > count else "the others are numbered",
-        )
     return listed[:count] + tuple(f"keypoint_{k + 1}" for k in range(len(listed), count))
 
 
@@ -201,6 +198,12 @@ def skeleton(
         UserError: the given parts do not fit the keypoints, or two keypoints have the same name.
     """
     given = given or params.Skeleton()
+    if category.named not in (0, len(category.keypoints)) and not given.keypoints:
+        log.warning(
+            "annotations of %s hold %d keypoints, the category names %d: %s",
+            *(category.name, len(category.keypoints), category.named),
+            "the first names are used" if category.named > len(category.keypoints) else "others are numbered",
+        )
     names = given.keypoints or category.keypoints
     if len(names) != len(category.keypoints):
         raise UserError(

@@ -256,7 +256,7 @@ def _image(layout: Layout, folder: Path, record: Any, names_in: NamesIn) -> Imag
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
         raise BadRecordError("has no file_name")
-    file = _inside(folder, PurePosixPath(name), names_in)
+    file = _inside(folder, PurePosixPath(name.replace("\\", "/")), names_in)
     try:
         images.decode_annotated(folder / file, height, width)
     except UserError as error:
@@ -282,9 +282,13 @@ def as_on_disk(folder: Path, name: PurePosixPath, names_in: NamesIn = _names_in)
 
 
 def _inside(folder: Path, name: PurePosixPath, names_in: NamesIn) -> PurePosixPath:
-    """The file's name `as_on_disk`, inside the folder even after links are resolved."""
+    """The file's name `as_on_disk`, inside the folder even after links are resolved.
+
+    Folders in front of it that do not exist are left out: tools write paths from a folder of their own.
+    """
     try:
-        name = as_on_disk(folder, name, names_in)
+        found = (as_on_disk(folder, PurePosixPath(*name.parts[k:]), names_in) for k in range(len(name.parts)))
+        name = next((each for each in found if (folder / each).is_file()), as_on_disk(folder, name, names_in))
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an invalid name
         raise BadRecordError(f"file_name '{name}' cannot be resolved ({error})") from None

@@ -10,7 +10,7 @@ What other files leave out or write otherwise is inferred, and noted:
 - a missing `iscrowd` is 0, a missing mask stays unknown; `num_keypoints` is counted, not read;
 - a missing box is that of the mask or, without one, of the labelled keypoints;
 - a missing area is that of the mask or, without one, 0.53 times that of the box, as in CrowdPose and MPII;
-- visibility 3 (AI Challenger: not in the image) is 0;
+- visibility 3 (AI Challenger: not in the image) is 0, and a fraction, a confidence (COCO-WholeBody), is 2;
 - labelled keypoints farther outside the image are unlabelled, and boxes are cut off at its border.
 
 Missing is also what is null or an empty list.
@@ -90,12 +90,14 @@ def _keypoints(
         )
     xy, visibility = triples.reshape(count, 3)[:, :2], triples[2::3]
     for name, found in zip(names, visibility, strict=True):
-        if found not in (0, 1, 2, 3):
+        if found not in (1, 2, 3) and not 0 <= found < 1:
             raise BadRecordError(
                 f"the visibility of {name} is {found:g}, not 0 (unlabelled), 1 (hidden) or 2 (visible)"
             )
     if (visibility == 3).any():
         notes.append("visibility 3 is unlabelled")
+    if ((visibility > 0) & (visibility < 1)).any():
+        notes.append("visibility that is a confidence is visible")
     labelled = (visibility > 0) & (visibility < 3)
     outside = labelled & _outside(xy, height, width).any(axis=1)
     if outside.any():
@@ -107,7 +109,7 @@ def _keypoints(
             )
         notes.append("keypoints outside the image are unlabelled")
     labelled = labelled & ~outside
-    visibility = np.where(labelled, visibility, 0)
+    visibility = np.where(labelled, np.where(visibility < 1, 2, visibility), 0)
     return np.where(labelled[:, None], xy, 0).astype(np.float32), visibility.astype(np.int8)
 
 
