@@ -18,6 +18,7 @@ from personlab.errors import UserError
 from personlab.params import Acquire, Ingest, Params, Sample
 from personlab.stages import acquire, ingest
 from personlab.tables import IMAGES, PEOPLE, REJECTS, read_table
+from personlab.utils.files import digest
 from tests.layouts import HEIGHT, WIDTH, image, person, without, write_image, write_layout
 from tests.layouts import layout as coco_layout
 
@@ -234,11 +235,14 @@ def test_the_source_describes_the_layout(project: Path, caplog: pytest.LogCaptur
         acquire.run(params(), project)
     layout = project.parent / "layout"
     annotations = layout / "annotations/person_keypoints_train2017.json"
+    pictures = sorted((layout / "train2017").iterdir())
+    hashes = "".join(f"{digest(path)} train2017/{path.name}\n" for path in pictures)
     source = acquire.read_source(project)
     assert (source.source, source.root) == ("directory", layout.as_posix())
     assert source.splits["train"] == acquire.SplitSource(
         annotations=annotations.as_posix(),
         sha256=hashlib.sha256(annotations.read_bytes()).hexdigest(),
+        contents=hashlib.sha256(hashes.encode()).hexdigest(),
         folder="train2017",
         share=None,
         images=2,

@@ -287,8 +287,9 @@ def _inside(folder: Path, name: PurePosixPath, names_in: NamesIn) -> PurePosixPa
     Folders in front of it that do not exist are left out: tools write paths from a folder of their own.
     """
     try:
-        found = (as_on_disk(folder, PurePosixPath(*name.parts[k:]), names_in) for k in range(len(name.parts)))
-        name = next((each for each in found if (folder / each).is_file()), as_on_disk(folder, name, names_in))
+        parts = [] if ".." in name.parts else name.parts
+        names = [as_on_disk(folder, PurePosixPath(*parts[k:]), names_in) for k in range(len(parts))]
+        name = next((each for each in names if (folder / each).is_file()), as_on_disk(folder, name, names_in))
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an invalid name
         raise BadRecordError(f"file_name '{name}' cannot be resolved ({error})") from None

@@ -7,6 +7,7 @@ the folder of the user, `acquire.directory`, and runs the stage again if anythin
 import hashlib
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
@@ -20,7 +21,7 @@ from personlab.errors import UserError
 from personlab.params import Params
 from personlab.synthetic import write_sample
 from personlab.tables import SPLITS, Split
-from personlab.utils.files import atomic_folder, write_atomic, write_json
+from personlab.utils.files import atomic_folder, digest, write_atomic, write_json
 from personlab.utils.progress import progress
 
 log = logging.getLogger("personlab")
@@ -35,6 +36,7 @@ class SplitSource(BaseModel):
 
     annotations: str  # relative to the project's folder if inside it, else absolute
     sha256: str
+    contents: str  # SHA-256 of the names and contents of the image files; "" of files made or checked here
     folder: str  # with the images, relative to the root
     share: Share | None
     images: int
@@ -71,7 +73,7 @@ def run(params: Params, root: Path) -> None:
             source=acquire.source,
             root=place(layouts["train"].root),
             categories=acquire.categories,
-            splits={name: _describe(layouts[name], acquire.categories, place) for name in SPLITS},
+            splits={name: _describe(layouts[name], acquire, place) for name in SPLITS},
         )
         write_atomic(output / "source.json", source.model_dump_json(indent=2) + "\n")
     for name, split in source.splits.items():
@@ -133,11 +135,12 @@ def _converted(folder: Path, output: Path) -> dict[Split, Layout]:
     return layouts
 
 
-def _describe(layout: Layout, categories: tuple[str, ...], place: Callable[[Path], str]) -> SplitSource:
-    records = coco.load(layout.annotations, categories).of(layout.split, layout.share)
+def _describe(layout: Layout, acquire: parameters.Acquire, place: Callable[[Path], str]) -> SplitSource:
+    records = coco.load(layout.annotations, acquire.categories).of(layout.split, layout.share)
     return SplitSource(
         annotations=place(layout.annotations),
-        sha256=_sha256(layout.annotations),
+        sha256=digest(layout.annotations),
+        contents=_contents(layout) if acquire.directory else "",
         folder=layout.folder,
         share=layout.share,
         images=len(records.images),
@@ -146,15 +149,21 @@ def _describe(layout: Layout, categories: tuple[str, ...], place: Callable[[Path
     )
 
 
+def _contents(layout: Layout) -> str:
+    """Changes with any image, so that `ingest` runs again when DVC runs `acquire` for a changed image."""
+    paths = sorted(path for path in layout.images.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:
+        hashes = progress(pool.map(digest, paths), total=len(paths), label=f"acquire: hash {layout.split}")
+        lines = (
+            f"{found} {path.relative_to(layout.root)}\n" for path, found in zip(paths, hashes, strict=True)
+        )
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
 def _relative(folder: Path, root: Path) -> str:
     """The folder's path: relative to `root` if inside it, else absolute."""
     folder, root = folder.resolve(), root.resolve()
     return (folder.relative_to(root) if folder.is_relative_to(root) else folder).as_posix()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_source(root: Path) -> Source:
@@ -183,7 +192,7 @@ def layouts(root: Path) -> dict[Split, Layout]:
         path = root / split.annotations
         if not path.is_file():
             raise UserError(f"{path}: no such file, although acquire found it; restore it, or {_HINT}")
-        if _sha256(path) != split.sha256:
+        if digest(path) != split.sha256:
             raise UserError(f"{path} ({name}): changed since acquire; {_HINT}")
     folder = root / source.root
     return {

@@ -5,6 +5,7 @@ so that a killed process leaves nothing half-written under a final name. The tem
 killed process left is replaced by the next one.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -46,6 +47,12 @@ def write_json(path: Path, value: Any, *, indent: int = 2, sort_keys: bool = Fal
         ValueError: it holds NaN or infinity, which JSON does not have.
     """
     write_atomic(path, json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False) + "\n")
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """The hash of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def read_json(path: Path) -> Any:
