@@ -45,7 +45,7 @@ def read(root: Path) -> tuple[Images, People]:
 
 
 def only_person(root: Path, **changes: Any) -> Person:
-    write_layout(root, "val", [image(1)], [person(5, 1, **changes)])
+    write_layout(root, "val", [image(1)], [person(5, 1) | changes])
     (found,) = read(root)[1]
     assert isinstance(found, Person), found
     return found
@@ -577,3 +577,52 @@ def masks_match_pycocotools(records: list[Any], people: list[Person], images: di
         encoded = mask_api.frPyObjects(record["segmentation"], *size)
         expected = mask_api.merge(encoded) if isinstance(encoded, list) else encoded
         assert found.annotation.rle == expected["counts"]
+
+
+# --- what other files leave out -----------------------------------------------------------------------------
+
+NOTES: dict[str, tuple[dict[str, Any], str]] = {
+    "no mask": ({"segmentation": None}, "no mask"),
+    "no polygon": ({"segmentation": []}, "no mask"),
+    "no box": ({"bbox": None}, "box from the mask"),
+    "visibility 3": ({"keypoints": [12, 8, 2, 9, 9, 3] + [0] * 45}, "visibility 3 is unlabelled"),
+    "confidence": (
+        {"keypoints": [12, 8, 0.9, 14, 7, 0] + [0] * 45},
+        "visibility that is a confidence is visible",
+    ),
+    "keypoint outside": (
+        {"keypoints": [12, 8, 2, 41.5, 8, 1] + [0] * 45},
+        "keypoints outside the image are unlabelled",
+    ),
+    "box reaches out": ({"bbox": [10, 5, 40, 20]}, "box cut off at the image's border"),
+    "string ids": ({"id": "5", "image_id": "1", "category_id": "1"}, ""),
+    "no crowd flag": ({"iscrowd": None, "num_keypoints": None}, ""),
+}
+
+
+@pytest.mark.parametrize(("changes", "note"), NOTES.values(), ids=NOTES)
+def test_what_is_inferred_is_noted(tmp_path: Path, changes: dict[str, Any], note: str) -> None:
+    found = only_person(tmp_path, **changes)
+    assert found.notes == ((note,) if note else ())
+    assert found.annotation.id == 5
+
+
+def test_a_keypoint_that_is_inferred_to_be_unlabelled_is_zero(tmp_path: Path) -> None:
+    found = only_person(tmp_path, keypoints=[12, 8, 2, 41.5, 8, 1, 9, 9, 3] + [0] * 42).annotation
+    assert found.keypoints[:3].tolist() == [[12, 8], [0, 0], [0, 0]]
+    assert found.visibility[:3].tolist() == [2, 0, 0]
+
+
+def test_without_area_it_is_the_masks_or_half_of_the_box(tmp_path: Path) -> None:
+    assert only_person(tmp_path, area=None).annotation.area == 200
+    maskless = only_person(tmp_path, area=None, segmentation=[])
+    assert maskless.annotation.area == pytest.approx(0.53 * 10 * 20)
+    assert maskless.notes == ("no mask", "area from the box")
+
+
+def test_folders_in_front_that_do_not_exist_are_left_out(tmp_path: Path) -> None:
+    write_layout(tmp_path, "val", [image(1, file_name="their\\root\\in\\1.jpg")], [])
+    write_image(tmp_path / "val2017/in/1.jpg")
+    (found,), _ = read(tmp_path)
+    assert isinstance(found, Image), found
+    assert found.file_name == "val2017/in/1.jpg"

@@ -110,6 +110,30 @@ def test_a_cell_is_on_the_mask_that_covers_most_of_it() -> None:
     assert encoded(crowd).long_valid[0, NOSE, 2].tolist() == [False] * 3 + [True] * 2 + [False] * 4
 
 
+def test_a_person_without_a_mask_hides_what_is_in_the_region() -> None:
+    masks = torch.zeros(2, 9, 9)
+    masks[0, 2], masks[1, 2, 4:] = 1, 1
+    case = two((16.0, 32.0), (48.0, 48.0), masks=masks, unmasked=torch.tensor([False, True]))
+    targets = encoded(case)
+    expected = [True] * 4 + [False] * 5
+    assert targets.seg_valid[0, 2].tolist() == expected
+    assert targets.long_valid[0, NOSE, 2].tolist() == expected
+    assert targets.fields.seg[0, 2].tolist() == [1.0] * 9  # the first person's
+    assert targets.heatmap_valid.all()
+    assert targets.fields.heatmap[0, NOSE, 6, 6] == 1  # the keypoints train the poses
+    case.people.labelled[1] = False
+    assert encoded(case).heatmap_valid[0, 2].tolist() == expected  # nor are they known without keypoints
+
+
+def test_where_nobody_has_a_mask_nothing_is_known_of_masks() -> None:
+    masks = torch.zeros(2, 9, 9)
+    masks[:, 2] = 1
+    targets = encoded(two((16.0, 32.0), (48.0, 48.0), masks=masks, unmasked=torch.tensor([True, True])))
+    assert not targets.seg_valid.any()
+    assert not targets.long_valid.any()
+    assert targets.heatmap_valid.all()
+
+
 def test_crowd_defines_nothing() -> None:
     masks = torch.zeros(2, 9, 9)
     masks[0, 2], masks[1, 2, 4:] = 1, 1

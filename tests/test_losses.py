@@ -234,3 +234,11 @@ def test_float32_whatever_comes_in() -> None:
         found = objective(rounded, targets)
     assert values(found) == expected
     assert all(loss.dtype == torch.float32 for loss in vars(found).values())
+
+
+def test_without_fields_for_masks_the_poses_cost_the_same() -> None:
+    fields, targets = random_case(4)
+    poses_only = fields.replace(seg=fields.seg[:, :0, :0], long=fields.long[..., :0, :0])
+    objective = Objective.of(params.Model(), params.Train())
+    found, expected = values(objective(poses_only, targets)), values(objective(fields, targets))
+    assert found == expected | {"seg": 0, "long": 0}

@@ -14,7 +14,7 @@ from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.backbones.resnet import ResNet
 from personlab.model.network import Heads, PersonLab, build, from_checkpoint
-from personlab.skeleton import COCO_PERSON
+from personlab.skeleton import COCO_PERSON, Skeleton
 from tests.coco_person import E, K
 from tests.conftest import ROOT
 from tests.reference.scenes import image
@@ -219,6 +219,37 @@ def test_starting_from_another_radius_is_refused_unless_heads_are_left_out(tmp_p
     with pytest.raises(UserError, match=r"model\.radius 32, not 10.*set model\.init_heads to false"):
         build(model, stride=8)
     build(model.model_copy(update={"init_heads": False}), stride=8)
+
+
+HAND = Skeleton("hand", ("wrist", "thumb", "index"), ((0, 1), (0, 2)), flip=None, sigmas=(0.1, 0.1, 0.1))
+
+
+def test_the_skeleton_decides_the_channels_and_comes_back(tmp_path: Path) -> None:
+    made = build(MODEL, stride=16, skeleton=HAND, masks=False)
+    fields = made(torch.zeros(1, 3, 33, 33, dtype=torch.uint8))
+    assert (fields.heatmap.shape[1], fields.short.shape[1], fields.mid.shape[1]) == (3, 3, 4)
+    assert not fields.has_masks
+    loaded = from_checkpoint(saved(tmp_path, made), stride=8)
+    assert (loaded.skeleton, loaded.masks) == (HAND, False)
+
+
+def test_starting_from_other_keypoints_takes_the_backbone_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = lively(network())
+    model = MODEL.model_copy(update={"init": str(saved(tmp_path, given))})
+    made = build(model, stride=8, skeleton=HAND)
+    assert "has other keypoints (17 of person: nose, left_eye" in caplog.text
+    assert "than the data (3 of hand: wrist, thumb, index): only its backbone is used" in caplog.text
+    assert torch.equal(made.backbone.conv1.weight, given.backbone.conv1.weight)
+
+
+def test_without_masks_the_heads_of_poses_are_taken(tmp_path: Path) -> None:
+    given = lively(network())
+    model = MODEL.model_copy(update={"init": str(saved(tmp_path, given))})
+    made = build(model, stride=8, masks=False)
+    assert list(made.heads) == ["heatmap", "short", "mid"]
+    assert torch.equal(made.heads["mid"].weight, given.heads["mid"].weight)
 
 
 def torchvision_file(folder: Path, width: int = 8) -> tuple[Path, ResNet]:
