@@ -114,7 +114,8 @@ def link_inputs(project: Path, folder: Path) -> None:
     settings = params.load(folder / "params.yaml")
     weights = [init for init in (settings.model.init, settings.estimator.init) if init]
     cards = [str(Path(init).with_suffix(".json")) for init in weights]
-    for name in filter(None, (settings.acquire.directory, *weights, *cards)):
+    folders = (settings.acquire.directory, settings.acquire.download)
+    for name in filter(None, (*folders, *weights, *cards)):
         source, link = project / name, folder / name
         if Path(name).expanduser().is_absolute() or not source.exists():
             continue
