@@ -45,7 +45,7 @@ def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton 
     keypoints of their own; disks of people that reach into one keep their short- and mid-range offsets.
     People without keypoints leave the heatmap undefined over their mask. People without a mask leave the
     segmentation and the long-range offsets undefined in their region and, if there are no others, everywhere:
-    in such an image nobody was outlined.
+    in such an image no outlines were drawn.
     """
     edge_sources = [source for source, _ in skeleton.edges]
     edge_targets = [target for _, target in skeleton.edges]

@@ -5,7 +5,7 @@
     labels/...      a text file for each image, a line for each object:
                     class, box (centre x, y, width, height), K times x, y and, by kpt_shape, visibility
 
-Coordinates are fractions of the image. Images without a text file show nobody. There are no masks.
+Coordinates are fractions of the image. Images without a text file have no annotation. There are no masks.
 """
 
 import math

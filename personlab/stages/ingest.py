@@ -95,7 +95,7 @@ def run(params: Params, root: Path) -> None:
 
 
 def _dataset(splits: Mapping[Split, Ingested], given: parameters.Skeleton) -> Dataset:
-    """The keypoints, from the training people and their category, and whether anybody has a mask.
+    """The keypoints, from the training people and their category, and whether any of them has a mask.
 
     Raises:
         UserError: the splits have other keypoints.
