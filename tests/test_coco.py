@@ -381,7 +381,7 @@ BAD_PEOPLE = {
     "NaN box": ({"bbox": [math.nan, 5, 10, 20]}, "bbox holds a number that is not finite"),
     "box count": ({"bbox": [10, 5, 10]}, "bbox holds 3 numbers, not 4"),
     "text box": ({"bbox": "10 5 10 20"}, 'bbox is "10 5 10 20", not a list of numbers'),
-    "no area": ({"area": 0}, "area is 0"),
+    "negative area": ({"area": -1}, "area is -1"),
     "text area": ({"area": "200"}, 'area is "200", not a number'),
     "NaN area": ({"area": math.nan}, "area holds a number that is not finite"),
     "crowd": ({"iscrowd": "0"}, 'iscrowd is "0", not 0 or 1'),
@@ -585,6 +585,8 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "no mask": ({"segmentation": None}, "no mask"),
     "no polygon": ({"segmentation": []}, "no mask"),
     "no box": ({"bbox": None}, "box from the mask"),
+    "a box of zeros": ({"bbox": [0, 0, 0, 0.0]}, "box from the mask"),
+    "no area": ({"area": 0}, ""),
     "visibility 3": ({"keypoints": [12, 8, 2, 9, 9, 3] + [0] * 45}, "visibility 3 is unlabelled"),
     "confidence": (
         {"keypoints": [12, 8, 0.9, 14, 7, 0] + [0] * 45},

@@ -13,7 +13,7 @@ What other files leave out or write otherwise is inferred, and noted:
 - visibility 3 (AI Challenger: not in the image) is 0, and a fraction, a confidence (COCO-WholeBody), is 2;
 - labelled keypoints farther outside the image are unlabelled, and boxes are cut off at its border.
 
-Missing is also what is null or an empty list.
+Missing is also what is null or an empty list, an area of 0, and a box of zeros.
 """
 
 from collections.abc import Sequence
@@ -53,12 +53,12 @@ def annotation(
     segmentation, area, rle = record.get("segmentation"), record.get("area"), b""
     if segmentation not in (None, []):
         rle, mask_area = rle_and_area(segmentation, height, width)
-        area = mask_area if area is None else area
+        area = area or mask_area
     else:
         notes.append("no mask")
     mask, labelled = bounds(rle, height, width) if rle else None, keypoints[visibility > 0]
     box = _box(record.get("bbox"), height, width, mask, labelled, notes)
-    if area is None:
+    if not area:
         area = MASK_SHARE * box[2] * box[3]
         notes.append("area from the box")
     if (area := number({"area": area}, "area")) <= 0:
@@ -118,7 +118,7 @@ def _box(
 ) -> Box:
     """The box (x, y, width, height), checked against the mask's (x0, y0, x1, y1) and the labelled keypoints
     (N x 2)."""
-    if value in (None, []):
+    if value in (None, [], [0, 0, 0, 0]):
         if mask is None and not len(labelled):
             raise BadRecordError("has no bbox")
         low, high = (labelled.min(axis=0), labelled.max(axis=0)) if mask is None else np.split(mask, 2)
