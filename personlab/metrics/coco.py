@@ -25,6 +25,8 @@ Array = npt.NDArray[np.float64]
 PERSON: Final = 1  # COCO's category
 KEYPOINT_BUDGET: Final = 20  # detections per image in COCO's keypoint evaluation
 
+COCO_THRESHOLDS: Final = tuple(np.linspace(0.5, 0.95, 10))
+
 _THRESHOLDS: Final = {"": None, "50": 0.5, "75": 0.75}  # of the columns; None: the mean over all ten
 
 
@@ -46,19 +48,35 @@ class ImageMatches:
     people: int  # annotated
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """The D detections and G annotated people of an image, and which of them are matched at a threshold."""
+
+    people: list[dict[str, Any]]  # G COCO annotations
+    counted: npt.NDArray[np.bool_]  # G; not crowds nor, for keypoints, people without any
+    similarity: Array  # D x G, OKS or mask IoU; detections best first
+    person: npt.NDArray[np.intp]  # D; index of the matched person, -1 without
+
+
 def ground_truth(rows: Iterable[Mapping[str, Any]], skeleton: Skeleton = COCO_PERSON) -> COCO:
     """The people of rows of tables.IMAGES with their `people` as pycocotools' ground truth.
 
-    Its category holds the names of the keypoints and, beyond COCO's own keys, their `sigmas`. Only image_id,
-    height, width and people are used. People with imputed keypoints count as people without keypoints.
-    Annotations are numbered from 1, because pycocotools treats 0 as no match.
+    Its category holds the names of the keypoints and, beyond COCO's own keys, their `sigmas` and `flip`. Only
+    image_id, height, width and people are used. People with imputed keypoints count as people without
+    keypoints. Annotations are numbered from 1, because pycocotools treats 0 as no match.
     """
     rows = list(rows)
     people = [(row, person) for row in rows for person in row["people"]]
     return _coco(
         [{"id": row["image_id"], "height": row["height"], "width": row["width"]} for row in rows],
         [_truth(number, row, person) for number, (row, person) in enumerate(people, start=1)],
-        {"id": PERSON, "name": skeleton.name, "keypoints": skeleton.keypoints, "sigmas": skeleton.sigmas},
+        {
+            "id": PERSON,
+            "name": skeleton.name,
+            "keypoints": skeleton.keypoints,
+            "sigmas": skeleton.sigmas,
+            "flip": skeleton.flip,
+        },
     )
 
 
@@ -86,11 +104,15 @@ def evaluate(
 
 
 def match(
-    truth: COCO, detections: Mapping[int, Sequence[Detection]], task: Task, budget: int = KEYPOINT_BUDGET
+    truth: COCO,
+    detections: Mapping[int, Sequence[Detection]],
+    task: Task,
+    budget: int = KEYPOINT_BUDGET,
+    thresholds: Sequence[float] = COCO_THRESHOLDS,
 ) -> "Matches":
     """Match the best `budget` detections of every image to its people, by OKS or by mask IoU.
 
-    People without a mask are no ground truth for masks.
+    People without a mask are no ground truth for masks. Columns of scores need COCO's thresholds.
 
     Raises:
         ValueError: as `evaluate`.
@@ -101,6 +123,7 @@ def match(
         truth = with_masks(truth)
     evaluator = COCOeval(truth, _results(truth, detections, task), task)
     evaluator.params.kpt_oks_sigmas = np.array(truth.cats[PERSON]["sigmas"])
+    evaluator.params.iouThrs = np.array(thresholds)
     evaluator.params.maxDets = [budget] if task == "keypoints" else sorted({1, 10, budget})
     with redirect_stdout(io.StringIO()):
         evaluator.evaluate()
@@ -125,6 +148,18 @@ class Matches:
     def kappas(self) -> Array:
         """Twice the OKS sigma of each keypoint."""
         return 2 * np.asarray(self.evaluator.cocoGt.cats[PERSON]["sigmas"])
+
+    @property
+    def flip(self) -> tuple[int, ...] | None:
+        """As `Skeleton.flip`."""
+        flip: tuple[int, ...] | None = self.evaluator.cocoGt.cats[PERSON]["flip"]
+        return flip
+
+    @property
+    def sizes(self) -> dict[str, tuple[float, float]]:
+        """The least and the greatest area of people of each size, all included, in pixels."""
+        parameters = self.evaluator.params
+        return dict(zip(parameters.areaRngLbl, map(tuple, parameters.areaRng), strict=True))
 
     def columns(self) -> dict[str, float]:
         """The paper's columns: means over the thresholds .50, .55, ... .95, or at the one in the name."""
@@ -184,6 +219,24 @@ class Matches:
             ):
                 if detection and not ignored:
                     yield self.evaluator.cocoGt.anns[number], self.evaluator.cocoDt.anns[detection]
+
+    def assignments(self, threshold: float) -> Iterator[tuple[int, Assignment]]:
+        """Image ids, ascending, with the people and detections that are matched at a threshold."""
+        row, truth = self._threshold(threshold), self.evaluator.cocoGt
+        for image_id, record in zip(self.evaluator.params.imgIds, self._records(), strict=True):
+            people = truth.imgToAnns[image_id]
+            numbers = {0: -1} | {person["id"]: index for index, person in enumerate(people)}
+            matched = record["dtMatches"][row].astype(int).tolist() if record else []
+            similarity = self.evaluator.ious[image_id, PERSON]  # an empty list if either has none
+            yield (
+                int(image_id),
+                Assignment(
+                    people=people,
+                    counted=np.array([not person["ignore"] for person in people], dtype=bool),
+                    similarity=np.reshape(similarity, (len(matched), len(people))).astype(float),
+                    person=np.array([numbers[number] for number in matched], dtype=np.intp),
+                ),
+            )
 
     def _records(self, size: str = "all") -> list[Any]:
         """pycocotools' record of every image; None without people and detections."""
@@ -256,11 +309,12 @@ def _truth(number: int, row: Mapping[str, Any], person: Mapping[str, Any]) -> di
         "bbox": list(person["box"]),
         "area": person["area"],
         "iscrowd": int(person["crowd"]),
-        "segmentation": _mask(row, person["mask"]) if person["mask"] else None,
+        "segmentation": run_lengths(row, person["mask"]) if person["mask"] else None,
     }
 
 
-def _mask(image: Mapping[str, Any], counts: bytes) -> dict[str, Any]:
+def run_lengths(image: Mapping[str, Any], counts: bytes) -> dict[str, Any]:
+    """A mask as pycocotools takes it, from COCO's compressed string. image: with `height` and `width`."""
     return {"size": [image["height"], image["width"]], "counts": counts}
 
 
@@ -284,7 +338,7 @@ def _result(image: Mapping[str, Any], detection: Detection, task: Task) -> dict[
     result = {"image_id": image["id"], "category_id": PERSON, "score": float(detection.score)}
     if task == "keypoints":
         return {**result, "keypoints": _triples(detection.keypoints, np.ones(len(detection.keypoints)))}
-    return {**result, "segmentation": _mask(image, detection.rle)}
+    return {**result, "segmentation": run_lengths(image, detection.rle)}
 
 
 def _triples(xy: npt.ArrayLike, visibility: npt.ArrayLike) -> list[float]:

@@ -8,7 +8,9 @@ from personlab.metrics.coco import Matches
 Array = npt.NDArray[np.float64]
 
 
-def similarity(detected: Array, annotated: Array, area: Array | float, kappas: npt.ArrayLike) -> Array:
+def similarity(
+    detected: npt.NDArray[np.floating], annotated: Array, area: Array | float, kappas: npt.ArrayLike
+) -> Array:
     """exp(-d^2 / (2 area kappa_k^2)) of detected and annotated keypoints (... x K x 2, pixels): ... x K.
 
     `area` is the annotation's, in pixels (...). OKS is the mean over the annotated keypoints
