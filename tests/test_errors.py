@@ -213,7 +213,7 @@ def test_each_error_of_detections_is_mended_alone() -> None:
     people = [found(elsewhere, 0.95), found(who, 0.8, shift=(4, 0)), found(who, 0.7)]
     result = analysis(ground_truth([row(1, who, missed)]), {1: people}, "keypoints")
     mended = {error: result.mended(error)[1] for error in errors.DETECTION_ERRORS}
-    assert [each.score for each in mended["scores"]] == pytest.approx([0, 0, 1])
+    assert [each.score for each in mended["wrong_scores"]] == pytest.approx([0, 0, 1])
     assert mended["duplicates"] == people[:2]
     assert mended["false_positives"] == people[1:]
     added, *others = mended["missed_people"]
@@ -247,7 +247,9 @@ def test_nothing_at_all_has_no_shares(task: Task) -> None:
 @pytest.mark.testdata
 @pytest.mark.parametrize("task", ["keypoints", "segm"])
 def test_mending_everything_gives_an_ap_of_one(real: tuple[COCO, Any], task: Task) -> None:
-    truth, detections = ground_truth(shard_rows(real[0])), real[1]
+    rows = shard_rows(real[0])[:40]
+    images = {each["image_id"] for each in rows}
+    truth, detections = ground_truth(rows), {i: people for i, people in real[1].items() if i in images}
     order = (*KINDS[task][1:], *errors.DETECTION_ERRORS)
     aps = [match(truth, detections, task).columns()["AP"]]
     for error in order:

@@ -19,8 +19,8 @@ Errors of matched masks, by the pixels of the detected or the annotated mask:
 - lost to other people: in the mask of a detection that is matched to another person;
 - lost to unmatched: in masks of unmatched detections only.
 
-Errors of detections: scores that do not rank by the true similarity, duplicates (another detection is matched
-to their person), false positives (near no annotated person) and missed people.
+Errors of detections: wrong scores (they do not rank by the true similarity), duplicates (another detection is
+matched to their person), false positives (near no annotated person) and missed people.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ KINDS: Final[dict[Task, tuple[str, ...]]] = {  # what is right comes first
         *("lost_to_background", "lost_to_unmatched", "lost_to_others"),
     ),
 }
-DETECTION_ERRORS: Final = ("scores", "duplicates", "false_positives", "missed_people")
+DETECTION_ERRORS: Final = ("wrong_scores", "duplicates", "false_positives", "missed_people")
 NONE: Final = -1
 
 
@@ -81,8 +81,8 @@ class Errors:
 
     sizes: shares of all people, and by their size.
     keypoints: shares of each keypoint, by its name; none for masks.
-    columns: the scores as they are.
-    mended: the scores with one kind of error mended, by the error.
+    columns: the scores as they are, as `Matches.columns`.
+    mended: the columns without one kind of error, by the error.
     """
 
     task: Task
@@ -199,7 +199,7 @@ class Analysis:
         score above all others.
         """
         match error:
-            case "scores":
+            case "wrong_scores":
                 return self._each(lambda found, people: _with_scores(found, true_scores(people)))
             case "duplicates":
                 return self._each(lambda found, people: _where(found, ~_duplicate(people)))

@@ -1,11 +1,15 @@
 """The evaluation as metrics, records of plots, text and Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from personlab.metrics import bootstrap, oks
 from personlab.metrics.coco import Matches
+from personlab.metrics.errors import KINDS, Errors, Shares
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 
 TITLES: Final = {"keypoints": "Person keypoints", "segm": "Person segmentation"}
 _THRESHOLDS: Final = {"0.50": 0.5, "0.75": 0.75, "mean of 0.50 to 0.95": None}
@@ -20,6 +24,31 @@ _PICTURES: Final = (
 def metrics(matches: Matches) -> dict[str, float | None]:
     """The paper's columns to 4 digits; None for NaN."""
     return {name: _rounded(value) for name, value in matches.columns().items()}
+
+
+def scores(errors: Errors) -> dict[str, float | None]:
+    """The paper's columns and AP without each kind of error (AP_without_jitter) to 4 digits; None for NaN."""
+    without = {f"AP_without_{error}": columns["AP"] for error, columns in errors.mended.items()}
+    return {name: _rounded(value) for name, value in (errors.columns | without).items()}
+
+
+def analysis(errors: Errors) -> dict[str, Any]:
+    """`scores`, counts of detections and people, and the share of each kind by size and by keypoint."""
+    return {
+        "scores": scores(errors),
+        "counts": asdict(errors.counts),
+        "sizes": {size: _record(shares) for size, shares in errors.sizes.items()},
+        "keypoints": {name: _record(shares) for name, shares in errors.keypoints.items()},
+    }
+
+
+def errors_per_keypoint(errors: Errors) -> list[dict[str, Any]]:
+    """One record per keypoint and kind: its share of the annotated keypoints of matched people."""
+    return [
+        {"keypoint": name, "kind": kind, "share": _rounded(share)}
+        for name, each in errors.keypoints.items()
+        for kind, share in each.of.items()
+    ]
 
 
 def precision_recall(matches: Matches) -> list[dict[str, Any]]:
@@ -55,11 +84,19 @@ def text(matches: Matches) -> str:
     return f"{TITLES[matches.task]:{label}}{names}\n{'':{label}}{values}"
 
 
-def markdown(evaluations: Sequence[Matches], *, facts: Sequence[str], picture: str | None) -> str:
-    """The report: facts, a table per task in the paper's layout, OKS per keypoint, the gallery."""
+def errors_text(errors: Errors) -> str:
+    """The counts of detections, and tables as aligned text."""
+    return "\n\n".join([f"{TITLES[errors.task]}: {_counts(errors)}", *map(_aligned, _error_tables(errors))])
+
+
+def markdown(
+    evaluations: Sequence[Matches], errors: Sequence[Errors], *, facts: Sequence[str], picture: str | None
+) -> str:
+    """The report: facts, a table per task in the paper's layout, OKS per keypoint, errors, the gallery."""
     sections = ["# Evaluation", "\n".join(f"- {fact}" for fact in facts)]
     sections += [_section(matches) for matches in evaluations]
     sections += [_oks_section(matches) for matches in evaluations if matches.task == "keypoints"]
+    sections += [_errors_section(each) for each in errors]
     if picture:
         sections += [f"## Pictures, worst to best\n\n{_PICTURES}\n\n![]({picture})"]
     return "\n\n".join(sections) + "\n"
@@ -76,12 +113,66 @@ def _section(matches: Matches) -> str:
 
 def _oks_section(keypoints: Matches) -> str:
     rows = [
-        [record["keypoint"].replace("_", " "), _format(record["oks"]), str(record["people"])]
+        [_label(record["keypoint"]), _format(record["oks"]), str(record["people"])]
         for record in oks_per_keypoint(keypoints)
     ]
     table = _table(["keypoint", "OKS", "people"], rows)
     return (
         f"## OKS per keypoint\n\nMean over the people matched at OKS 0.50 that have it annotated.\n\n{table}"
+    )
+
+
+def _errors_section(errors: Errors) -> str:
+    tables = "\n\n".join(_table(*table) for table in _error_tables(errors))
+    return f"## Errors: {TITLES[errors.task].lower()}\n\n{_counts(errors)}\n\n{tables}"
+
+
+def _counts(errors: Errors) -> str:
+    counts = errors.counts
+    return (
+        f"{counts.matched} people matched, {counts.missed_people} missed; {counts.duplicates} duplicates, "
+        f"{counts.false_positives} false positives, {counts.ignored} detections of people that do not count."
+    )
+
+
+def _error_tables(errors: Errors) -> list[Table]:
+    """AP without each kind of error; shares by size; for keypoints, shares by keypoint."""
+    before = errors.columns
+    aps = [name for name in before if name.startswith("AP") and name not in ("AP50", "AP75")]
+    mended = [
+        [
+            _label(error),
+            *(_format(columns[name]) for name in aps),
+            _format(columns["AP"] - before["AP"], sign="+"),
+        ]
+        for error, columns in ({"nothing": before} | errors.mended).items()
+    ]
+    tables: list[Table] = [(["without", *aps, "gain"], mended), _shares_table("size", errors, errors.sizes)]
+    return tables + ([_shares_table("keypoint", errors, errors.keypoints)] if errors.keypoints else [])
+
+
+def _shares_table(group: str, errors: Errors, members: Mapping[str, Shares]) -> Table:
+    number = "keypoints" if errors.task == "keypoints" else "people"
+    rows = [
+        [_label(name), *map(_format, each.of.values()), str(each.number)] for name, each in members.items()
+    ]
+    return [group, *map(_label, KINDS[errors.task]), number], rows
+
+
+def _record(shares: Shares) -> dict[str, float | None]:
+    return {kind: _rounded(share) for kind, share in shares.of.items()} | {"number": shares.number}
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _aligned(table: Table) -> str:
+    """Columns of equal width: the first aligned left, the others right."""
+    lines = [table[0], *table[1]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines
     )
 
 
@@ -94,5 +185,5 @@ def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 4)
 
 
-def _format(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+def _format(value: float | None, sign: str = "") -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:{sign}.3f}"

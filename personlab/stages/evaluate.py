@@ -14,6 +14,7 @@ from personlab.data.example import pixels
 from personlab.data.transform import ImageArray
 from personlab.metrics import report
 from personlab.metrics.coco import ground_truth, match
+from personlab.metrics.errors import Errors
 from personlab.params import Params
 from personlab.people import Annotation, Detection
 from personlab.skeleton import Skeleton
@@ -56,6 +57,7 @@ def run(params: Params, root: Path) -> None:
     segm = match(truth, detections, "segm", params.decode.max_people)
     for matches in (keypoints, segm):
         log.info("evaluate: %d images, %s\n%s", len(images), matches.task, report.text(matches))
+    errors = [Errors.of(matches, detections, progress) for matches in (keypoints, segm)]
 
     threshold = keypoints.best_threshold()  # of the best F1
     confident = threshold if math.isfinite(threshold) else 0.0  # not finite if no person is correct
@@ -68,11 +70,13 @@ def run(params: Params, root: Path) -> None:
         _write_gallery(output, exhibits, skeleton)
         facts = _facts(images, detections, confident)
         picture = "gallery.jpg" if exhibits else None
-        write_atomic(output / "report.md", report.markdown((keypoints, segm), facts=facts, picture=picture))
-    write_json(root / "data/metrics/evaluate.json", {m.task: report.metrics(m) for m in (keypoints, segm)})
+        text = report.markdown((keypoints, segm), errors, facts=facts, picture=picture)
+        write_atomic(output / "report.md", text)
+    write_json(root / "data/metrics/evaluate.json", {each.task: report.scores(each) for each in errors})
     curves = report.precision_recall(keypoints) + report.precision_recall(segm)
     write_json(root / "data/plots/evaluate/precision_recall.json", curves)
     write_json(root / "data/plots/evaluate/oks_per_keypoint.json", report.oks_per_keypoint(keypoints))
+    write_json(root / "data/plots/evaluate/errors_per_keypoint.json", report.errors_per_keypoint(errors[0]))
     log.info("evaluate: %d pictures in data/evaluate/gallery, worst to best", len(exhibits))
 
 
