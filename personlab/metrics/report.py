@@ -11,9 +11,10 @@ TITLES: Final = {"keypoints": "Person keypoints", "segm": "Person segmentation"}
 _THRESHOLDS: Final = {"0.50": 0.5, "0.75": 0.75, "mean of 0.50 to 0.95": None}
 
 _PICTURES: Final = (
-    "Annotated people on the left, confident detections on the right, of images evenly spaced from the worst "
-    "to the best. Percentages are the average precision within the image, averaged over the thresholds; "
-    "without people, 100% minus the best score of a false positive."
+    "Annotated people on the left, confident detections with their scores on the right; a person has one "
+    "colour on both sides. Images with people are evenly spaced from the worst to the best; images without "
+    "people that have false alarms follow. Percentages are the average precision within the image, averaged "
+    "over the thresholds."
 )
 
 

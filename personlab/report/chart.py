@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-_COLOURS: Final = ("#0b62a4", "#d9480f", "#2b8a3e", "#868e96", "#862e9c", "#e67700")
+# Okabe and Ito (2008), for all kinds of colour vision.
+_COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _LEFT, _TOP, _SIZE, _BELOW = 44, 12, 260, 48
 _LEGEND: Final = 20  # height of an entry
 _TICKS: Final = (0, 0.25, 0.5, 0.75, 1)
