@@ -15,6 +15,7 @@ from personlab.params import Params
 from personlab.skeleton import COCO_PERSON
 from personlab.stages import evaluate
 from personlab.tables import shards
+from personlab.utils.files import read_tsv
 from tests.coco_person import KEYPOINTS, K
 
 HEIGHT, WIDTH = 120, 160
@@ -161,14 +162,10 @@ def test_plots_hold_the_curves_and_every_keypoint(tmp_path):
     write(tmp_path)
     evaluate.run(Params(), tmp_path)
     plots = tmp_path / "data/plots/evaluate"
-    curves = json.loads((plots / "precision_recall.json").read_text())
-    assert len(curves) == 2 * 3 * 101
-    assert {(r["task"], r["threshold"]) for r in curves} == {
-        (task, threshold)
-        for task in ("keypoints", "segm")
-        for threshold in ("0.50", "0.75", "mean of 0.50 to 0.95")
-    }
-    assert all(r["precision"] == (1 if r["recall"] <= 0.75 else 0) for r in curves)
+    recalls, *curves = read_tsv(plots / "precision_recall.tsv").values()
+    assert recalls == pytest.approx(np.linspace(0, 1, 101))
+    assert len(curves) == 2 * 3
+    assert all(curve == [1.0 if recall <= 0.75 else 0.0 for recall in recalls] for curve in curves)
     keypoints = json.loads((plots / "oks_per_keypoint.json").read_text())
     assert keypoints == [{"keypoint": name, "oks": 1.0, "people": 3} for name in KEYPOINTS]
 

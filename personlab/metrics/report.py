@@ -8,6 +8,7 @@ from personlab.metrics import bootstrap, oks
 from personlab.metrics.coco import Matches
 
 TITLES: Final = {"keypoints": "Person keypoints", "segm": "Person segmentation"}
+MEASURES: Final = {"keypoints": "OKS", "segm": "IoU"}
 _THRESHOLDS: Final = {"0.50": 0.5, "0.75": 0.75, "mean of 0.50 to 0.95": None}
 
 _PICTURES: Final = (
@@ -23,17 +24,17 @@ def metrics(matches: Matches) -> dict[str, float | None]:
     return {name: _rounded(value) for name, value in matches.columns().items()}
 
 
-def precision_recall(matches: Matches) -> list[dict[str, Any]]:
-    """One record per point: precision at 101 recalls, at thresholds .50 and .75 and averaged over all ten."""
-    return [
-        {
-            "task": matches.task,
-            "threshold": name,
-            "recall": _rounded(recall),
-            "precision": _rounded(precision),
-        }
+def precision_recall(evaluations: Sequence[Matches]) -> list[dict[str, float | None]]:
+    """Precision at 101 recalls, at thresholds .50 and .75 and averaged over all ten: one row per recall."""
+    recalls = [k / 100 for k in range(101)]  # pycocotools'
+    curves = {
+        f"{MEASURES[matches.task]} {name}": matches.curve(threshold)[1]
+        for matches in evaluations
         for name, threshold in _THRESHOLDS.items()
-        for recall, precision in zip(*matches.curve(threshold), strict=True)
+    }
+    return [
+        {"recall": recall, **{name: _rounded(curve[k]) for name, curve in curves.items()}}
+        for k, recall in enumerate(recalls)
     ]
 
 

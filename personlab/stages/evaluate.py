@@ -11,7 +11,7 @@ from personlab.params import Params
 from personlab.people import Detection
 from personlab.tables import read_dataset, shards
 from personlab.tables.shards import Row
-from personlab.utils.files import atomic_folder, write_atomic, write_json
+from personlab.utils.files import atomic_folder, write_atomic, write_json, write_tsv
 from personlab.viz.gallery import Gallery
 
 log = logging.getLogger("personlab")
@@ -48,8 +48,7 @@ def run(params: Params, root: Path) -> None:
         picture = "gallery.jpg" if pictures else None
         write_atomic(output / "report.md", report.markdown((keypoints, segm), facts=facts, picture=picture))
     write_json(root / "data/metrics/evaluate.json", {m.task: report.metrics(m) for m in (keypoints, segm)})
-    curves = report.precision_recall(keypoints) + report.precision_recall(segm)
-    write_json(root / "data/plots/evaluate/precision_recall.json", curves)
+    write_tsv(root / "data/plots/evaluate/precision_recall.tsv", report.precision_recall((keypoints, segm)))
     write_json(root / "data/plots/evaluate/oks_per_keypoint.json", report.oks_per_keypoint(keypoints))
     log.info("evaluate: %d pictures in data/evaluate/gallery, worst to best", len(pictures))
 
