@@ -4,7 +4,6 @@ The UI cannot read the project's files, so artifacts contain the pictures, reduc
 larger than a megabyte.
 """
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from personlab.errors import UserError
 from personlab.report import data_uri
 from personlab.report.differences import Difference, compare, flatten, shown
+from personlab.utils.files import read_tsv
 from personlab.utils.git import git
 
 PICTURES: Final = {".jpg", ".png"}
@@ -39,16 +39,21 @@ def for_show(what: str) -> Iterator[None]:
 def publish(stage: str, project: Path) -> None:
     """Publish the results of a stage as artifacts of the running flow.
 
-    Metrics are data/metrics/<stage>.json, curves the folders of data/plots/<stage>; pictures and reports are
-    the files at the top of data/<stage>.
+    Metrics are data/metrics/<stage>.json, curves the tables by step in data/plots/<stage>; pictures and
+    reports are the files at the top of data/<stage>.
     """
     folder = project / "data" / stage
     metrics = Path("data/metrics", f"{stage}.json")
     if (project / metrics).is_file():
         publish_metrics(stage, metrics, project)
-    for curve in sorted((project / "data/plots" / stage).glob("*/")):
-        if points := read_curves(curve):
-            create_table_artifact(points, key=artifact_key(stage, curve), description=f"{curve.name} by step")
+    for file in sorted((project / "data/plots" / stage).glob("*.tsv")):
+        columns = read_tsv(file)
+        if "step" in columns:
+            rows = [
+                dict(zip(columns, map(shown, row), strict=True))
+                for row in zip(*columns.values(), strict=True)
+            ]
+            create_table_artifact(rows, key=artifact_key(stage, file), description=f"{file.stem} by step")
     for file in sorted(folder.glob("*")):
         key = artifact_key(stage, file)
         if file.suffix in PICTURES:  # markdown, because the UI prints the whole URL below an image artifact
@@ -66,17 +71,6 @@ def artifact_key(stage: str, path: Path) -> str:
 def picture(file: Path, size: int, title: str) -> str:
     """An image file as markdown that contains it, in at most `size` bytes before base64."""
     return f"![{title}]({data_uri.jpeg(file, size)})"
-
-
-def read_curves(folder: Path) -> list[Row]:
-    """The TSV files of a folder, each a curve over the same steps, as one row per step."""
-    rows: dict[int, Row] = {}
-    for file in sorted(folder.glob("*.tsv")):
-        with file.open(newline="", encoding="utf-8") as lines:
-            for point in csv.DictReader(lines, delimiter="\t"):
-                row = {name: shown(json.loads(value)) for name, value in point.items()}
-                rows.setdefault(row["step"], {}).update(row)
-    return list(rows.values())
 
 
 def publish_metrics(key: str, file: Path, project: Path) -> None:

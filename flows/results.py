@@ -36,11 +36,12 @@ def publish(results: Results) -> None:
 
 
 def _pictures(results: Results) -> Iterator[str]:
-    for title, files in (("Worst images", results.worst), ("Best images", results.best)):
+    total = sum(map(len, results.pictures.values()))
+    for title, files in results.pictures.items():
         if files:
             yield f"## {title}"
         for file in files:
-            yield picture(file, PICTURE_BYTES // (len(results.worst) + len(results.best)), title=file.stem)
+            yield picture(file, PICTURE_BYTES // total, title=file.stem)
 
 
 def headline(verdict: Verdict) -> str:

@@ -38,6 +38,7 @@ from flows.stages import downloads, repro_with_retries, run_stage, stages
 from flows.tools import end_sub_flows
 from flows.ui import crash_orphans
 from personlab.report import data_uri
+from personlab.utils.files import write_tsv
 from personlab.utils.process import CommandError, OutputLine, Progress, error_text, parse_line, supervised
 from personlab.utils.supervisor import end_group
 from tests.conftest import ROOT
@@ -369,11 +370,11 @@ def test_curves_are_a_row_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     publish("train", tmp_path)  # there may be no files
     assert made == {}
-    folder = tmp_path / "data/plots/train/ap"
-    folder.mkdir(parents=True)
-    for name, values in (("keypoints", (0.25, 0.123456)), ("segm", (0.0, 1e-3))):
-        rows = [f"{step}\t{value}\n" for step, value in zip((500, 1000), values, strict=True)]
-        (folder / f"{name}.tsv").write_text("".join((f"step\t{name}\n", *rows)))
+    rows = (
+        {"step": 500, "keypoints": 0.25, "segm": 0.0},
+        {"step": 1000, "keypoints": 0.123456, "segm": 1e-3},
+    )
+    write_tsv(tmp_path / "data/plots/train/ap.tsv", rows)
     publish("train", tmp_path)
     assert made == {
         "train-ap": [

@@ -118,7 +118,7 @@ def test_a_budget_below_ten_is_kept():
     matches = match(ground_truth([row(1, who)]), {1: [*elsewhere, found(who, score=0.1)]}, "segm", budget=5)
     assert matches.columns()["AP"] == 0
     assert matches.columns()["AR10"] == 1
-    assert matches.per_image() == {1: 0.0}
+    assert matches.per_image == {1: 0.0}
 
 
 def test_detections_of_crowds_are_ignored():
@@ -151,7 +151,7 @@ def test_per_image_quality_orders_images():
     rows = [row(1, who), row(2, who, other), row(3), row(4), row(5, who)]
     detections = {1: [found(who)], 2: [found(who)], 4: [found(who, 0.7)]}
     detections[5] = [found(other, 0.8), found(who, 0.4)]
-    quality = match(ground_truth(rows), detections, "keypoints").per_image()
+    quality = match(ground_truth(rows), detections, "keypoints").per_image
     assert np.isnan(quality.pop(3))
     assert quality == pytest.approx({1: 1.0, 2: 0.5, 4: 0.3, 5: 0.5})
 

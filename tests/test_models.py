@@ -56,7 +56,7 @@ def made(
     scores = {"keypoints": {"AP": learning_rate}, "segm": {"AP": None}}
     (folder / "data/metrics/evaluate.json").write_text(json.dumps(scores))
     (folder / "data/plots/evaluate").mkdir(parents=True, exist_ok=True)
-    (folder / "data/plots/evaluate/precision_recall.json").write_text("[]")
+    (folder / "data/plots/evaluate/precision_recall.tsv").write_text("")
     weights = hashlib.md5((folder / "data/train/model.safetensors").read_bytes()).hexdigest()
     lock(folder, weights, val)
     return Candidate(folder)
@@ -113,7 +113,7 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
     before = tree(project / "models/champion")
     assert set(before) == {
         "lineage.json", "metrics.json", "model.json", "model.safetensors", "params.yaml",
-        "predictions/part-00000.parquet", "plots/precision_recall.json",
+        "predictions/part-00000.parquet", "plots/precision_recall.tsv",
     }  # fmt: skip
 
     made(project, BAD)

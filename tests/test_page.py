@@ -37,8 +37,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def champion(done: Path, tmp_path: Path) -> Version:
     (tmp_path / "plots").mkdir()
-    curves = done / "data/plots/evaluate/precision_recall.json"
-    (tmp_path / "plots/precision_recall.json").write_bytes(curves.read_bytes())
+    curves = done / "data/plots/evaluate/precision_recall.tsv"
+    (tmp_path / "plots/precision_recall.tsv").write_bytes(curves.read_bytes())
     lineage = Lineage(
         version=7,
         weights="w",
@@ -75,8 +75,10 @@ def written(folder: Path, champion: Version | None, out: Path) -> str:
 def test_the_page_is_self_contained(done: Path, champion: Version, tmp_path: Path) -> None:
     text = written(done, champion, tmp_path)
     links = Links(text).found
-    assert len(links) == 9 + 1
-    assert all(link.startswith("data:image/jpeg;base64,") for link in links)
+    pictures = [link for link in links if not link.startswith("#")]
+    assert len(pictures) == 9 + 1
+    assert all(link.startswith("data:image/jpeg;base64,") for link in pictures)
+    assert all(f'id="{link[1:]}"' in text for link in links if link.startswith("#"))
     assert "url(" not in text
     assert "@import" not in text
     assert 'name="viewport"' in text
@@ -104,10 +106,13 @@ def test_without_a_champion_there_is_nothing_to_compare(done: Path, tmp_path: Pa
     assert "learning_rate" not in text
 
 
-def test_the_worst_images_come_first_and_none_twice(done: Path) -> None:
-    results = Results(done, None)
-    ranks = [[int(file.stem.partition("-")[0]) for file in each] for each in (results.worst, results.best)]
-    assert ranks == [[1, 2, 3, 4, 5, 6], [9, 8, 7]]
+def test_pictures_are_the_best_and_the_worst_of_each_task_and_none_twice(done: Path) -> None:
+    shown = Results(done, None).pictures
+    rows = json.loads((done / "data/evaluate/gallery.json").read_text())
+    ranked = sorted((row["poses"], row["file"]) for row in rows if row["annotated"])
+    assert shown["Worst poses"][0].name == ranked[0][1]
+    names = [file.name for files in shown.values() for file in files]
+    assert len(names) == len(set(names)) == len(rows)
 
 
 def test_stages_that_have_not_run_are_told(tmp_path: Path) -> None:
@@ -121,7 +126,7 @@ def test_a_chart_is_a_drawing_of_its_points() -> None:
         chart.draw([Series("a < b", [(0, 1), (1, 0)]), Series("c", [(0.5, 0.5)], dashed=True)], x="x", y="y")
     )
     lines = drawn.findall("{*}polyline")
-    assert [line.get("points") for line in lines] == ["44,12 304,272", "174.0,142.0"]
+    assert [line.get("points") for line in lines] == ["44.0,12.0 304.0,272.0", "174.0,142.0"]
     assert lines[0].get("stroke") == lines[1].get("stroke")
     assert "a < b" in [text.text for text in drawn.findall("{*}text")]
 

@@ -10,9 +10,12 @@ from pycocotools import mask as rle
 
 from personlab import tables
 from personlab.errors import UserError
+from personlab.metrics.coco import ground_truth, match
 from personlab.params import Params
 from personlab.skeleton import COCO_PERSON
 from personlab.stages import evaluate
+from personlab.tables import shards
+from personlab.utils.files import read_tsv
 from tests.coco_person import KEYPOINTS, K
 
 HEIGHT, WIDTH = 120, 160
@@ -107,14 +110,38 @@ def test_writes_everything_the_report_needs(tmp_path):
     files = contents(tmp_path / "data/evaluate")
     assert sorted(files) == [
         "gallery.jpg",
-        "gallery/01-4.jpg",  # a false positive with score .6: .4
-        "gallery/02-2.jpg",  # one of two people: .5
-        "gallery/03-1.jpg",
+        "gallery.json",
+        "gallery/01-2.jpg",  # one of two people: .5
+        "gallery/02-1.jpg",
         "report.md",
+    ]
+    assert json.loads(files["gallery.json"]) == [
+        {"file": "01-2.jpg", "image_id": 2, "annotated": True, "poses": 0.5, "masks": 0.5},
+        {"file": "02-1.jpg", "image_id": 1, "annotated": True, "poses": 1.0, "masks": 1.0},
     ]
     for name, content in files.items():
         if name.endswith(".jpg"):
             assert Image.open(io.BytesIO(content)).size > (WIDTH, HEIGHT)
+
+
+def test_confident_false_alarms_follow_and_images_of_nothing_are_left_out(tmp_path):
+    write(tmp_path, found=FOUND | {4: [detection(0.75, *LEFT)]})
+    evaluate.run(Params(), tmp_path)
+    assert [r["file"] for r in json.loads((tmp_path / "data/evaluate/gallery.json").read_text())] == [
+        *("01-2.jpg", "02-1.jpg"),
+        "03-4.jpg",
+    ]
+
+
+def test_a_person_has_one_colour_on_both_sides(tmp_path):
+    """Detections of the people in the other order, and a false one between them."""
+    found = {1: [detection(0.9, *RIGHT), detection(0.8, 50, 20, 30, 80), detection(0.75, *LEFT)]}
+    write(tmp_path, found=FOUND | found)
+    images = shards.annotated(tmp_path / "data/ingest/val", tmp_path / "data/targets/val")
+    seen = shards.detections(tmp_path / "data/infer", images, tmp_path / "data/ingest/val")
+    matches = match(ground_truth(images.values()), seen, "keypoints")
+    assert matches.partners(1) == {0: 1, 2: 0}
+    assert matches.partners(3) == matches.partners(4) == {}
 
 
 def test_metrics_are_those_of_the_ranking(tmp_path):
@@ -135,14 +162,10 @@ def test_plots_hold_the_curves_and_every_keypoint(tmp_path):
     write(tmp_path)
     evaluate.run(Params(), tmp_path)
     plots = tmp_path / "data/plots/evaluate"
-    curves = json.loads((plots / "precision_recall.json").read_text())
-    assert len(curves) == 2 * 3 * 101
-    assert {(r["task"], r["threshold"]) for r in curves} == {
-        (task, threshold)
-        for task in ("keypoints", "segm")
-        for threshold in ("0.50", "0.75", "mean of 0.50 to 0.95")
-    }
-    assert all(r["precision"] == (1 if r["recall"] <= 0.75 else 0) for r in curves)
+    recalls, *curves = read_tsv(plots / "precision_recall.tsv").values()
+    assert recalls == pytest.approx(np.linspace(0, 1, 101))
+    assert len(curves) == 2 * 3
+    assert all(curve == [1.0 if recall <= 0.75 else 0.0 for recall in recalls] for curve in curves)
     keypoints = json.loads((plots / "oks_per_keypoint.json").read_text())
     assert keypoints == [{"keypoint": name, "oks": 1.0, "people": 3} for name in KEYPOINTS]
 
@@ -174,7 +197,7 @@ def test_same_input_same_bytes_and_the_gallery_may_be_small(tmp_path):
     first = contents(tmp_path / "data/evaluate")
     evaluate.run(params, tmp_path)
     assert contents(tmp_path / "data/evaluate") == first
-    assert [name for name in first if name.startswith("gallery/")] == ["gallery/01-4.jpg", "gallery/02-1.jpg"]
+    assert [name for name in first if name.startswith("gallery/")] == ["gallery/01-2.jpg", "gallery/02-1.jpg"]
 
 
 def test_no_detections_at_all_score_zero(tmp_path):

@@ -152,7 +152,7 @@ def test_two_workers_train_as_one_does(project: Project, alone: Trained, pair: T
     ours, theirs = (json.loads(found.files["metrics/train.json"]) for found in (alone, pair))
     assert ours == pytest.approx(theirs, rel=1e-3)
     for found in (alone, pair):
-        steps = [line.split(b"\t")[0] for line in found.files["plots/train/ap/segm.tsv"].splitlines()]
+        steps = [line.split(b"\t")[0] for line in found.files["plots/train/ap.tsv"].splitlines()]
         assert steps == [b"step", b"12", b"24"]
 
 

@@ -157,10 +157,38 @@ def test_left_is_orange_and_right_is_blue():
     assert tuple(picture[70, 60]) == RIGHT
 
 
-def test_colours_of_people_and_sides_can_be_told_apart():
-    rgb = np.array([[*PEOPLE, LEFT, RIGHT]], np.float32) / 255
-    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
-    assert min(np.linalg.norm(a - b) for a, b in combinations(lab, 2)) > 35
+# How colours are seen without the cones for green or red: matrices of linear RGB, Machado et al. 2009.
+VISION = {
+    "all cones": np.eye(3),
+    "no green": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "no red": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+}
+
+
+@pytest.mark.parametrize("matrix", VISION.values(), ids=VISION)
+def test_colours_of_people_and_sides_can_be_told_apart(matrix):
+    srgb = np.array([*PEOPLE, LEFT, RIGHT]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ np.transpose(matrix)).clip(0, 1)
+    srgb = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = cv2.cvtColor(srgb[None].astype(np.float32), cv2.COLOR_RGB2LAB)[0]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(lab, 2)) > 25
+
+
+def test_scores_of_neighbours_do_not_cover_each_other():
+    close = [detection(20, 30, 40, 60), detection(24, 30, 40, 60)]
+    picture = viz.draw_scores(GREY, close)
+    both = [np.abs(picture.astype(int) - colour).sum(axis=-1).min() for colour in PEOPLE[:2]]
+    alone = [viz.draw_scores(GREY, [each], colours=[k]) for k, each in enumerate(close)]
+    assert max(both) < 200
+    changed = [(one != GREY).any(axis=-1).sum() for one in alone]
+    assert (picture != GREY).any(axis=-1).sum() == pytest.approx(sum(changed), rel=0.05)
+
+
+def test_an_image_without_people_says_so():
+    noted = viz.draw_note(GREY, "no person")
+    rows, _ = np.nonzero((noted != GREY).any(axis=-1))
+    assert rows.min() > GREY.shape[0] / 2
 
 
 def test_drawing_beyond_the_border_is_clipped():

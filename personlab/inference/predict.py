@@ -204,6 +204,8 @@ def predict(
 
 def draw(image: ImageArray, result: Result) -> ImageArray:
     """The image with the people whose score is at least SHOWN, and their scores."""
+    if not result.shown:
+        return viz.draw_note(image, f"no {result.skeleton.name} with a score of at least {SHOWN:g}")
     return viz.draw_scores(viz.draw_people(image, result.shown, result.skeleton), result.shown)
 
 

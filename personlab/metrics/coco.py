@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -200,6 +201,22 @@ class Matches:
         for image_id, record in zip(parameters.imgIds, self._records(size), strict=True):
             yield int(image_id), _image_matches(record, len(parameters.iouThrs), self.budget)
 
+    def partners(self, image_id: int, threshold: float = 0.5) -> dict[int, int]:
+        """The detections of an image that are matched to people at a threshold.
+
+        Places among the image's detections that have a result in this task, in the order given, with places
+        among its annotated people.
+        """
+        record = self._records()[self.evaluator.params.imgIds.index(image_id)]
+        if record is None:
+            return {}
+        people = [person["id"] for person in self.evaluator.cocoGt.imgToAnns[image_id]]
+        first = min((result["id"] for result in self.evaluator.cocoDt.imgToAnns[image_id]), default=0)
+        matched = record["dtMatches"][self._threshold(threshold)].astype(int).tolist()
+        found = zip(record["dtIds"], matched, strict=True)
+        return {number - first: people.index(person) for number, person in found if person}
+
+    @cached_property
     def per_image(self) -> dict[int, float]:
         """Quality of each image in [0, 1], for ranking images; NaN without people and detections.
 

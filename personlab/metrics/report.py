@@ -12,12 +12,14 @@ from personlab.metrics.errors import KINDS, Errors, Shares
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 
 TITLES: Final = {"keypoints": "Person keypoints", "segm": "Person segmentation"}
+MEASURES: Final = {"keypoints": "OKS", "segm": "IoU"}
 _THRESHOLDS: Final = {"0.50": 0.5, "0.75": 0.75, "mean of 0.50 to 0.95": None}
 
 _PICTURES: Final = (
-    "Annotated people on the left, confident detections on the right, of images evenly spaced from the worst "
-    "to the best. Percentages are the average precision within the image, averaged over the thresholds; "
-    "without people, 100% minus the best score of a false positive."
+    "Annotated people on the left, confident detections with their scores on the right; a person has one "
+    "colour on both sides. Images with people are evenly spaced from the worst to the best; images without "
+    "people that have false alarms follow. Percentages are the average precision within the image, averaged "
+    "over the thresholds."
 )
 
 
@@ -51,17 +53,17 @@ def errors_per_keypoint(errors: Errors) -> list[dict[str, Any]]:
     ]
 
 
-def precision_recall(matches: Matches) -> list[dict[str, Any]]:
-    """One record per point: precision at 101 recalls, at thresholds .50 and .75 and averaged over all ten."""
-    return [
-        {
-            "task": matches.task,
-            "threshold": name,
-            "recall": _rounded(recall),
-            "precision": _rounded(precision),
-        }
+def precision_recall(evaluations: Sequence[Matches]) -> list[dict[str, float | None]]:
+    """Precision at 101 recalls, at thresholds .50 and .75 and averaged over all ten: one row per recall."""
+    recalls = [k / 100 for k in range(101)]  # pycocotools'
+    curves = {
+        f"{MEASURES[matches.task]} {name}": matches.curve(threshold)[1]
+        for matches in evaluations
         for name, threshold in _THRESHOLDS.items()
-        for recall, precision in zip(*matches.curve(threshold), strict=True)
+    }
+    return [
+        {"recall": recall, **{name: _rounded(curve[k]) for name, curve in curves.items()}}
+        for k, recall in enumerate(recalls)
     ]
 
 

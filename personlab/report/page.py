@@ -3,27 +3,32 @@
 This is not a stage: the page depends on the current champion, not on the run alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
 import jinja2
 
 from personlab import params as parameters
-from personlab.metrics.report import TITLES
+from personlab.errors import UserError
+from personlab.metrics.report import MEASURES, TITLES
 from personlab.registry.models import Version
 from personlab.report import data_uri
 from personlab.report.chart import Series, draw
 from personlab.report.differences import NOTHING, Difference, changed, compare, flatten
-from personlab.utils.files import read_json, write_atomic
+from personlab.utils.files import read_json, read_tsv, write_atomic
+from personlab.utils.git import git
 
 Row = dict[str, Any]
 
-_PICTURES: Final = 6  # worst images shown, and best ones
+_PICTURES: Final = 4  # the worst of each task, and the best
 _PICTURE_BYTES, _SHEET_BYTES = 90_000, 400_000
-_MEAN: Final = "mean of 0.50 to 0.95"
+_CURVES: Final = "data/plots/evaluate/precision_recall.tsv"
+
+Columns = Mapping[str, Sequence[float | None]]
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,41 @@ class Results:
     @cached_property
     def curves(self) -> dict[str, str]:
         """Precision over recall as SVG, by task; the champion's mean is dashed."""
-        now = read_json(self.folder / "data/plots/evaluate/precision_recall.json")
-        before = read_json(self.champion.folder / "plots/precision_recall.json") if self.champion else []
-        return {task: draw([*_series(now, task, before)], x="recall", y="precision") for task in TITLES}
+        now = read_tsv(self.folder / _CURVES)
+        kept = self.champion.folder / "plots/precision_recall.tsv" if self.champion else None
+        before = read_tsv(kept) if kept and kept.is_file() else {}
+        return {
+            task: draw(_series(now, before, measure), x="recall", y="precision")
+            for task, measure in MEASURES.items()
+        }
+
+    @cached_property
+    def training(self) -> dict[str, str]:
+        """Losses and validation AP over the steps as SVG; empty of runs without them."""
+        charts = {"Losses": "loss", "AP on validation images": "ap"}
+        drawn = dict[str, str]()
+        for title, name in charts.items():
+            path = self.folder / f"data/plots/train/{name}.tsv"
+            if path.is_file():
+                columns = read_tsv(path)
+                _, *names = columns
+                drawn[title] = draw(
+                    [Series(each, _points(columns, each)) for each in names], x="step", y=name
+                )
+        return drawn
+
+    @property
+    def facts(self) -> list[str]:
+        """What was trained, on what, and when."""
+        settings = parameters.load(self.folder / "params.yaml")
+        data, model, train = settings.acquire, settings.model, settings.train
+        where = data.directory or data.source
+        return [
+            f"data set: {where}",
+            f"network: {model.backbone}, width {model.width}, from {model.init or 'random weights'}",
+            f"training: {train.steps} steps of {train.batch} crops of {train.crop} pixels",
+            *_commit(self.folder),
+        ]
 
     @property
     def keypoints(self) -> list[Row]:
@@ -60,25 +97,32 @@ class Results:
         rows: list[Row] = read_json(self.folder / "data/plots/evaluate/oks_per_keypoint.json")
         return rows
 
-    @property
-    def worst(self) -> list[Path]:
-        """Pictures of the worst images, worst first."""
-        return self._pictures[:_PICTURES]
+    @cached_property
+    def pictures(self) -> dict[str, list[Path]]:
+        """Pictures of the gallery by title: best and worst poses and masks, false alarms; none twice."""
+        folder, shown = self.folder / "data/evaluate", set[str]()
+        rows: list[Row] = read_json(folder / "gallery.json")
 
-    @property
-    def best(self) -> list[Path]:
-        """Pictures of the best images, best first; none of the worst."""
-        return self._pictures[_PICTURES:][: -_PICTURES - 1 : -1]
+        def take(rows: Sequence[Row]) -> list[Path]:
+            names = [row["file"] for row in rows if row["file"] not in shown][:_PICTURES]
+            shown.update(names)
+            return [folder / "gallery" / name for name in names]
+
+        sections = dict[str, list[Path]]()
+        for task in ("poses", "masks"):
+            ranked = sorted(
+                (row for row in rows if row["annotated"] and row[task] is not None), key=itemgetter(task)
+            )
+            sections[f"Best {task}"] = take(ranked[::-1])
+            sections[f"Worst {task}"] = take(ranked)
+        sections["False alarms"] = take([row for row in rows if not row["annotated"]])
+        return sections
 
     @property
     def imputed(self) -> Path | None:
         """The contact sheet of imputed keypoints; None if there is none."""
         sheet = self.folder / "data/impute/imputed.png"
         return sheet if sheet.is_file() else None
-
-    @property
-    def _pictures(self) -> list[Path]:
-        return sorted((self.folder / "data/evaluate/gallery").glob("*.jpg"))
 
 
 def write(results: Results, path: Path) -> None:
@@ -108,17 +152,25 @@ def write(results: Results, path: Path) -> None:
     write_atomic(path, page)
 
 
-def _series(now: Sequence[Row], task: str, before: Sequence[Row]) -> Iterator[Series]:
-    for threshold in list(dict.fromkeys(row["threshold"] for row in now))[::-1]:
-        name = f"IoU {threshold}" if task == "segm" else f"OKS {threshold}"
-        yield Series(name, _points(now, task, threshold))
-        if before and threshold == _MEAN:
-            yield Series(f"{name}, champion", _points(before, task, threshold), dashed=True)
+def _commit(folder: Path) -> list[str]:
+    """The commit and its date, of a folder in Git."""
+    try:
+        return ["commit: " + git(folder, "log", "-1", "--format=%h of %cs, %s")]
+    except UserError:
+        return []
 
 
-def _points(curves: Sequence[Row], task: str, threshold: str) -> list[tuple[float, float]]:
-    return [
-        (row["recall"], row["precision"])
-        for row in curves
-        if row["task"] == task and row["threshold"] == threshold and row["precision"] is not None
-    ]
+def _series(now: Columns, before: Columns, measure: str) -> list[Series]:
+    """The curves of a task, the mean first."""
+    series = list[Series]()
+    for name in [name for name in now if name.startswith(measure)][::-1]:
+        series.append(Series(name, _points(now, name)))
+        if name in before and "mean" in name:
+            series.append(Series(f"{name}, champion", _points(before, name), dashed=True))
+    return series
+
+
+def _points(columns: Columns, name: str) -> list[tuple[float, float]]:
+    """A column over the first one, without what is undefined."""
+    steps = next(iter(columns.values()))
+    return [(x, y) for x, y in zip(steps, columns[name], strict=True) if x is not None and y is not None]

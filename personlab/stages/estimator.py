@@ -85,7 +85,8 @@ def run(params: Params, root: Path) -> None:
             card = estimator.card({"people": counts[0], "steps": len(losses), "data": run.name})
             checkpoint.save(output / "estimator.safetensors", state, card)
         write_json(root / "data/plots/estimator/loss.json", _curve(losses))
-        write_json(root / "data/plots/estimator/pck.json", _pck_points(scores, skeleton))
+        for name, score in scores.items():
+            write_json(root / f"data/plots/estimator/pck-{name}.json", _pck_points(score, skeleton))
         metrics = {name: score.summary() for name, score in scores.items()}
         write_json(root / "data/metrics/estimator.json", {"people": counts[1], **metrics})
 
@@ -286,14 +287,10 @@ def _score(people: Sequence[Person], estimates: _Floats, skeleton: Skeleton) -> 
     )
 
 
-def _pck_points(scores: dict[str, _Scores], skeleton: Skeleton) -> list[dict[str, Any]]:
-    """One point per keypoint and size, without keypoints that are never labelled."""
+def _pck_points(score: _Scores, skeleton: Skeleton) -> list[dict[str, Any]]:
+    """One point per keypoint, without keypoints that are never labelled."""
     return [
-        {
-            "keypoint": f"{keypoint}, {name}",  # DVC merges bars of the same name
-            "pck": round(float(score.correct[score.labelled[:, k], k].mean()), 4),
-        }
-        for name, score in scores.items()
+        {"keypoint": keypoint, "pck": round(float(score.correct[score.labelled[:, k], k].mean()), 4)}
         for k, keypoint in enumerate(skeleton.keypoints)
         if score.labelled[:, k].any()
     ]

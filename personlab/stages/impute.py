@@ -7,6 +7,7 @@ validation split stays as annotated.
 import logging
 from dataclasses import replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +32,7 @@ from personlab.tables.shards import Row, RowGroup
 from personlab.utils import malloc
 from personlab.utils.files import atomic_folder, write_json
 from personlab.utils.progress import progress
-from personlab.viz import contact_sheet, draw_pose
+from personlab.viz import contact_sheet, draw_annotations, draw_pose
 
 log = logging.getLogger("personlab")
 
@@ -196,19 +197,30 @@ class _Actor:
 
 
 def _sheet(people: list[_Imputed], images: Path, skeleton: Skeleton) -> ImageArray:
-    """Enlarged crops of up to 24 imputed people, evenly spaced in the list."""
+    """Enlarged crops of up to 24 imputed people, evenly spaced from the least to the most sure."""
     if not people:
         return contact_sheet([np.full((64, 256, 3), 255, np.uint8)], 1, ["no people imputed"])
-    spaced = np.linspace(0, len(people) - 1, min(_SHEET_PEOPLE, len(people))).round().astype(int)
-    by_image: dict[int, list[tuple[Annotation, FloatArray]]] = {}
-    for image_id, person, confidence in (people[index] for index in spaced):
-        by_image.setdefault(image_id, []).append((person, confidence))
-    crops, captions = list[ImageArray](), list[str]()
+    ranked = sorted(people, key=lambda each: (_sureness(each), each[1].id))
+    spaced = np.linspace(0, len(ranked) - 1, min(_SHEET_PEOPLE, len(ranked))).round().astype(int)
+    by_image: dict[int, list[_Imputed]] = {}
+    for index in spaced:
+        by_image.setdefault(ranked[index][0], []).append(ranked[index])
+    shown = list[tuple[float, str, ImageArray]]()
     rows = shards.read_images(images, by_image.keys())
-    for (person, confidence), image in with_images(list(rows.values()), by_image):
-        crop, transform = person_crop(image, person.box, height=_SHEET_HEIGHT, width=_SHEET_WIDTH)
-        scores = np.where(person.visibility > 0, confidence, -1.0)
+    for imputed, image in with_images(list(rows.values()), by_image):
+        _, person, confidence = imputed
+        found = person.visibility > 0
+        outline = replace(person, visibility=np.zeros_like(person.visibility))
+        marked = draw_annotations(image, [outline], skeleton)
+        crop, transform = person_crop(marked, person.box, height=_SHEET_HEIGHT, width=_SHEET_WIDTH)
         points = transform.points(person.keypoints)
-        crops.append(draw_pose(crop, points, scores, skeleton, min_score=0.0))
-        captions.append(f"{person.id}: {person.box[3]:.0f} px tall")
-    return contact_sheet(crops, _SHEET_COLUMNS, captions)
+        crop = draw_pose(crop, points, np.where(found, confidence, -1.0), skeleton, min_score=0.0)
+        caption = f"{found.sum()} of {len(found)}, {confidence[found].mean():.2f} sure"
+        shown.append((_sureness(imputed), caption, crop))
+    shown.sort(key=itemgetter(0))
+    return contact_sheet([crop for *_, crop in shown], _SHEET_COLUMNS, [caption for _, caption, _ in shown])
+
+
+def _sureness(imputed: _Imputed) -> float:
+    """The sum of the confidences: more keypoints, or surer ones."""
+    return float(imputed[2].sum())

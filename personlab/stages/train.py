@@ -38,7 +38,7 @@ from personlab.training import engine
 from personlab.training.engine import Average, Batch, Supervised
 from personlab.training.validation import Validation
 from personlab.utils import malloc
-from personlab.utils.files import atomic_folder, write_atomic, write_json
+from personlab.utils.files import atomic_folder, write_json, write_tsv
 from personlab.utils.prefetch import prefetch
 
 log = logging.getLogger("personlab")
@@ -142,17 +142,19 @@ def _export(recipe: Recipe, run: Run, root: Path) -> None:
         card = network.card(recipe.train.model_dump())
         checkpoint.save(output / "model.safetensors", state["averaged"], card)
     with atomic_folder(root / "data/plots/train") as output:
-        _write_curves(output / "loss", state["curve"]["points"])
-        _write_curves(output / "ap", state["ap"])
+        _write_curves(output / "loss.tsv", state["curve"]["points"])
+        _write_curves(output / "ap.tsv", state["ap"])
     write_json(root / "data/metrics/train.json", state["losses"])
     log.info("train: %d steps, data/train/model.safetensors written", state["step"])
 
 
-def _write_curves(folder: Path, points: Points) -> None:
-    """One TSV file per curve."""
-    for name in {name: None for _, values in points for name in values}:
-        rows = [f"{step}\t{values[name]}" for step, values in points if name in values]
-        write_atomic(folder / f"{name}.tsv", "\n".join([f"step\t{name}", *rows, ""]))
+def _write_curves(path: Path, points: Points) -> None:
+    """One table of the points of all curves; no file without points."""
+    names = dict.fromkeys(name for _, values in points for name in values)
+    if points:
+        write_tsv(
+            path, ({"step": step, **{name: values.get(name) for name in names}} for step, values in points)
+        )
 
 
 @no_retry

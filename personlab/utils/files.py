@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,36 @@ def write_json(path: Path, value: Any, *, indent: int = 2, sort_keys: bool = Fal
         ValueError: it holds NaN or infinity, which JSON does not have.
     """
     write_atomic(path, json.dumps(value, indent=indent, sort_keys=sort_keys, allow_nan=False) + "\n")
+
+
+def write_tsv(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write rows with the same keys as a table of tab-separated values, atomically; None is empty.
+
+    All curves of a chart are columns of one table: DVC then names them by their columns alone.
+    """
+    rows = list(rows)
+    lines = [
+        list(rows[0]),
+        *(["" if value is None else str(value) for value in row.values()] for row in rows),
+    ]
+    write_atomic(path, "".join("\t".join(line) + "\n" for line in lines))
+
+
+def read_tsv(path: Path) -> dict[str, list[float | None]]:
+    """The columns that `write_tsv` wrote.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    try:
+        names, *lines = [line.split("\t") for line in path.read_text().splitlines()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; run 'dvc repro'") from None
+    columns = zip(*lines, strict=True)
+    return {
+        name: [float(value) if value else None for value in column]
+        for name, column in zip(names, columns, strict=True)
+    }
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

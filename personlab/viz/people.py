@@ -19,17 +19,18 @@ from personlab.skeleton import COCO_PERSON, Edge, Skeleton, side
 
 Colour = tuple[int, int, int]
 Floats = npt.NDArray[np.floating]
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom; pixels
 
 LEFT: Final = (255, 140, 40)
 RIGHT: Final = (40, 150, 255)
 MIDDLE: Final = (255, 226, 170)
 RIM: Final = (18, 20, 26)  # around limbs and joints, for contrast with any background
 
-# Mask colours of the people of an image, in order, then repeated; all clearly different, also from LEFT and
-# RIGHT.
+# Mask colours of the people of an image, in order, then repeated. They differ from each other and from LEFT
+# and RIGHT also for eyes that do not see green or red (tests/test_viz.py).
 PEOPLE: Final = (
-    *((0, 190, 165), (240, 60, 200), (255, 235, 60), (120, 75, 255), (80, 225, 50)),
-    *((225, 30, 70), (190, 230, 255), (140, 45, 120), (118, 118, 20), (255, 165, 195)),
+    *((0, 180, 120), (180, 75, 150), (45, 255, 240), (165, 75, 0)),
+    *((30, 90, 255), (30, 255, 150), (75, 210, 255)),
 )
 
 _FACE: Final = frozenset({"nose", "left_eye", "right_eye", "left_ear", "right_ear"})  # smaller joints
@@ -47,15 +48,16 @@ def draw_people(
     detections: Sequence[Detection],
     skeleton: Skeleton = COCO_PERSON,
     *,
+    colours: Sequence[int] | None = None,
     min_keypoint_score: float = 0.2,
 ) -> ImageArray:
     """Draw the masks, if any, and the poses of detected people, the first on top.
 
     Keypoints with scores below `min_keypoint_score` are not drawn; the lower a score, the darker the core of
-    the joint.
+    the joint. colours: numbers of colours, one per person; by default in order.
     """
     masks = [_decode(person.rle, image) if person.rle else None for person in detections]
-    canvas = _paint_masks(image, masks)
+    canvas = _paint_masks(image, masks, colours or range(len(masks)))
     for person in reversed(detections):
         scores = person.keypoint_scores
         _paint_pose(canvas, skeleton, person.keypoints, scores >= min_keypoint_score, scores)
@@ -63,24 +65,52 @@ def draw_people(
 
 
 def draw_scores(
-    image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
+    image: ImageArray,
+    detections: Sequence[Detection],
+    *,
+    colours: Sequence[int] | None = None,
+    min_keypoint_score: float = 0.2,
 ) -> ImageArray:
     """Draw the score above each person, in the colour of the mask. Arguments as for `draw_people`."""
     canvas = Image.fromarray(image)
-    pen = ImageDraw.Draw(canvas)
-    for index, person in reversed(list(enumerate(detections))):
+    pen, taken = ImageDraw.Draw(canvas), list[Rectangle]()
+    for colour, person in zip(colours or range(len(detections)), detections, strict=True):
         points = person.keypoints[person.keypoint_scores >= min_keypoint_score]
         if len(points):
-            _paint_tag(pen, f"{person.score:.2f}", points, _colour(index), _magnification(image))
+            text = f"{person.score:.2f}"
+            taken.append(_paint_tag(pen, text, points, _colour(colour), _magnification(image), taken))
+    return np.asarray(canvas)
+
+
+def draw_note(image: ImageArray, text: str) -> ImageArray:
+    """Draw a line of text at the lower left corner."""
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    size = max(10.0, min(16.0, image.shape[1] / 24)) * _magnification(image)
+    font = ImageFont.load_default(size)
+    at = (size * 0.6, image.shape[0] - size * 0.6)
+    box = pen.textbbox(at, text, font, "ls")
+    pen.rectangle((box[0] - size / 3, box[1] - size / 3, box[2] + size / 3, box[3] + size / 3), fill=RIM)
+    pen.text(at, text, fill=(255, 255, 255), font=font, anchor="ls")
     return np.asarray(canvas)
 
 
 def draw_annotations(
-    image: ImageArray, annotations: Sequence[Annotation], skeleton: Skeleton = COCO_PERSON
+    image: ImageArray,
+    annotations: Sequence[Annotation],
+    skeleton: Skeleton = COCO_PERSON,
+    *,
+    colours: Sequence[int] | None = None,
 ) -> ImageArray:
-    """Draw annotated masks and keypoints; hidden and imputed ones have dark cores, crowds are hatched."""
-    people = [annotation for annotation in annotations if not annotation.crowd]
-    canvas = _paint_masks(image, [_decode(p.rle, image) if p.rle else None for p in people])
+    """Draw annotated masks and keypoints; hidden and imputed ones have dark cores, crowds are hatched.
+
+    colours: numbers of colours, one per annotation; by default in order.
+    """
+    numbered = zip(colours or range(len(annotations)), annotations, strict=True)
+    shown = [(colour, annotation) for colour, annotation in numbered if not annotation.crowd]
+    people = [annotation for _, annotation in shown]
+    masks = [_decode(p.rle, image) if p.rle else None for p in people]
+    canvas = _paint_masks(image, masks, [colour for colour, _ in shown])
     for annotation in annotations:
         if annotation.crowd and annotation.rle:
             _hatch(canvas, _decode(annotation.rle, image))
@@ -109,17 +139,17 @@ def _decode(rle: bytes, image: ImageArray) -> BoolArray:
     return mask
 
 
-def _paint_masks(image: ImageArray, masks: Sequence[BoolArray | None]) -> ImageArray:
+def _paint_masks(image: ImageArray, masks: Sequence[BoolArray | None], colours: Sequence[int]) -> ImageArray:
     """A copy of the image with masks tinted and outlined, the first on top."""
     canvas = image.copy()
-    for index, mask in reversed(list(enumerate(masks))):
+    for mask, colour in reversed(list(zip(masks, colours, strict=True))):
         if mask is not None:
-            _paint_mask(canvas, mask, _colour(index))
+            _paint_mask(canvas, mask, _colour(colour))
     return canvas
 
 
-def _colour(index: int) -> Colour:
-    return PEOPLE[index % len(PEOPLE)]
+def _colour(number: int) -> Colour:
+    return PEOPLE[number % len(PEOPLE)]
 
 
 def _paint_mask(canvas: ImageArray, mask: BoolArray, colour: Colour) -> None:
@@ -229,15 +259,33 @@ def _disc(canvas: ImageArray, centre: Floats, radius: float, colour: Colour) -> 
 
 
 def _paint_tag(
-    pen: ImageDraw.ImageDraw, text: str, points: Floats, colour: Colour, magnification: float
-) -> None:
-    """Draw a label above the highest of the points, within the image."""
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    points: Floats,
+    colour: Colour,
+    magnification: float,
+    taken: Sequence[Rectangle],
+) -> Rectangle:
+    """Draw a label above the highest of the points, within the image and clear of the labels in `taken`.
+
+    Returns its place.
+    """
     size = float(np.clip(0.07 * np.ptp(points[:, 1]), 10, 16 * magnification))
     font = ImageFont.load_default(size)
     left, top, right, bottom = font.getbbox(text)
     width, height = right - left + size * 0.8, bottom - top + size * 0.6
     above = height + max(size, 0.09 * float(np.linalg.norm(np.ptp(points, axis=0))))
     x, y = points[points[:, 1].argmin()] - (width / 2, above)
-    x, y = np.clip((x, y), 0, np.maximum(np.array(pen.im.size) - (width, height) - 1, 0)).round()
+    last = np.maximum(np.array(pen.im.size) - (width, height) - 1, 0)
+    x, y = np.clip((x, y), 0, last).round().tolist()
+    while blocked := next((each for each in taken if _overlap(each, (x, y, x + width, y + height))), None):
+        y = blocked[3] + 1
+        if y > last[1]:  # no room below
+            break
     pen.rounded_rectangle((x, y, x + width, y + height), height * 0.3, fill=_lighter(colour), outline=RIM)
     pen.text((x + width / 2, y + height / 2), text, fill=RIM, font=font, anchor="mm")
+    return x, y, x + width, y + height
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
