@@ -71,11 +71,10 @@ def evaluation(scoring: Scoring, project: Path = HERE) -> State[Row]:
 
 
 def score(scoring: Scoring, project: Path) -> Row:
-    """Run `personlab score`; its scores by task."""
+    """Run `personlab errors`; its scores by task, AP without each kind of error included."""
     with TemporaryDirectory() as name:
-        file = Path(name) / "scores.json"
+        file = Path(name) / "errors.json"
         options = ("--max-people", str(scoring.max_people), "--json", str(file))
         inputs = ("--annotations", scoring.annotations, "--results", scoring.place)
-        personlab("score", *inputs, *options, project=project)
-        scores: Row = json.loads(file.read_bytes())
-        return scores
+        personlab("errors", *inputs, *options, project=project)
+        return {task: each["scores"] for task, each in json.loads(file.read_bytes()).items()}

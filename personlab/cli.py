@@ -21,6 +21,7 @@ from cyclopts.validators import MutuallyExclusive
 from personlab import __version__, params
 from personlab.ablation.cli import ablate
 from personlab.errors import UserError
+from personlab.metrics.cli import ScoresFile, errors, score
 from personlab.registry.cli import app as models
 from personlab.utils import logs
 from personlab.utils.files import write_atomic, write_json
@@ -32,6 +33,8 @@ _scales = cyclopts.Group(validator=MutuallyExclusive())
 models.group = tools
 app.command(models)
 app.command(ablate, group=tools)
+app.command(score, group=tools)
+app.command(errors, group=tools)
 
 DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
 Weights = Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")]
@@ -45,7 +48,6 @@ OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slow
 MaxPeople = Annotated[
     PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")
 ]
-ScoresFile = Annotated[Path | None, Parameter(name="--json", help="Also write the scores here.")]
 Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")]
 
 STAGES = {
@@ -257,47 +259,6 @@ def overlays(
     from personlab.utils.storage import Folder
 
     print(*draw(list_images(images, leave_out=[run]), Folder(run), out, count), sep="\n")
-
-
-@app.command(group=tools)
-def score(
-    *,
-    annotations: Annotated[Path, Parameter(help="COCO person keypoints JSON.")],
-    results: Annotated[
-        str,
-        Parameter(help="COCO results JSON: keypoints, masks or both; or folder that infer-batch wrote to."),
-    ],
-    max_people: Annotated[
-        PositiveInt, Parameter(help="Masks per image that count; of poses always 20.")
-    ] = 20,
-    output: ScoresFile = None,
-) -> None:
-    """Score COCO results with pycocotools and print the paper's columns.
-
-    Reads annotations and results. Every annotated image counts, with or without results. Results of other
-    images are refused: by id, and by file name where predict wrote images.json beside them.
-    """
-    from pyarrow.fs import FileType
-
-    from personlab.inference.read_run import check_images, read_run
-    from personlab.metrics import files, report
-    from personlab.metrics.coco import KEYPOINT_BUDGET, match
-    from personlab.utils import storage
-
-    annotated = files.read_annotations(annotations)
-    if storage.kind(results) == FileType.Directory:
-        tasks = read_run(storage.Folder(results), annotated)
-    else:
-        check_images(Path(results), annotated)
-        tasks = files.read_results(Path(results), annotated)
-    budgets = {"keypoints": KEYPOINT_BUDGET, "segm": max_people}
-    evaluations = [
-        match(annotated.truth, people, task, budgets[task])
-        for task, people in files.scorable(tasks, annotated).items()
-    ]
-    print(*map(report.text, evaluations), sep="\n\n")
-    if output:
-        write_json(output, {matches.task: report.metrics(matches) for matches in evaluations})
 
 
 @app.command(group=tools)

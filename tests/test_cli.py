@@ -25,6 +25,7 @@ from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
 from tests import layouts, tfjs_models
+from tests.coco_person import KEYPOINTS
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 Call = Callable[..., tuple[int, str]]
@@ -144,6 +145,19 @@ def test_pictures_are_predicted_and_scored(tmp_path: Path, weights: Path, comman
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert 0 <= scores["keypoints"]["AP"] <= scores["keypoints"]["AP50"] <= 1
     assert "AR20" in scores["segm"]
+
+    status, printed = command(
+        *("errors", "--annotations", str(annotated), "--results", "found/results.json"),
+        *("--json", "errors.json"),
+    )
+    assert status == 0, printed
+    assert "lost to background" in printed
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    for task, kinds in (("keypoints", 5), ("segm", 6)):
+        assert scores[task].items() <= errors[task]["scores"].items()
+        assert errors[task]["scores"]["AP_without_missed_people"] >= scores[task]["AP"]
+        assert len(errors[task]["sizes"]["all"]) == kinds + 1
+    assert errors["keypoints"]["keypoints"].keys() == set(KEYPOINTS)
 
 
 def test_images_get_the_ids_of_an_annotation_file(tmp_path: Path, weights: Path, command: Call) -> None:

@@ -68,6 +68,7 @@ def test_evaluation_scores_results_beside_the_champions(prefect_server: None, tm
         "champion, on its own images": "–",
         "change": "–",
     }
+    assert rows["keypoints.AP_without_miss"]["now"] == 1.0
 
 
 def test_the_documented_commands_fit_the_forms() -> None:

@@ -13,7 +13,7 @@ from pycocotools import mask as rle_tools
 
 from personlab import tables
 from personlab.errors import UserError
-from personlab.inference.read_run import check_images, read_run
+from personlab.inference.read_run import check_images, read, read_run
 from personlab.metrics.coco import Task, match
 from personlab.metrics.files import Annotations, Found, read_annotations
 from personlab.utils.storage import Folder
@@ -104,6 +104,23 @@ def test_names_match_however_their_accents_are_written(tmp_path: Path) -> None:
             run(tmp_path / "run", seen(0, name), seen(1, "b.jpg")), annotated(tmp_path, other, "b.jpg")
         )
         assert people["keypoints"].keys() == {5, 3}
+
+
+def test_predictions_of_a_project_are_read_by_image_id(tmp_path: Path, annotations: Annotations) -> None:
+    rows = [seen(3, "b.jpg"), seen(5, "a.jpg")]
+    for row in rows:
+        del row["image"]
+    table = pa.Table.from_pylist(rows, schema=tables.PREDICTIONS)
+    tables.write_table(table, tmp_path / "infer/part-00000.parquet", params_hash="0")
+    (tmp_path / "infer/model.safetensors").touch()
+    place = str(tmp_path / "infer")
+    assert scores(read(place, annotations), annotations) == {
+        "keypoints": pytest.approx(1),
+        "segm": pytest.approx(1),
+    }
+    del annotations.images[3]
+    with pytest.raises(UserError, match=r"the annotations lacks 1 images of .*infer, first image 3"):
+        read(place, annotations)
 
 
 def results_beside(folder: Path, *images: Record) -> Path:

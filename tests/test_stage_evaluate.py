@@ -158,6 +158,41 @@ def test_metrics_are_those_of_the_ranking(tmp_path):
     assert metrics["segm"]["APS"] is None
 
 
+def test_errors_are_in_metrics_plots_and_report(tmp_path):
+    """Of three people found, one has a wrist at the wrong place; one person is missed, one false."""
+    wrong = detection(0.7, *LEFT)
+    wrong["keypoints"][2 * KEYPOINTS.index("left_wrist")] += 1000.0
+    write(tmp_path, found=FOUND | {2: [wrong]})
+    evaluate.run(Params(), tmp_path)
+    metrics = json.loads((tmp_path / "data/metrics/evaluate.json").read_text())
+    assert {name for name in metrics["keypoints"] if name.startswith("AP_without_")} == {
+        f"AP_without_{error}"
+        for error in (
+            *("jitter", "inversion", "swap", "miss"),
+            *("wrong_scores", "duplicates", "false_positives", "missed_people"),
+        )
+    }
+    reached = round(76 / 101, 4)
+    assert metrics["keypoints"]["AP"] < reached
+    assert metrics["keypoints"]["AP_without_miss"] == reached
+    assert metrics["segm"]["AP_without_missed_people"] == 1
+    records = json.loads((tmp_path / "data/plots/evaluate/errors_per_keypoint.json").read_text())
+    shares = {(record["keypoint"], record["kind"]): record["share"] for record in records}
+    assert shares["left_wrist", "miss"] == round(1 / 3, 4)
+    assert shares["nose", "good"] == 1
+    assert len(shares) == 5 * K
+    report = (tmp_path / "data/evaluate/report.md").read_text()
+    for expected in (
+        "## Errors: person keypoints",
+        "3 people matched, 1 missed; 0 duplicates, 1 false positives, 0 detections",
+        "| size | good | jitter | inversion | swap | miss | keypoints |",
+        "| left wrist | 0.667 | 0.000 | 0.000 | 0.000 | 0.333 | 3 |",
+        "| lost to background |",
+        "| missed people | 1.000 | – | 1.000 | – | +0.248 |",
+    ):
+        assert expected in report
+
+
 def test_plots_hold_the_curves_and_every_keypoint(tmp_path):
     write(tmp_path)
     evaluate.run(Params(), tmp_path)

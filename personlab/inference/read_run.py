@@ -1,25 +1,51 @@
-"""Read what `infer-batch` and `predict` found in annotated images, to be scored."""
+"""Read what `predict`, `infer-batch` and the stage `infer` found in annotated images, to be scored."""
 
 import logging
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from pyarrow.fs import FileType
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from personlab.data.coco import Image
 from personlab.errors import UserError
 from personlab.inference.image_ids import AnnotatedImages
+from personlab.metrics import files
 from personlab.metrics.coco import Task
 from personlab.metrics.files import Annotations, Found
 from personlab.people import Detection
+from personlab.tables import shards
+from personlab.utils import storage
 from personlab.utils.storage import Folder
 
 log = logging.getLogger("personlab")
 
 Row = dict[str, Any]
+
+
+def read(place: str, annotations: Annotations) -> dict[Task, Found]:
+    """The people found in annotated images by task, then by image id; only tasks that can be scored.
+
+    Args:
+        place: path of COCO results; path or URI of a run of `infer-batch`; or path of data/infer.
+
+    Raises:
+        UserError: as `files.read_results`, `check_images`, `read_run`, `shards.detections` and
+            `files.scorable`.
+    """
+    if storage.kind(place) != FileType.Directory:
+        check_images(Path(place), annotations)
+        tasks = files.read_results(Path(place), annotations)
+    elif Path(place, "model.safetensors").is_file():  # `infer` puts the model beside its predictions
+        images = {number: asdict(image) for number, image in annotations.images.items()}
+        tasks = _by_task(shards.detections(Path(place), images, "the annotations"))
+    else:
+        tasks = read_run(Folder(place), annotations)
+    return files.scorable(tasks, annotations)
 
 
 def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
@@ -51,7 +77,12 @@ def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
     for image_id, row in rows.items():
         size = row["height"], row["width"]
         _check_size(f"{run.place}: {row['image']}", size, annotations.images[image_id], advice)
-    people = {image_id: list(map(Detection.from_row, row["people"])) for image_id, row in rows.items()}
+    return _by_task(
+        {image_id: list(map(Detection.from_row, row["people"])) for image_id, row in rows.items()}
+    )
+
+
+def _by_task(people: Found) -> dict[Task, Found]:
     masks = any(person.rle for found in people.values() for person in found)
     return {"keypoints": people, "segm": people} if masks else {"keypoints": people}
 

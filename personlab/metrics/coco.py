@@ -244,12 +244,13 @@ class Matches:
             people = truth.imgToAnns[image_id]
             numbers = {0: -1} | {person["id"]: index for index, person in enumerate(people)}
             matched = record["dtMatches"][row].astype(int).tolist() if record else []
+            ignored = dict(zip(record["gtIds"], record["gtIgnore"], strict=True)) if record else {}
             similarity = self.evaluator.ious[image_id, PERSON]  # an empty list if either has none
             yield (
                 int(image_id),
                 Assignment(
                     people=people,
-                    counted=np.array([not person["ignore"] for person in people], dtype=bool),
+                    counted=np.array([not ignored[person["id"]] for person in people], dtype=bool),
                     similarity=np.reshape(similarity, (len(matched), len(people))).astype(float),
                     person=np.array([numbers[number] for number in matched], dtype=np.intp),
                 ),

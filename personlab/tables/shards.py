@@ -125,11 +125,14 @@ def annotated(images: Path, targets: Path) -> dict[int, Row]:
     return {image_id: row | people[image_id] for image_id, row in rows.items()}
 
 
-def detections(predictions: Path, images: Mapping[int, Row], shards: Path) -> dict[int, list[Detection]]:
+def detections(
+    predictions: Path, images: Mapping[int, Row], shards: Path | str
+) -> dict[int, list[Detection]]:
     """Predicted people by image id, best first.
 
     Args:
-        images: `annotated` images of the folder `shards`.
+        images: rows with height and width by image id.
+        shards: where they are from, for errors: the folder of `annotated` images.
 
     Raises:
         UserError: the predictions are not those of exactly these images, or an image's size differs.
