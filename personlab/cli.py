@@ -82,7 +82,8 @@ STAGES = {
     "evaluate": """Score keypoints and masks; draw curves and a gallery.
 
     Reads data/ingest, data/targets and data/infer; writes data/metrics/evaluate.json, data/plots/evaluate and
-    data/evaluate: gallery.jpg, gallery/ and report.md. Scores are pycocotools'.""",
+    data/evaluate: gallery.jpg, gallery/ and report.md. Scores are pycocotools', also without each kind of
+    error.""",
 }
 
 
