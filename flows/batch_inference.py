@@ -23,6 +23,7 @@ from flows.artifacts import PICTURE_BYTES, Row, for_show, picture
 from flows.stages import HERE
 from flows.tools import personlab
 from personlab.errors import UserError
+from personlab.inference.results import SHOWN
 from personlab.utils.process import CommandError
 from personlab.utils.storage import Folder
 
@@ -75,13 +76,16 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
     except (CommandError, UserError) as failure:
         return Failed(message=str(failure), data=failure)
     manifest = json.loads(folder.read("manifest.json"))
-    counts = {name: manifest[name] for name in ("images", "predictions", "errors", "people")}
+    counts = {name: manifest[name] for name in ("images", "predictions", "errors", "proposals", "people")}
     with for_show("counts and errors"):
         publish(folder, counts)
     with for_show("the samples"):
         samples = sample_pictures(batch, project)
         create_markdown_artifact(samples, key="batch-samples", description="some of the images")
-    message = "{images} images in = {predictions} predictions + {errors} errors; {people} people"
+    message = (
+        "{images} images in = {predictions} predictions + {errors} errors; {proposals} proposals, {people} "
+        f"with a score of at least {SHOWN:g}"
+    )
     return Completed(message=message.format(**counts), data=counts)
 
 

@@ -68,7 +68,7 @@ def test_every_image_is_predicted_once_as_the_predictor_would(
     expected = worker.predictor(image)
     assert expected
     np.testing.assert_array_equal(row["people"][0]["keypoints"], expected[0].keypoints.ravel())
-    assert check_truth(tmp_path / "out").people == sum(len(row["people"]) for row in found)
+    assert check_truth(tmp_path / "out").proposals == sum(len(row["people"]) for row in found)
     tables.validate(tables.read_table(tmp_path / "out/part-00000.parquet", tables.PREDICTIONS))
 
 

@@ -116,8 +116,8 @@ def test_writes_everything_the_report_needs(tmp_path):
         "report.md",
     ]
     assert json.loads(files["gallery.json"]) == [
-        {"file": "01-2.jpg", "image_id": 2, "annotated": True, "poses": 0.5, "masks": 0.5},
-        {"file": "02-1.jpg", "image_id": 1, "annotated": True, "poses": 1.0, "masks": 1.0},
+        {"file": "01-2.jpg", "image_id": 2, "annotated": True, "detected": 1, "poses": 0.5, "masks": 0.5},
+        {"file": "02-1.jpg", "image_id": 1, "annotated": True, "detected": 2, "poses": 1.0, "masks": 1.0},
     ]
     for name, content in files.items():
         if name.endswith(".jpg"):

@@ -13,6 +13,7 @@ from personlab import tables
 from personlab.cli import app
 from personlab.data.example import pixels
 from personlab.errors import UserError
+from personlab.inference.results import SHOWN
 from personlab.params import Acquire, Compute, Decode, Infer, Ingest, Params, Sample
 from personlab.predictor import Predictor
 from personlab.stages import acquire, infer, ingest
@@ -81,7 +82,7 @@ def test_every_image_is_predicted_in_the_part_of_its_shard(inferred: Path) -> No
     predictor = Predictor.from_checkpoint(
         inferred / "data/train/model.safetensors", PARAMS.infer, PARAMS.decode
     )
-    people = 0
+    people = list[float]()
     vals = sorted((inferred / "data/ingest/val").glob("part-*.parquet"))
     assert len(vals) == 6
     for shard in vals:
@@ -95,9 +96,10 @@ def test_every_image_is_predicted_in_the_part_of_its_shard(inferred: Path) -> No
         for person, expected in zip(found[0]["people"], predictor(pixels(images[0])), strict=True):
             np.testing.assert_array_equal(person["keypoints"], expected.keypoints.ravel())
             assert person["mask"] == expected.rle
-        people += sum(len(row["people"]) for row in found)
+        people += [person["score"] for row in found for person in row["people"]]
     counts = json.loads((inferred / "data/metrics/infer.json").read_text())
-    assert counts == {"images": 40, "people": people}
+    shown = sum(score >= SHOWN for score in people)
+    assert counts == {"images": 40, "proposals": len(people), "people": shown}
     assert people
     assert not list((inferred / "runs").iterdir())
 

@@ -25,6 +25,7 @@ from personlab.inference import job as batch
 from personlab.inference.job import Job, Manifest, Part, Worker
 from personlab.inference.listing import Listing
 from personlab.inference.poison_images import RECORD
+from personlab.inference.results import SHOWN
 from personlab.tables.shards import part_name
 from personlab.utils import malloc
 from personlab.utils.progress import progress
@@ -73,8 +74,10 @@ def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str 
         seconds = time.monotonic() - start
         manifest = batch.write_manifest(job, [parts[number] for number in sorted(parts)])
     log.info(
-        "%s: %d images in = %d predictions + %d errors, %d people; %.2f images/s, Ray's start included",
-        *(label, manifest.images, manifest.predictions, manifest.errors, manifest.people, total / seconds),
+        "%s: %d images in = %d predictions + %d errors; %d proposals, %d with a score of at least %g; "
+        "%.2f images/s, Ray's start included",
+        *(label, manifest.images, manifest.predictions, manifest.errors),
+        *(manifest.proposals, manifest.people, SHOWN, total / seconds),
     )
     if manifest.errors:
         log.warning(

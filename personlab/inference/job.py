@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
@@ -22,6 +23,7 @@ from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference.listing import Fetch, Listing
 from personlab.inference.poison_images import Attempt, attempt
+from personlab.inference.results import SHOWN
 from personlab.model.network import from_checkpoint
 from personlab.params import Decode, Infer, Section
 from personlab.predictor import Predictor, decoding
@@ -38,6 +40,7 @@ T = TypeVar("T")
 PLAN: Final = "plan.json"
 INPUTS: Final = "inputs.parquet"
 MANIFEST: Final = "manifest.json"
+_COUNTS: Final = ("predictions", "errors", "proposals", "people")  # of a part, summed in the manifest
 
 _FETCH_THREADS = 8  # object stores are slow to answer
 _FETCH_DEPTH, _DECODE_DEPTH = 16, 2  # images
@@ -74,7 +77,8 @@ class Part(Section):
     number: int
     predictions: int
     errors: int
-    people: int
+    proposals: int
+    people: int  # proposals with a score of at least SHOWN
     sha256: list[str]  # of part-*.parquet and, if it exists, of errors-*.parquet
 
 
@@ -85,6 +89,7 @@ class Manifest(Section):
     images: int
     predictions: int
     errors: int
+    proposals: int
     people: int
     parts: list[Part]
 
@@ -214,7 +219,7 @@ def write_manifest(job: Job, parts: Sequence[Part]) -> Manifest:
         plan=job.plan.digest,
         images=job.plan.images,
         parts=list(parts),
-        **{name: sum(getattr(part, name) for part in parts) for name in ("predictions", "errors", "people")},
+        **{name: sum(getattr(part, name) for part in parts) for name in _COUNTS},
     )
     if manifest.predictions + manifest.errors != manifest.images:
         raise UserError(
@@ -248,6 +253,7 @@ def read_part(job: Job, number: int) -> Part | None:
         failed = _parsed(files[1], tables.FAILURES, job.plan) if files[1:] else None
     except (OSError, pa.ArrowException):
         return None
+    scores = tables.people_rows(found)["score"]
     without = failed["image_id"].to_pylist() if failed else []
     if sorted(found["image_id"].to_pylist() + without) != list(ids):
         return None
@@ -255,7 +261,8 @@ def read_part(job: Job, number: int) -> Part | None:
         number=number,
         predictions=found.num_rows,
         errors=len(without),
-        people=tables.people_rows(found).num_rows,
+        proposals=len(scores),
+        people=int(pc.sum(pc.greater_equal(scores, SHOWN)).as_py() or 0),
         sha256=[hashlib.sha256(content).hexdigest() for content in files],
     )
 

@@ -113,7 +113,7 @@ class Results:
             ranked = sorted(
                 (row for row in rows if row["annotated"] and row[task] is not None), key=itemgetter(task)
             )
-            sections[f"Best {task}"] = take(ranked[::-1])
+            sections[f"Best {task}"] = take([row for row in ranked[::-1] if row["detected"]])
             sections[f"Worst {task}"] = take(ranked)
         sections["False alarms"] = take([row for row in rows if not row["annotated"]])
         return sections

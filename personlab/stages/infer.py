@@ -59,7 +59,8 @@ def run(params: Params, root: Path) -> None:
         shutil.copyfile(weights, output / weights.name)
         card = json.loads(weights.with_suffix(".json").read_bytes())
         write_json(output / "model.json", card | {"decode": params.decode.model_dump()})
-    write_json(root / "data/metrics/infer.json", {"images": manifest.images, "people": manifest.people})
+    counts = {"images": manifest.images, "proposals": manifest.proposals, "people": manifest.people}
+    write_json(root / "data/metrics/infer.json", counts)
     shutil.rmtree(work)
 
 

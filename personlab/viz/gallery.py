@@ -86,7 +86,8 @@ class Gallery:
         Args:
             rows: of the image shards with `people`, in the order of `choose`.
 
-        Returns a record for each picture: file, image_id, and the qualities `poses` and `masks`.
+        Returns a record for each picture: its file and image_id, whether anyone is annotated, how many are
+        detected, and the qualities `poses` and `masks`.
         """
         (folder / "gallery").mkdir()
         pairs, records, captions = list[ImageArray](), list[Row](), list[str]()
@@ -104,7 +105,8 @@ class Gallery:
             pairs.append(np.hstack(pair))
             captions.append(f"{name.removesuffix('.jpg')}: {caption}")
             annotated = self.is_annotated(image_id)
-            records.append({"file": name, "image_id": image_id, "annotated": annotated} | values)
+            record = {"file": name, "image_id": image_id, "annotated": annotated, "detected": len(shown)}
+            records.append(record | values)
         if pairs:
             overview = contact_sheet(pairs, _OVERVIEW_COLUMNS, captions, cell=_OVERVIEW_CELL)
             write_jpeg(folder / "gallery.jpg", overview)
