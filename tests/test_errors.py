@@ -12,7 +12,9 @@ from personlab.metrics import errors
 from personlab.metrics.coco import Matches, Task, ground_truth, match
 from personlab.metrics.errors import KINDS, NONE, Analysis, Errors, keypoint_kinds, pixel_kinds
 from personlab.people import Detection
+from personlab.skeleton import Skeleton
 from tests.coco_person import FLIP, KAPPAS, KEYPOINTS, K
+from tests.reference import errors as reference
 from tests.test_metrics import encoded, found, person, real, row, shard_rows
 
 GOOD, JITTER, INVERSION, SWAP, MISS = range(5)
@@ -90,6 +92,35 @@ def test_unlabelled_keypoints_are_not_judged_and_attract_nothing() -> None:
     assert kinds(people[0, FLIP, :2], people)[RIGHT_WRIST] == NONE
     assert kinds(people[0, FLIP, :2], people)[LEFT_WRIST] == MISS
     assert set(kinds(people[1, :, :2], people)) == {MISS, NONE}
+
+
+@pytest.mark.parametrize("flip", [FLIP, None])
+def test_kinds_are_those_of_the_slow_reference(flip: Any) -> None:
+    """Random people whose keypoints lie close together, so that every kind occurs."""
+    generator = np.random.default_rng(0)
+    counts = dict.fromkeys([*KINDS["keypoints"], "none"], 0)
+    for count in (1, 2, 3, 4) * 10:
+        people = np.dstack((generator.uniform(0, 60, (count, K, 2)), generator.integers(0, 3, (count, K))))
+        detected = generator.uniform(0, 60, (K, 2))
+        areas, person = generator.uniform(1000, 4000, count), int(generator.integers(count))
+        found = keypoint_kinds(detected, people, areas, person, np.asarray(KAPPAS), flip)
+        for k, kind in enumerate(found):
+            name = [*KINDS["keypoints"], "none"][kind]
+            counts[name] += 1
+            assert name == reference.keypoint_kind(k, detected, people, areas, person, KAPPAS, flip)
+    assert min(count for kind, count in counts.items() if flip or kind != "inversion") > 0
+
+
+def test_any_keypoints_can_be_analysed_without_mirror_pairs_too() -> None:
+    skeleton = Skeleton("leaf", ("tip", "base"), ((0, 1),), flip=None, sigmas=(0.05, 0.1))
+    who = person(keypoints=[60, 50, 100, 150], visibility=[2, 2])
+    detection = Detection(np.float32([[100, 150], [60, 50]]), np.ones(2, np.float32), 0.9, who["mask"])
+    other = person(2, keypoints=[200, 50, 240, 150], visibility=[2, 2], x=190)
+    truth = ground_truth([row(1, who, other)], skeleton)
+    assert analysis(truth, {1: [detection]}, "keypoints").counts.matched == 0  # OKS 0
+    half = Detection(np.float32([[60, 50], [240, 150]]), np.ones(2, np.float32), 0.9, who["mask"])
+    shares = analysis(truth, {1: [half]}, "keypoints").by_keypoint()
+    assert (shares["tip"].of["good"], shares["base"].of["swap"]) == (1, 1)
 
 
 def moved(who: dict, **places: tuple[float, float]) -> Detection:
