@@ -22,6 +22,7 @@ from personlab import __version__, params
 from personlab.ablation.cli import ablate
 from personlab.errors import UserError
 from personlab.registry.cli import app as models
+from personlab.serving.cli import serve
 from personlab.utils import logs
 from personlab.utils.files import write_atomic, write_json
 
@@ -32,6 +33,7 @@ _scales = cyclopts.Group(validator=MutuallyExclusive())
 models.group = tools
 app.command(models)
 app.command(ablate, group=tools)
+app.command(serve, group=tools)
 
 DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
 Weights = Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")]
