@@ -23,6 +23,7 @@ from personlab.ablation.cli import ablate
 from personlab.errors import UserError
 from personlab.metrics.cli import ScoresFile, errors, score
 from personlab.registry.cli import app as models
+from personlab.serving.cli import serve
 from personlab.utils import logs
 from personlab.utils.files import write_atomic, write_json
 
@@ -35,6 +36,7 @@ app.command(models)
 app.command(ablate, group=tools)
 app.command(score, group=tools)
 app.command(errors, group=tools)
+app.command(serve, group=tools)
 
 DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
 Weights = Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")]

@@ -24,7 +24,7 @@ from personlab.errors import UserError
 # Pixel coordinates have 16 bits in JPEG and in parts of OpenCV.
 LONGEST: Final = 32_767
 MOST_PIXELS: Final = 89_000_000
-_TOO_LARGE: Final = "has more than 89 million pixels, which would fill the memory; shrink it"
+_TOO_LARGE: Final = "has more than {:g} million pixels, which would fill the memory; shrink it"
 
 # Pillow starts another program to read these (EPS), or knows them without being able to read them.
 _FOREIGN: Final = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}
@@ -78,7 +78,7 @@ def read(path: Path, *, apply_exif: bool = True) -> ImageArray:
         return _read(path, apply_exif)
 
 
-def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
+def decode(content: bytes, *, apply_exif: bool = True, most_pixels: int = MOST_PIXELS) -> ImageArray:
     """Decode an image file to height x width x 3 RGB, uint8.
 
     16 bits are reduced to 8, the range of floating-point grey is scaled to [0, 255], transparency becomes
@@ -87,13 +87,14 @@ def decode(content: bytes, *, apply_exif: bool = True) -> ImageArray:
     Args:
         content: the bytes of the file.
         apply_exif: rotate and mirror as the EXIF orientation says, as viewers do.
+        most_pixels: more are refused, before anything is decoded.
 
     Raises:
         UserError: the content is not an image, is incomplete, or is too large (89 million pixels, or 32767 a
             side). The message is the reason, without the file's name.
     """
     with _explained():
-        return _read(BytesIO(content), apply_exif)
+        return _read(BytesIO(content), apply_exif, most_pixels)
 
 
 def decode_annotated(image: Path | bytes, height: int, width: int) -> ImageArray:
@@ -158,7 +159,7 @@ def _explained() -> Iterator[None]:
     except UserError:
         raise
     except PIL.Image.DecompressionBombError:
-        raise UserError(_TOO_LARGE) from None
+        raise UserError(_TOO_LARGE.format(MOST_PIXELS / 1e6)) from None
     except PIL.UnidentifiedImageError:
         raise UserError("is not an image of any format that can be read here") from None
     except Exception as error:  # Pillow's readers raise any kind of exception on broken files
@@ -171,12 +172,12 @@ def _no_file(path: Path) -> str:
     return "is no plain file" if path.exists() else "no such file"
 
 
-def _read(source: Path | BytesIO, apply_exif: bool) -> ImageArray:
+def _read(source: Path | BytesIO, apply_exif: bool, most_pixels: int = MOST_PIXELS) -> ImageArray:
     with PIL.Image.open(source, formats=formats()) as image:
         if max(image.size) > LONGEST:
             raise UserError(f"is {image.width} x {image.height} pixels; a side may have {LONGEST}, cut it up")
-        if image.width * image.height > MOST_PIXELS:
-            raise UserError(_TOO_LARGE)
+        if image.width * image.height > most_pixels:
+            raise UserError(_TOO_LARGE.format(most_pixels / 1e6))
         if apply_exif:
             ImageOps.exif_transpose(image, in_place=True)
         return np.array(_rgb(image))

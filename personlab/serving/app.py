@@ -1,0 +1,117 @@
+"""The HTTP application: a page at /, predictions at POST /predict, their schema at /openapi.json.
+
+The body of a request is the image file itself. Nothing is read from or written to files.
+"""
+
+import base64
+from pathlib import Path
+from typing import Annotated, Final
+
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
+
+from personlab import __version__, viz
+from personlab.errors import UserError
+from personlab.inference.predict import draw
+from personlab.inference.results import named_record
+from personlab.serving.model import BusyError, Served
+
+LARGEST_BODY: Final = 20_000_000  # bytes
+_PAGE: Final = Path(__file__).with_name("templates") / "page.html"
+
+
+class Keypoint(BaseModel):
+    """A position in pixels of the image, and its score in [0, 1]."""
+
+    x: float
+    y: float
+    score: float
+
+
+class Mask(BaseModel):
+    """COCO's compressed run lengths."""
+
+    size: tuple[int, int]  # height, width
+    counts: str
+
+
+class Person(BaseModel):
+    """A detected person; without `segmentation` if the network finds poses only."""
+
+    score: float
+    keypoints: dict[str, Keypoint]
+    bbox: tuple[float, float, float, float]  # x, y, width, height
+    segmentation: Mask | None = None
+
+
+class Prediction(BaseModel):
+    """The people of an image, best first."""
+
+    height: int
+    width: int
+    people: list[Person]
+    shown: int  # people with a score of at least 0.2
+    seconds: float  # of decoding and prediction
+    picture: str | None = None  # JPEG in base64, if asked for
+
+
+def make_app(served: Served) -> FastAPI:
+    """The application that serves a model."""
+    # the usual pages of documentation load code from other servers
+    app = FastAPI(title="personlab", version=__version__, docs_url=None, redoc_url=None)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> str:
+        return _PAGE.read_text(encoding="utf-8")
+
+    @app.post(
+        "/predict",
+        openapi_extra={"requestBody": {"required": True, "content": {"image/*": {}}}},
+        responses={
+            400: {"description": "The body is not an image that can be read, or has too many pixels"},
+            413: {"description": f"The body has more than {LARGEST_BODY} bytes"},
+            429: {"description": "Too many requests are waiting; try again"},
+        },
+        response_model_exclude_none=True,
+    )
+    async def predict(
+        request: Request,
+        picture: Annotated[
+            bool, Query(description="Also draw the people with a score of 0.2 or more")
+        ] = False,
+    ) -> Prediction:
+        """Find the people in an image, which is the body of the request."""
+        content = await _body(request)
+        try:
+            answer = await served.predict(content)
+        except BusyError:
+            raise HTTPException(
+                429, "too many requests are waiting; try again", {"Retry-After": "1"}
+            ) from None
+        except UserError as error:
+            raise HTTPException(400, f"the image {error}") from None
+        drawn = base64.b64encode(viz.jpeg(draw(answer.image, answer.result))).decode() if picture else None
+        return Prediction(
+            **named_record(answer.result),
+            shown=len(answer.result.shown),
+            seconds=round(answer.seconds, 4),
+            picture=drawn,
+        )
+
+    return app
+
+
+async def _body(request: Request) -> bytes:
+    """The body, read no further than allowed.
+
+    Raises:
+        HTTPException: it is larger.
+    """
+    parts, size = list[bytes](), 0
+    async for part in request.stream():
+        size += len(part)
+        if size > LARGEST_BODY:
+            raise HTTPException(413, f"the body has more than {LARGEST_BODY} bytes")
+        parts.append(part)
+    return b"".join(parts)
