@@ -23,7 +23,7 @@ from flows.artifacts import PICTURE_BYTES, Row, for_show, picture
 from flows.stages import HERE
 from flows.tools import personlab
 from personlab.errors import UserError
-from personlab.inference.results import SHOWN
+from personlab.people import SHOWN
 from personlab.utils.process import CommandError
 from personlab.utils.storage import Folder
 

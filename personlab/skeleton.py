@@ -107,10 +107,9 @@ class Skeleton:
         """
         return self.tree + tuple((end, source) for source, end in self.tree)
 
-    @cached_property
-    def edges_by_name(self) -> tuple[tuple[str, str], ...]:
-        """`edges` with names: what has to be the same for weights to fit."""
-        return tuple((self.keypoints[source], self.keypoints[target]) for source, target in self.edges)
+    def has_channels_of(self, other: "Skeleton") -> bool:
+        """Whether weights for the other skeleton fit: keypoints and edges are the same, in the same order."""
+        return (self.keypoints, self.tree) == (other.keypoints, other.tree)
 
     @cached_property
     def kappas(self) -> tuple[float, ...]:
@@ -143,7 +142,8 @@ class Skeleton:
 
 def words(name: str) -> frozenset[str]:
     """The words of a keypoint's name: left_eye, "Left eye", leftEye, l_eye and eye.L are the same."""
-    found = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+    words = r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+" if name.isascii() else r"[^\W_]+"
+    found = re.findall(words, name)
     return frozenset({"l": "left", "r": "right"}.get(word.lower(), word.lower()) for word in found)
 
 

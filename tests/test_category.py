@@ -43,6 +43,11 @@ def test_categories_that_share_their_keypoints_are_taken_together() -> None:
     )
 
 
+def test_a_person_without_keypoints_gives_way_to_categories_that_have_them() -> None:
+    assert choose(FILE, [DOG, PERSON], [posed(2), {"category_id": 1}]).name == "dog"
+    assert choose(FILE, [{"id": 2, "name": "dog"}, PERSON], [{"category_id": 2}]).name == "person"
+
+
 def test_a_category_is_chosen_by_name() -> None:
     assert choose(FILE, [DOG, CAT, PERSON], [posed(2)], ["Cat"]).ids == (5,)
     with pytest.raises(UserError, match="must name 'horse' once, not 0 times; its categories: dog, cat"):
@@ -71,12 +76,34 @@ def test_seventeen_keypoints_without_names_are_cocos(names: Any) -> None:
     assert skeleton(found, []) == COCO_PERSON
 
 
+def test_seventeen_keypoints_of_others_are_numbered_and_names_may_be_of_any_script() -> None:
+    fish = {"id": 4, "name": "fish"}
+    assert choose(FILE, [fish], [posed(4, 17)]).keypoints[0] == "keypoint_1"
+    chinese = [f"点{k}号" for k in range(17)]
+    assert choose(FILE, [PERSON | {"keypoints": chinese}], [posed(1, 17)]).keypoints == tuple(chinese)
+
+
+def test_flip_idx_says_what_names_do_not_and_one_that_swaps_nothing_is_unknown() -> None:
+    def flip(names: Sequence[str], flip_idx: Any) -> Any:
+        listed = DOG | {"keypoints": list(names), "flip_idx": flip_idx}
+        return skeleton(choose(FILE, [listed], [posed(2, len(names))]), []).flip
+
+    assert flip(["a", "b"], [1, 0]) == flip(["a", "b"], ["1", "0"]) == (1, 0)
+    assert flip(["a", "b"], [0, 1]) is flip(["a", "b"], [7, 8]) is None
+    assert flip(["left_eye", "right_eye"], [0, 1]) == (1, 0)
+
+
+def test_numbered_keypoints_are_not_taken_for_the_middle() -> None:
+    named = DOG | {"keypoints": ["nose", "left_eye", "right_eye"]}
+    assert skeleton(choose(FILE, [named], [posed(2, 5)]), []).flip is None
+
+
 def test_links_may_count_from_one_or_zero_and_what_they_lack_is_ignored() -> None:
     def links(pairs: Any) -> tuple[tuple[int, int], ...]:
         return choose(FILE, [DOG | {"skeleton": pairs}], [posed(2)]).links
 
     assert links([[1, 2]]) == links([[0, 1]]) == links([[1, 2], [1, 9], [2, 2], "ab", [1]]) == ((0, 1),)
-    assert links(None) == ()
+    assert links(None) == links(5) == ()
 
 
 # --- the tree -----------------------------------------------------------------------------------------------

@@ -344,7 +344,6 @@ BAD_PEOPLE = {
         {"keypoints": [12, -2, 1] + [41.5, 8, 1] + [0] * 45},
         r"all labelled keypoints are outside the image of 40 x 30: nose at \(12, -2\)",
     ),
-    "empty polygon": ({"segmentation": [[]]}, "its polygons have at most 0 numbers; a polygon has 6 or more"),
     "line": ({"segmentation": [[1, 1, 9, 9]]}, "its polygons have at most 4 numbers; a polygon has 6 or"),
     "point": ({"segmentation": [[5, 5, 5, 5, 5, 5]]}, "its mask is empty"),
     "odd polygon": ({"segmentation": [[1, 1, 9, 9, 5, 5, 3]]}, "a polygon holds an odd number"),
@@ -584,6 +583,7 @@ def masks_match_pycocotools(records: list[Any], people: list[Person], images: di
 NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "no mask": ({"segmentation": None}, "no mask"),
     "no polygon": ({"segmentation": []}, "no mask"),
+    "a polygon of nothing": ({"segmentation": [[]]}, "no mask"),
     "no box": ({"bbox": None}, "box from the mask"),
     "a box of zeros": ({"bbox": [0, 0, 0, 0.0]}, "box from the mask"),
     "no area": ({"area": 0}, ""),

@@ -301,3 +301,15 @@ def test_interval_holds_the_middle():
 
 def test_keypoints_are_named_in_the_ground_truth():
     assert ground_truth([row(1)]).dataset["categories"][0]["keypoints"] == KEYPOINTS
+
+
+def test_people_without_masks_are_neither_found_nor_missed():
+    """Of four people two have masks; the detections are perfect."""
+    people = [person(k + 1, x=10 + 80 * k) for k in range(4)]
+    detections = {1: [found(each) for each in people]}
+    for each in people[:2]:
+        each["mask"] = b""
+    truth = ground_truth([row(1, *people)])
+    scores = evaluate(truth, detections)
+    assert scores.keypoints["AP"] == scores.segm["AP"] == pytest.approx(1)
+    assert match(truth, detections, "segm").partners(1) == {k: k for k in range(4)}

@@ -1,6 +1,7 @@
 """The network: shapes, units, initialisation, and rebuilding it from a checkpoint alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,17 @@ def test_starting_from_other_keypoints_takes_the_backbone_and_says_so(
     assert "has other keypoints (17 of person: nose, left_eye" in caplog.text
     assert "than the data (3 of hand: wrist, thumb, index): only its backbone is used" in caplog.text
     assert torch.equal(made.backbone.conv1.weight, given.backbone.conv1.weight)
+
+
+def test_starting_from_the_same_keypoints_in_another_order_takes_the_backbone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The tree is the same by name, the channels are not."""
+    given = build(MODEL, stride=8, skeleton=HAND)
+    model = MODEL.model_copy(update={"init": str(saved(tmp_path, given))})
+    swapped = replace(HAND, keypoints=("wrist", "index", "thumb"))
+    build(model, stride=8, skeleton=swapped)
+    assert "only its backbone is used" in caplog.text
 
 
 def test_without_masks_the_heads_of_poses_are_taken(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from personlab import tables
 from personlab.cli import app
 from personlab.data.example import pixels
 from personlab.errors import UserError
-from personlab.inference.results import SHOWN
 from personlab.params import Acquire, Compute, Decode, Infer, Ingest, Params, Sample
+from personlab.people import SHOWN
 from personlab.predictor import Predictor
 from personlab.stages import acquire, infer, ingest
 from tests.batches import save_weights

@@ -55,10 +55,24 @@ def test_without_visibility_the_origin_is_unlabelled(tmp_path: Path) -> None:
     assert yolo.to_coco(root, "val")["annotations"][0]["keypoints"] == pytest.approx([16, 8, 2, 0, 0, 0])
 
 
-@pytest.mark.parametrize("train", ["images/train", "../images/train", "./images/train"])
-def test_folders_are_found_as_roboflow_writes_them(tmp_path: Path, train: str) -> None:
-    root = write(tmp_path, train=train, path="../datasets/tiger-pose")
-    assert len(yolo.to_coco(root, "train")["images"]) == 2
+@pytest.mark.parametrize("train", ["images/train", "../images/train", "{}/images/train", ["images/train"]])
+@pytest.mark.parametrize("path", [None, ".", "../tigers", "../datasets/tiger-pose", "{}"])
+def test_images_are_found_wherever_they_are_said_to_be(tmp_path: Path, train: Any, path: str | None) -> None:
+    root = tmp_path / "tigers"
+    train = train.format(root) if isinstance(train, str) else train
+    write(root, train=train, path=path and path.format(root))
+    names = [image["file_name"] for image in yolo.to_coco(root, "train")["images"]]
+    assert names == ["images/train/a.png", "images/train/b.png"]
+
+
+@pytest.mark.parametrize("line", ["images/train/a.png", "./images/train/a.png", "/data/x/images/train/a.png"])
+def test_images_may_be_listed_in_a_text_file_as_cvat_does(tmp_path: Path, line: str) -> None:
+    root = write(tmp_path, train="train.txt")
+    (root / "train.txt").write_text(f"{line}\n")
+    assert [image["file_name"] for image in yolo.to_coco(root, "train")["images"]] == ["images/train/a.png"]
+    (root / "train.txt").write_text("../../etc/passwd\n")
+    with pytest.raises(UserError, match=r"train\.txt: '\.\./\.\./etc/passwd' is no file inside the dataset"):
+        yolo.to_coco(root, "train")
 
 
 def test_keypoint_names_of_a_class_are_taken(tmp_path: Path) -> None:
@@ -73,9 +87,10 @@ def test_keypoint_names_of_a_class_are_taken(tmp_path: Path) -> None:
         (f"{LINE}\n{LINE}x", {}, r"a\.txt, line 2: could not convert"),
         (f"{LINE[:-1]}nan\n0", {}, r"line 1: holds a number that is not finite \(and 1 more lines\)"),
         (LINE, {"kpt_shape": None}, r"data\.yaml: kpt_shape is None, not \[number of keypoints, 2 or 3\]"),
-        (LINE, {"val": ["a", "b"]}, r"'val' is \['a', 'b'\], not a folder of images"),
-        (LINE, {"val": "elsewhere"}, "elsewhere: no such folder, although 'val'"),
+        (LINE, {"val": [1, 2]}, r"'val' is \[1, 2\], not a folder of images"),
+        (LINE, {"val": "elsewhere"}, "elsewhere: nothing of that name inside the dataset"),
         (LINE, {"val": "labels"}, "labels: no images in it"),
+        ("", {}, r"labels/val/a\.txt: no label in it or any other text file of 'val'"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, lines: str, changes: dict[str, Any], reason: str) -> None:

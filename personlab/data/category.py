@@ -1,8 +1,8 @@
 """The category of an annotation file that is trained on, and its keypoints.
 
-The category is `person` if there is one. Otherwise all categories that have keypoints are taken together, if
-these are the same (breeds, species); `acquire.categories` names others. K is the number of keypoints that the
-annotations hold.
+The category is `person` if it has keypoints, or if no category has. Otherwise all that have are taken
+together, if their keypoints are the same (breeds, species); `acquire.categories` names others. K is the
+number of keypoints that the annotations hold.
 
 The skeleton is COCO's for COCO's 17 names. For others, the tree is a spanning tree of the category's links:
 breadth-first from the first keypoint, so that loops are broken; parts that no link connects are joined by the
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,8 @@ from personlab.people import Annotation
 from personlab.skeleton import COCO_PERSON, DEFAULT_SIGMA, Edge, Skeleton, known_sigma, mirrored, words
 
 log = logging.getLogger("personlab")
+
+_PEOPLE: Final = ("person", "people", "human", "pedestrian")  # whose 17 keypoints without names are COCO's
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ def choose(
             "that share them (acquire.categories)"
         )
     mine = [a for a in annotations if isinstance(a, dict) and whole(a.get("category_id")) in ids]
-    names = _keypoint_names(_listed(chosen[0]), _count(mine))
-    links, flip = _links(chosen[0].get("skeleton"), len(names)), chosen[0].get("flip_idx")
-    flip = tuple(flip) if isinstance(flip, list) else None
-    return Category(ids, _title(chosen), names, len(_listed(chosen[0])), links, flip)
+    title = _title(chosen)
+    names = _keypoint_names(title, _listed(chosen[0]), _count(mine))
+    links, flip = _links(chosen[0].get("skeleton"), len(names)), _given_flip(chosen[0], len(names))
+    return Category(ids, title, names, len(_listed(chosen[0])), links, flip)
 
 
 def _named(path: Path, categories: Sequence[Any], annotations: Sequence[Any], name: str) -> Any:
@@ -104,15 +106,12 @@ def _named(path: Path, categories: Sequence[Any], annotations: Sequence[Any], na
 
 
 def _default(path: Path, categories: Sequence[Any], annotations: Sequence[Any]) -> list[Any]:
-    """`person`, or all that have keypoints."""
-    if not any(_name(category) == "person" for category in categories):
-        posed = {
-            whole(a.get("category_id")) for a in annotations if isinstance(a, dict) and a.get("keypoints")
-        }
-        found = [c for c in categories if isinstance(c, dict) and (_listed(c) or record_id(c) in posed)]
-        if found:
-            return found
-    return [_named(path, categories, annotations, "person")]
+    """`person`, or all that have keypoints if it has none."""
+    posed = {whole(a.get("category_id")) for a in annotations if isinstance(a, dict) and a.get("keypoints")}
+    found = [c for c in categories if isinstance(c, dict) and (_listed(c) or record_id(c) in posed)]
+    if not found or any(_name(category) == "person" for category in found):
+        return [_named(path, categories, annotations, "person")]
+    return found
 
 
 def _name(category: Any) -> str:
@@ -139,24 +138,36 @@ def _listed(category: Any) -> tuple[str, ...]:
 def _count(annotations: Iterable[Any]) -> int:
     """The number of keypoints that most annotations have, of equals the larger; 0 without any."""
     held = [a.get("keypoints") for a in annotations]
-    counts = Counter(len(values) // 3 for values in held if isinstance(values, list) and values)
+    counts = Counter(len(values) // 3 for values in held if isinstance(values, list) and _is_flat(values))
     return max(counts, key=lambda count: (counts[count], count), default=0)
 
 
-def _keypoint_names(listed: tuple[str, ...], count: int) -> tuple[str, ...]:
+def _is_flat(values: list[Any]) -> bool:
+    return bool(values) and len(values) % 3 == 0 and not any(isinstance(value, list) for value in values)
+
+
+def _given_flip(category: Any, count: int) -> tuple[int, ...] | None:
+    """YOLO's `flip_idx`; None if it swaps nothing, which tools write that do not know it."""
+    flip = category.get("flip_idx")
+    if not isinstance(flip, list) or sorted(map(str, flip)) != sorted(map(str, range(count))):
+        return None
+    numbers = tuple(map(int, flip))
+    return None if numbers == tuple(range(count)) else numbers
+
+
+def _keypoint_names(title: str, listed: tuple[str, ...], count: int) -> tuple[str, ...]:
     """A name for each of `count` keypoints; those of the category as far as they go."""
     count = count or len(listed) or len(COCO_PERSON.keypoints)
-    are_numbers = not any(word.isalpha() for name in listed for word in words(name))
-    if are_numbers and count == len(COCO_PERSON.keypoints):
+    are_numbers = all(name.strip().isdigit() for name in listed)
+    if title in _PEOPLE and are_numbers and count == len(COCO_PERSON.keypoints):
         return COCO_PERSON.keypoints
     return listed[:count] + tuple(f"keypoint_{k + 1}" for k in range(len(listed), count))
 
 
 def _links(value: Any, count: int) -> tuple[Edge, ...]:
     """COCO's pairs of keypoint numbers, from 1 (from 0 if there is a 0), as indices; others are ignored."""
-    pairs = [
-        [whole(end) for end in pair] for pair in value or () if isinstance(pair, list) and len(pair) == 2
-    ]
+    listed = value if isinstance(value, list) else []
+    pairs = [[whole(end) for end in pair] for pair in listed if isinstance(pair, list) and len(pair) == 2]
     numbers = [(a, b) for a, b in pairs if a is not None and b is not None]
     base = 0 if any(0 in pair for pair in numbers) else 1
     links = ((a - base, b - base) for a, b in numbers)
@@ -167,7 +178,7 @@ def check_order(path: Path, names: Sequence[str]) -> None:
     """Refuse COCO's 17 keypoints in another order than COCO's.
 
     Raises:
-        UserError: as said.
+        UserError: they are.
     """
     cocos = list(map(words, COCO_PERSON.keypoints))
     found = list(map(words, names))
@@ -281,7 +292,8 @@ def _indices(names: Sequence[str], pairs: Sequence[tuple[str, str]], key: str) -
 
 def _flip(category: Category, names: Sequence[str], given: params.Skeleton) -> tuple[int, ...] | None:
     if given.pairs is None:
-        return category.flip or mirrored(names)
+        made_up = 0 < category.named < len(names) and not given.keypoints
+        return category.flip if made_up else mirrored(names) or category.flip
     flip = list(range(len(names)))
     for a, b in _indices(names, given.pairs, "pairs"):
         flip[a], flip[b] = b, a

@@ -51,7 +51,7 @@ def annotation(
     notes = list[str]()
     keypoints, visibility = _keypoints(record.get("keypoints"), height, width, names, notes)
     segmentation, area, rle = record.get("segmentation"), record.get("area"), b""
-    if segmentation not in (None, []):
+    if segmentation not in (None, [], [[]]):
         rle, mask_area = rle_and_area(segmentation, height, width)
         area = area or mask_area
     else:
@@ -122,7 +122,9 @@ def _box(
         if mask is None and not len(labelled):
             raise BadRecordError("has no bbox")
         low, high = (labelled.min(axis=0), labelled.max(axis=0)) if mask is None else np.split(mask, 2)
-        value = [*low.tolist(), *(high - low).clip(1).tolist()]
+        low = low.clip(0, np.array([width - 1, height - 1]))
+        high = np.maximum(low + 1, high.clip(max=np.array([width, height])))
+        value = [*low.tolist(), *(high - low).tolist()]
         notes.append("box from the mask" if mask is not None else "box from the keypoints")
     box = numbers(value, "bbox")
     if len(box) != 4:

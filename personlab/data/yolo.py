@@ -1,6 +1,7 @@
 """Read a YOLO pose dataset, as Ultralytics and Roboflow write it, into COCO annotations.
 
-    data.yaml       train, val: image folders; names; kpt_shape: [K, 2 or 3]; flip_idx; kpt_names (optional)
+    data.yaml       train, val: image folders, or text files that list images; names;
+                    kpt_shape: [K, 2 or 3]; flip_idx; kpt_names (optional)
     images/...      image files
     labels/...      a text file for each image, a line for each object:
                     class, box (centre x, y, width, height), K times x, y and, by kpt_shape, visibility
@@ -31,11 +32,12 @@ def to_coco(folder: Path, split: Split) -> Record:
         UserError: data.yaml is missing or incomplete, there are no images, or lines of text files are not as
             described above; the first is named.
     """
+    folder = folder.resolve()
     content = _load(folder / FILE)
     count, numbers = _shape(folder / FILE, content)
-    pictures = _pictures(folder, content, split)
+    files = _images(folder, content, split)
     records, annotations, faults = list[Record](), list[Record](), list[str]()
-    for number, path in enumerate(pictures, start=1):
+    for number, path in enumerate(files, start=1):
         height, width = images.size(path)
         name = path.relative_to(folder).as_posix()
         records.append({"id": number, "file_name": name, "height": height, "width": width})
@@ -49,6 +51,11 @@ def to_coco(folder: Path, split: Split) -> Record:
     if faults:
         more = f" (and {len(faults) - 1} more lines)" if len(faults) > 1 else ""
         raise UserError(f"{folder / faults[0]}{more}")
+    if not annotations:
+        first = _label_file(folder, files[0])
+        raise UserError(
+            f"{first}: no label in it or any other text file of '{split}'; are they in this folder?"
+        )
     return {"images": records, "annotations": annotations, "categories": _categories(content, count)}
 
 
@@ -80,38 +87,70 @@ def _shape(path: Path, content: Mapping[str, Any]) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _pictures(folder: Path, content: Mapping[str, Any], split: Split) -> list[Path]:
-    """The image files of a split, sorted."""
+def _images(folder: Path, content: Mapping[str, Any], split: Split) -> list[Path]:
+    """The image files of a split, sorted: of a folder, of several, or those that a text file lists."""
     value = content.get(split) or content.get("valid" if split == "val" else split)
-    if not isinstance(value, str):
+    values = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
+    if not values:
         raise UserError(f"{folder / FILE}: '{split}' is {value!r}, not a folder of images")
+    found = {path for each in values for path in _images_at(folder, str(content.get("path") or "."), each)}
+    if not found:
+        raise UserError(f"{folder / values[0]}: no images in it")
+    return sorted(found)
+
+
+def _images_at(folder: Path, base: str, value: str) -> Iterator[Path]:
+    """The image files of a folder or of a list, as data.yaml names it."""
     # Roboflow writes ../train/images for the folder train/images beside data.yaml
     inside = PurePosixPath(*(part for part in PurePosixPath(value).parts if part not in ("..", "/")))
-    base = PurePosixPath(str(content.get("path") or "."))
-    places = [folder / base / inside, folder / inside]
-    found = next((place for place in places if place.is_dir() and _is_inside(place, folder)), None)
-    if found is None:
-        raise UserError(f"{folder / inside}: no such folder, although '{split}' in {FILE} names it")
-    known = images.suffixes()
-    pictures = sorted(path for path in found.rglob("*") if path.suffix.lower() in known and path.is_file())
-    if not pictures:
-        raise UserError(f"{found}: no images in it")
-    return pictures
+    places = [folder / base / value, folder / base / inside, folder / inside]
+    place = next((p.resolve() for p in places if p.exists() and _is_inside(p, folder)), None)
+    if place is None:
+        raise UserError(
+            f"{folder / inside}: nothing of that name inside the dataset, although {FILE} names it"
+        )
+    if place.is_dir():
+        known = images.suffixes()
+        yield from (path for path in place.rglob("*") if path.suffix.lower() in known and path.is_file())
+        return
+    for line in _text(place).splitlines():
+        if line.strip():
+            path = (place.parent / line.strip()).resolve()
+            if not path.is_relative_to(folder):  # a path of another machine, from the dataset's folder on
+                parts = PurePosixPath(line.strip()).parts
+                path = next(
+                    (p for k in range(len(parts)) if (p := folder.joinpath(*parts[k:])).is_file()), path
+                )
+            if not path.is_relative_to(folder) or not path.is_file():
+                raise UserError(f"{place}: '{line.strip()}' is no file inside the dataset")
+            yield path
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _is_inside(place: Path, folder: Path) -> bool:
-    return place.resolve().is_relative_to(folder.resolve())
+    return place.resolve().is_relative_to(folder)
 
 
-def _lines(folder: Path, picture: Path) -> Iterator[tuple[str, str]]:
-    """The lines of the text file of an image and their places, e.g. "labels/1.txt, line 3"."""
-    parts = list(picture.relative_to(folder).parts)
+def _label_file(folder: Path, image: Path) -> Path:
+    """The text file of an image: in the folder `labels` in the place of `images`, or beside it."""
+    parts = list(image.relative_to(folder).parts)
     if "images" in parts:
         last = len(parts) - 1 - parts[::-1].index("images")
         parts[last] = "labels"
-    path = folder.joinpath(*parts).with_suffix(".txt")
+    return folder.joinpath(*parts).with_suffix(".txt")
+
+
+def _lines(folder: Path, image: Path) -> Iterator[tuple[str, str]]:
+    """The lines of the text file of an image and their places, e.g. "labels/1.txt, line 3"."""
+    path = _label_file(folder, image)
     if path.is_file():
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        for number, line in enumerate(_text(path).splitlines(), start=1):
             if line.strip():
                 yield f"{path.relative_to(folder).as_posix()}, line {number}", line
 
@@ -142,7 +181,8 @@ def _annotation(line: str, count: int, numbers: int, height: int, width: int) ->
 
 def _categories(content: Mapping[str, Any], count: int) -> list[Record]:
     names = content.get("names") or ["person"]
-    named = dict(enumerate(names)) if isinstance(names, list) else names
+    names = [names] if isinstance(names, str) else names
+    named = names if isinstance(names, dict) else dict(enumerate(names))
     listed: Any = content.get("kpt_names")  # of each class
     flip = content.get("flip_idx")
     return [

@@ -25,7 +25,7 @@ from personlab.inference import job as batch
 from personlab.inference.job import Job, Manifest, Part, Worker
 from personlab.inference.listing import Listing
 from personlab.inference.poison_images import RECORD
-from personlab.inference.results import SHOWN
+from personlab.people import SHOWN
 from personlab.tables.shards import part_name
 from personlab.utils import malloc
 from personlab.utils.progress import progress

@@ -23,9 +23,9 @@ from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference.listing import Fetch, Listing
 from personlab.inference.poison_images import Attempt, attempt
-from personlab.inference.results import SHOWN
 from personlab.model.network import from_checkpoint
 from personlab.params import Decode, Infer, Section
+from personlab.people import SHOWN
 from personlab.predictor import Predictor, decoding
 from personlab.skeleton import Skeleton
 from personlab.tables.shards import part_name

@@ -14,8 +14,7 @@ from personlab.errors import UserError
 from personlab.inference.job import read_plan
 from personlab.inference.listing import Listing
 from personlab.inference.predict import safe_stem
-from personlab.inference.results import SHOWN
-from personlab.people import Detection
+from personlab.people import SHOWN, Detection
 from personlab.utils.storage import Folder
 
 

@@ -23,8 +23,9 @@ from personlab.errors import UserError
 from personlab.inference import results
 from personlab.inference.image_ids import AnnotatedImages, number_images
 from personlab.inference.listing import Fetch, Listing
-from personlab.inference.results import SHOWN, Result
+from personlab.inference.results import Result
 from personlab.metrics.coco import PERSON
+from personlab.people import SHOWN
 from personlab.predictor import Predictor
 from personlab.skeleton import COCO_PERSON, Skeleton
 from personlab.utils import storage

@@ -12,20 +12,17 @@ without mask heads find them, has no `segmentation`.
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import cv2
 import numpy as np
 from pycocotools import mask as rle_tools
 
 from personlab.metrics.coco import PERSON
-from personlab.people import BoolArray, Detection
+from personlab.people import SHOWN, BoolArray, Detection
 from personlab.skeleton import COCO_PERSON, Skeleton
 
 Record = dict[str, Any]
-
-# People and keypoints with lower scores are not drawn and not part of a COCO dataset.
-SHOWN: Final = 0.2
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -81,11 +82,31 @@ def ground_truth(rows: Iterable[Mapping[str, Any]], skeleton: Skeleton = COCO_PE
     )
 
 
+def subset(truth: COCO, people: list[dict[str, Any]]) -> COCO:
+    """The ground truth of some of the people, on the same images."""
+    return _coco(truth.dataset["images"], people, truth.cats[PERSON])
+
+
 def with_masks(truth: COCO) -> COCO:
-    """The ground truth of the people who have a mask."""
+    """The ground truth for masks: the boxes of people without a mask are ignored, as crowds are.
+
+    Without any mask there is no ground truth.
+    """
     people = truth.dataset["annotations"]
-    masked = [person for person in people if person["segmentation"]]
-    return truth if len(masked) == len(people) else _coco(truth.dataset["images"], masked, truth.cats[PERSON])
+    if not any(person["segmentation"] for person in people):
+        people = []
+    elif all(person["segmentation"] for person in people):
+        return truth
+    ignored = [person if person["segmentation"] else person | _region(truth, person) for person in people]
+    return subset(truth, ignored)
+
+
+def _region(truth: COCO, person: Mapping[str, Any]) -> dict[str, Any]:
+    """A person's box as a crowd region."""
+    image = truth.imgs[person["image_id"]]
+    boxes = np.array([person["bbox"]], dtype=float)
+    (region,) = rle_tools.frPyObjects(boxes, image["height"], image["width"])
+    return {"segmentation": region, "iscrowd": 1}
 
 
 def evaluate(

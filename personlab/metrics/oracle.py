@@ -22,7 +22,7 @@ from personlab.data.example import project_people
 from personlab.data.mean_pose import MeanPose
 from personlab.data.transform import Transform, fit
 from personlab.errors import UserError
-from personlab.metrics.coco import Matches, match, with_masks
+from personlab.metrics.coco import Matches, match, subset
 from personlab.metrics.files import Annotations, read_annotations
 from personlab.people import Annotation, Detection
 from personlab.skeleton import COCO_PERSON, Edge, Skeleton
@@ -39,10 +39,12 @@ def read(path: Path) -> Annotations:
         UserError: as `read_annotations`, or none of these people has keypoints.
     """
     annotations = read_annotations(path)
-    masked = with_masks(annotations.truth)
-    truth = masked if masked.anns else annotations.truth
+    truth = annotations.truth
+    masked = [person for person in truth.anns.values() if person["segmentation"]]
+    if masked and len(masked) < len(truth.anns):
+        truth = subset(truth, masked)
     if not any(record["num_keypoints"] for record in truth.anns.values()):
-        raise UserError(f"{path}: no person has keypoints and a mask; use person_keypoints_*.json")
+        raise UserError(f"{path}: no person has keypoints (and, if any has one, a mask)")
     return replace(annotations, truth=truth)
 
 

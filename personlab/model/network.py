@@ -157,7 +157,7 @@ def build(
         return network
     path = root / model.init
     if saved := _heads_of(model, path):
-        if saved.skeleton.edges_by_name == skeleton.edges_by_name:
+        if saved.skeleton.has_channels_of(skeleton):
             _check_trainable(saved, network, path)
             _fit(network, saved.state, path)
             return network

@@ -77,7 +77,11 @@ def run(params: Params, root: Path) -> None:
         )
         write_atomic(output / "source.json", source.model_dump_json(indent=2) + "\n")
     for name, split in source.splits.items():
-        log.info("acquire: %s: %d images, %d people in %s", name, split.images, split.people, source.root)
+        others = f", {split.other_annotations} of other categories" if split.other_annotations else ""
+        log.info(
+            "acquire: %s: %d images, %d people%s in %s",
+            *(name, split.images, split.people, others, source.root),
+        )
 
 
 def _layouts(acquire: parameters.Acquire, root: Path, output: Path) -> dict[Split, Layout]:

@@ -45,7 +45,10 @@ log = logging.getLogger("personlab")
 
 _LOG_EVERY: Final = 50  # steps
 # Code that decides the weights, besides this file: a run is resumed only with the same code.
-_CODE: Final = ("codec/encode.py", "codec/fields.py", "codec/refine.py", "data", "model", "training")
+_CODE: Final = (
+    *("codec/encode.py", "codec/fields.py", "codec/refine.py"),
+    *("data", "model", "skeleton.py", "training"),
+)
 
 Points = list[tuple[int, dict[str, float]]]  # (step, value of each curve)
 

@@ -203,9 +203,10 @@ def side_colours(skeleton: Skeleton) -> list[Colour]:
 def _bones(skeleton: Skeleton) -> Iterator[tuple[Edge, Colour]]:
     """The lines of a pose and their colours: the side's, or the middle's between sides and at the neck."""
     colours = [*side_colours(skeleton), MIDDLE]
-    for a, b in _COCO_BONES if skeleton.tree == COCO_PERSON.tree else skeleton.tree:
+    is_coco = skeleton.has_channels_of(COCO_PERSON)
+    for a, b in _COCO_BONES if is_coco else skeleton.tree:
         sides = {colours[a], colours[b]} - {MIDDLE}
-        at_neck = _NECK in (a, b) and skeleton.tree == COCO_PERSON.tree
+        at_neck = _NECK in (a, b) and is_coco
         yield (a, b), sides.pop() if len(sides) == 1 and not at_neck else MIDDLE
 
 
@@ -216,7 +217,7 @@ def _paint_pose(
     if not shown.any():
         return
     points, drawn = keypoints, shown
-    if skeleton.tree == COCO_PERSON.tree:
+    if skeleton.has_channels_of(COCO_PERSON):
         points = np.vstack((keypoints, keypoints[_SHOULDERS].mean(axis=0)))
         drawn = np.append(shown, shown[_SHOULDERS].all())
     diagonal = float(np.linalg.norm(np.ptp(keypoints[shown], axis=0)))
