@@ -14,6 +14,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 # Tests run beside each other, and so do the processes they start: threads would wait for each other's turn.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # training sets its own number of threads
 # At Ray's default of 15 its workers would wait for all others.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -66,12 +67,14 @@ def coco_mini(testdata: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """One local Ray for every test that needs one: starting it takes seconds."""
+def ray_local() -> Iterator[str]:
+    """The address of one local Ray for every test that needs one: starting it takes seconds."""
+    import ray
+
     from personlab.distributed import cluster
 
     with cluster.connect():
-        yield
+        yield ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="session")
@@ -90,9 +93,16 @@ def ray_cluster() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A throw-away Prefect server with an empty database, shared by all tests that run flows."""
-    from prefect.settings import PREFECT_SERVER_CSRF_PROTECTION_ENABLED, temporary_settings
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_SERVER_CSRF_PROTECTION_ENABLED,
+        temporary_settings,
+    )
     from prefect.testing.utilities import prefect_test_harness
 
-    as_make_ui_does = {PREFECT_SERVER_CSRF_PROTECTION_ENABLED: True}
-    with temporary_settings(as_make_ui_does), prefect_test_harness(server_startup_timeout=600):
+    settings = {
+        PREFECT_SERVER_CSRF_PROTECTION_ENABLED: True,  # as `make ui` does
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # to end it takes each flow up to a second
+    }
+    with temporary_settings(settings), prefect_test_harness(server_startup_timeout=600):
         yield

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from personlab.distributed.board import fit, is_permanent, no_retry, watch
 from personlab.errors import UserError
@@ -36,7 +36,7 @@ def work(config: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_a_permanent_error_is_not_retried(ray_local: None, tmp_path: Path) -> None:
     with watch(3, "train") as board:
-        trainer = TorchTrainer(
+        trainer = DataParallelTrainer(
             work,
             train_loop_config={"board": board, "tries": str(tmp_path / "tries")},
             scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),

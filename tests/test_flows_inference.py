@@ -18,14 +18,11 @@ from tests.served import artifacts_of, log_of, run_of, sub_runs, table_of
 
 @pytest.mark.slow
 def test_batch_inference_shows_counts_errors_and_pictures_and_its_results_are_scored(
-    prefect_server: None, ray_local: None, tmp_path: Path
+    prefect_server: None, ray_local: str, tmp_path: Path
 ) -> None:
-    import ray
-
     weights = save_weights(tmp_path / "model.safetensors")
     spoil(save_pictures(tmp_path / "pictures", 4) / "002.png", 1)
-    cluster = ray.get_runtime_context().gcs_address
-    batch = Batch(images="pictures", out="found", weights=weights.name, sides=[65], ray_address=cluster)
+    batch = Batch(images="pictures", out="found", weights=weights.name, sides=[65], ray_address=ray_local)
     images = [layouts.image(n, file_name=f"{n:03}.png", height=36, width=48) for n in range(4)]
     annotated = layouts.write_json(tmp_path, "val", layouts.document(images, [layouts.person(1, 0)]))
     scored = evaluation(Scoring(annotations=str(annotated), results=batch), tmp_path, return_state=True)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -39,8 +39,8 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Git and DVC repository with this pipeline, tiny parameters, and nothing run yet."""
+def project(tmp_path_factory: pytest.TempPathFactory, ray_local: str) -> Iterator[Path]:
+    """A Git and DVC repository with this pipeline, tiny parameters, and nothing run; stages share one Ray."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
@@ -60,7 +60,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dvc("init", "-q", folder=folder)
     subprocess.run([*git, "add", "."], cwd=folder, check=True)
     subprocess.run([*git, "commit", "-qm", "tiny"], cwd=folder, check=True)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray_local)
+        yield folder
 
 
 def write_params(folder: Path, sections: dict) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import ray
 from ray.train import ControllerError, TrainingFailedError
-from ray.train.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from personlab.errors import UserError
