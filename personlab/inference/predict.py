@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -161,11 +161,13 @@ def predict(
     *,
     annotated: AnnotatedImages | None = None,
     progress: Tracker,
+    report: Callable[[str], None],
 ) -> list[str]:
     """Predict the people of every image and write results and overlays.
 
     Args:
         annotated: the images of an annotation file; their ids and file names are taken, other images fail.
+        report: takes a line about each image that was predicted.
 
     Returns:
         The images that could not be read, with the reason, as text. They do not stop the others.
@@ -189,11 +191,17 @@ def predict(
             result = Result(image.id, image.file_name, height, width, predictor(pixels))
             output.write_one(image, draw(pixels, result), result)
             predicted.append(result)
+            report(f"{image.path}: {people_shown(result)}, {output.overlay(image)}")
         output.write_all(predicted)
     except OSError as error:
         raise UserError(f"{error.filename or output.folder}: cannot be written ({error.strerror})") from None
     _log(len(planned), predicted, time.monotonic() - start)
     return failures
+
+
+def people_shown(result: Result) -> str:
+    """E.g. "2 people", those whose score is at least SHOWN."""
+    return f"{count} people" if (count := len(result.shown)) != 1 else "1 person"
 
 
 def draw(image: ImageArray, result: Result) -> ImageArray:
