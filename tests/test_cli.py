@@ -27,6 +27,7 @@ from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
 from tests import layouts, tfjs_models
+from tests.test_video import clip
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 Call = Callable[..., tuple[int, str]]
@@ -185,6 +186,21 @@ def test_the_champion_comes_before_the_default_network(
         status, printed = command("predict", "photo.jpg")
     assert status == 0, printed
     assert f"weights: {champion}, the champion of this folder" in caplog.text
+
+
+def test_videos_and_images_are_predicted_together(tmp_path: Path, weights: Path, command: Call) -> None:
+    clip(tmp_path / "walk.mp4", frames=3)
+    layouts.write_image(tmp_path / "photo.jpg")
+    (tmp_path / "torn.mov").write_text("nothing but text")
+    status, printed = command(
+        *("predict", "walk.mp4", "photo.jpg", "torn.mov", "--weights", str(weights), "--side", "65")
+    )
+    assert status == 1
+    assert "walk.mp4: 3 frames, at most " in printed
+    assert "1 of 3 files could not be read:\n  torn.mov: cannot be opened as a video" in printed
+    assert everything(tmp_path / "people") == {
+        *("photo.json", "overlays/photo.jpg", "walk.json", "overlays/walk.mp4"),
+    }
 
 
 @pytest.mark.parametrize("words", [["predict", "a.jpg"], ["infer-batch", "a.jpg", "--out", "o"]])

@@ -58,7 +58,8 @@ def predict(
     images: Annotated[
         list[str],
         Parameter(
-            help="Image files, folders, patterns ('photos/**/*.jpg'), Parquet files, lists of paths; or URIs."
+            help="Image files, folders, patterns ('photos/**/*.jpg'), Parquet files, lists of paths, URIs; "
+            "video files; the number of a camera."
         ),
     ],
     /,
@@ -86,13 +87,15 @@ def predict(
     ] = "json",
     device: Device = "cpu",
 ) -> None:
-    """Find people in images.
+    """Find people in images, videos and cameras.
 
     Reads images and weights. Writes poses, masks and scores of all proposals, and `overlays/*.jpg` of those
     with a score of at least 0.2; prints a line for each image. Images that cannot be read are listed with
-    reasons; the exit status is 1.
+    reasons; the exit status is 1. Of a video: `overlays/NAME.mp4`, and a row for each frame in NAME.json or
+    NAME.parquet. Ctrl-C ends a camera.
     """
     from personlab import tables
+    from personlab.inference import video
     from personlab.inference.image_ids import AnnotatedImages
     from personlab.inference.listing import list_all
     from personlab.inference.predict import Output, predict
@@ -107,13 +110,19 @@ def predict(
     predictor = Predictor.from_checkpoint(_find(weights), infer, max_people=max_people, gpu=device == "cuda")
     digest = tables.params_hash(infer, decoding(predictor.network, max_people))
     output = Output(out, form, digest, annotated.person if annotated else PERSON)
-    listings, failures = list_all(images, leave_out=output.left_out)
-    total = len(failures) + sum(len(listing.entries) for listing in listings)
-    failures += predict(
-        predictor, listings, output, annotated=annotated, progress=progress, report=print_line
-    )
+    videos = [place for place in images if video.is_video(place)]
+    stills = [place for place in images if place not in videos]
+    listings, failures = list_all(stills, leave_out=output.left_out)
+    paths = [path for listing in listings for path in listing.paths()]
+    total = len(failures) + len(paths) + len(videos)
+    if stills:
+        failures += predict(
+            predictor, listings, output, annotated=annotated, progress=progress, report=print_line
+        )
+    failures += video.predict(predictor, videos, output, images=paths, progress=progress, report=print_line)
     if failures:
-        raise UserError("\n  ".join([f"{len(failures)} of {total} images could not be read:", *failures]))
+        what = "files" if videos else "images"
+        raise UserError("\n  ".join([f"{len(failures)} of {total} {what} could not be read:", *failures]))
 
 
 def infer_batch(

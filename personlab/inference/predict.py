@@ -74,7 +74,7 @@ class Image:
 
 def plan_images(paths: Sequence[str], annotated: AnnotatedImages | None = None) -> list[Image]:
     """The images at paths or URIs; ids are those of the annotation file, or as `number_images` gives them."""
-    stems = list(_stems(paths))
+    stems = list(unique_stems(paths))
     if annotated is None:
         return list(map(Image, paths, number_images(paths), stems))
     records = annotated.assign([path if "://" in path else posixpath.abspath(path) for path in paths])
@@ -86,7 +86,7 @@ def plan_images(paths: Sequence[str], annotated: AnnotatedImages | None = None) 
     ]
 
 
-def _stems(paths: Iterable[str]) -> Iterator[str]:
+def unique_stems(paths: Iterable[str]) -> Iterator[str]:
     """File names without folder and suffix, valid on any file system, made unique whatever the case."""
     taken = Counter[str]()
     for path in paths:
@@ -191,7 +191,7 @@ def predict(
             result = Result(image.id, image.file_name, height, width, predictor(pixels))
             output.write_one(image, draw(pixels, result), result)
             predicted.append(result)
-            report(f"{image.path}: {people_shown(result)}, {output.overlay(image)}")
+            report(f"{image.path}: {people_count(len(result.shown))}, {output.overlay(image)}")
         output.write_all(predicted)
     except OSError as error:
         raise UserError(f"{error.filename or output.folder}: cannot be written ({error.strerror})") from None
@@ -199,9 +199,9 @@ def predict(
     return failures
 
 
-def people_shown(result: Result) -> str:
-    """E.g. "2 people", those whose score is at least SHOWN."""
-    return f"{count} people" if (count := len(result.shown)) != 1 else "1 person"
+def people_count(count: int) -> str:
+    """E.g. "2 people"."""
+    return f"{count} people" if count != 1 else "1 person"
 
 
 def draw(image: ImageArray, result: Result) -> ImageArray:

@@ -5,10 +5,12 @@ from personlab.tables.io import (
     params_hash_of,
     read_table,
     table_bytes,
+    table_writer,
     write_table,
 )
 from personlab.tables.schema import (
     FAILURES,
+    FRAMES,
     IMAGES,
     INPUTS,
     NAMED_PREDICTIONS,
@@ -24,6 +26,7 @@ from personlab.tables.schema import (
 
 __all__ = [
     "FAILURES",
+    "FRAMES",
     "IMAGES",
     "INPUTS",
     "NAMED_PREDICTIONS",
@@ -38,6 +41,7 @@ __all__ = [
     "people_rows",
     "read_table",
     "table_bytes",
+    "table_writer",
     "validate",
     "write_table",
 ]
