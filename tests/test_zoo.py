@@ -72,18 +72,18 @@ def test_a_network_is_downloaded_and_converted_once(google: Server, tmp_path: Pa
 
 def test_the_licence_and_the_source_are_logged(google: Server, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        zoo.get(NETWORK)
+        zoo.get(NAME)
     assert f"{NAME}: 2.4 MB from {NETWORK.url}, Apache-2.0, as published by Google; kept in" in caplog.text
 
 
 def test_an_interrupted_download_is_resumed(google: Server, tmp_path: Path) -> None:
     google.breaks = [None, None, 4096, *[0] * (download.ATTEMPTS)]
     with pytest.raises(UserError, match="gave up after 6 attempts with 4096 bytes"):
-        zoo.get(NETWORK)
+        zoo.get(NAME)
     assert "group1-shard2of2.bin.part" in names(tmp_path / "personlab" / NAME)
     google.breaks.clear()
     google.ranges.clear()
-    zoo.get(NETWORK)
+    zoo.get(NAME)
     assert google.ranges == ["bytes=4096-"]
 
 
@@ -94,24 +94,24 @@ def test_files_from_elsewhere_are_used(google: Server, tmp_path: Path) -> None:
     for name in FILES:
         (folder / name).write_bytes(google.files[address(name)])
     offline(google)
-    assert from_checkpoint(zoo.get(NETWORK), stride=16)
+    assert from_checkpoint(zoo.get(NAME), stride=16)
     assert google.ranges == []
 
 
 def test_a_checkpoint_is_enough(google: Server, tmp_path: Path) -> None:
-    path = zoo.get(NETWORK)
+    path = zoo.get(NAME)
     for file in (tmp_path / "personlab" / NAME).iterdir():
         file.unlink()
     offline(google)
-    assert zoo.get(NETWORK) == path
+    assert zoo.get(NAME) == path
 
 
 def test_a_damaged_checkpoint_is_converted_again(google: Server) -> None:
-    path = zoo.get(NETWORK)
+    path = zoo.get(NAME)
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     offline(google)
-    zoo.get(NETWORK)
+    zoo.get(NAME)
     assert path.read_bytes() == content
 
 
@@ -138,7 +138,7 @@ def test_without_a_network_the_error_says_what_to_put_where(google: Server, tmp_
     google.server_close()
     folder = tmp_path / "personlab" / NAME
     with pytest.raises(UserError) as caught:
-        zoo.get(NETWORK)
+        zoo.get(NAME)
     assert "cannot be reached (" in str(caught.value)
     assert f"get {NETWORK.url} and the .bin files beside it" in str(caught.value)
     assert f"put them into {folder}, and run again" in str(caught.value)
@@ -150,10 +150,10 @@ def test_shards_of_the_wrong_size_are_deleted(google: Server, tmp_path: Path, ch
     right = google.files[name]
     google.files[name] = right[:change] if change < 0 else right + bytes(change)
     with pytest.raises(UserError, match=kind):
-        zoo.get(NETWORK)
+        zoo.get(NAME)
     assert names(tmp_path / "personlab" / NAME) == ["model-stride16.json"]
     google.files[name] = right
-    zoo.get(NETWORK)
+    zoo.get(NAME)
 
 
 def test_a_page_in_place_of_the_network_is_deleted(google: Server, tmp_path: Path) -> None:
@@ -161,24 +161,24 @@ def test_a_page_in_place_of_the_network_is_deleted(google: Server, tmp_path: Pat
     right = dict(google.files)
     google.files = dict.fromkeys(right, b"<html>please log in</html>")
     with pytest.raises(UserError, match="not valid JSON"):
-        zoo.get(NETWORK)
+        zoo.get(NAME)
     assert names(tmp_path / "personlab" / NAME) == []
     google.files = right
-    zoo.get(NETWORK)
+    zoo.get(NAME)
 
 
 def test_weights_that_are_not_finite_are_not_converted(google: Server, tmp_path: Path) -> None:
     name = address("group1-shard1of2.bin")
     google.files[name] = np.float32(np.nan).tobytes() + google.files[name][4:]
     with pytest.raises(UserError, match="NaN or infinite"):
-        zoo.get(NETWORK)
+        zoo.get(NAME)
     assert not NETWORK.checkpoint.exists()
 
 
 def test_a_cache_that_cannot_be_written_to(google: Server, tmp_path: Path) -> None:
     (tmp_path / "personlab").write_text("a file")
     with pytest.raises(UserError, match=f"{tmp_path}/personlab.* set XDG_CACHE_HOME"):
-        zoo.get(NETWORK)
+        zoo.get(NAME)
 
 
 def test_a_misspelt_name_is_answered_with_the_names(google: Server) -> None:

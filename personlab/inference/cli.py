@@ -51,7 +51,7 @@ def _find(weights: Path | None) -> Path:
     log.info(
         "weights: %s, the default where no model has been promoted; --weights takes others", DEFAULT_NETWORK
     )
-    return zoo.find(Path(DEFAULT_NETWORK))
+    return zoo.get(DEFAULT_NETWORK)
 
 
 def predict(

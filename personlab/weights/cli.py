@@ -40,12 +40,9 @@ def get_network(
     Writes ~/.cache/personlab/NAME.safetensors and its card, unless they exist. XDG_CACHE_HOME replaces
     ~/.cache.
     """
-    from personlab.errors import UserError
     from personlab.weights import zoo
 
-    if name not in zoo.BY_NAME:
-        raise UserError(f"no network is named {name}; there are {', '.join(zoo.BY_NAME)}")
-    print(zoo.get(zoo.BY_NAME[name]))
+    print(zoo.get(name))
 
 
 def _ap(value: float | None) -> str:

@@ -96,18 +96,21 @@ def find(weights: Path) -> Path:
     """
     if weights.exists() or weights.suffix:
         return weights
-    if network := BY_NAME.get(str(weights)):
-        return get(network)
+    if str(weights) in BY_NAME:
+        return get(str(weights))
     raise UserError(f"{weights}: no such file, and no network has that name; there are {', '.join(BY_NAME)}")
 
 
-def get(network: Network) -> Path:
-    """The checkpoint of a network; downloaded and converted unless the cache has it.
+def get(name: str) -> Path:
+    """The checkpoint of the network of that name; downloaded and converted unless the cache has it.
 
     Raises:
-        UserError: the network cannot be downloaded, which names the files that are needed and their place;
-            or is not what it should be; or the cache cannot be written to.
+        UserError: there is no such network; it cannot be downloaded, which names the files that are needed
+            and their place; it is not what it should be; or the cache cannot be written to.
     """
+    if name not in BY_NAME:
+        raise UserError(f"no network is named {name}; there are {', '.join(BY_NAME)}")
+    network = BY_NAME[name]
     path = network.checkpoint
     try:
         if not _is_intact(path):
