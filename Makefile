@@ -14,16 +14,16 @@ export RAY_USAGE_STATS_ENABLED := 0
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: .venv/ready ## train and evaluate on the rendered sample data set
+demo: preflight-demo .venv/ready ## train and evaluate on the rendered sample data set
 	dvc repro
 	@echo && dvc metrics show data/metrics/evaluate.json
 	@echo && echo "Gallery, worst to best: data/evaluate/gallery.jpg. Report: data/evaluate/report.md. Curves: dvc plots show"
 
 # tests/conftest.py says which tests share a process.
-test: .venv/ready ## run all tests
+test: preflight-test .venv/ready ## run all tests
 	pytest --numprocesses=2 --no-loadscope-reorder
 
-test-fast: .venv/ready ## run the tests that take seconds
+test-fast: preflight-test .venv/ready ## run the tests that take seconds
 	pytest -m "not slow"
 
 lint: .venv/ready ## check style, format and types (ruff, mypy)
@@ -48,8 +48,11 @@ lock: ## resolve the newest versions and write requirements.lock
 clean: ## remove the environment and caches, keep data
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+preflight-%:
+	@$(PYTHON) personlab/utils/preflight.py $*
+
 .venv/ready: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "personlab needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ...")'
+	@$(PYTHON) personlab/utils/preflight.py install
 	$(PYTHON) -m venv .venv
 	pip install --quiet --disable-pip-version-check -r requirements.lock
 	pip install --quiet --disable-pip-version-check --no-deps --editable .

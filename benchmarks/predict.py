@@ -82,7 +82,7 @@ def whole(load: Load, listing: Listing, output: Output) -> float:
     """Milliseconds a picture of all that `predict` does, but for loading the network."""
     predictor = loaded(load)
     start = time.perf_counter()
-    predict(predictor, [listing], output, progress=_silent)
+    predict(predictor, [listing], output, progress=_silent, report=lambda _: None)
     return (time.perf_counter() - start) * 1e3 / len(listing.entries)
 
 

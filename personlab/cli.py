@@ -5,7 +5,6 @@ stages, and writes data/STAGE/, data/metrics/STAGE.json and data/plots/STAGE/. `
 that are out of date; the command of a stage always runs it.
 """
 
-import os
 import sys
 from functools import partial
 from importlib import import_module
@@ -15,42 +14,27 @@ from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
-from cyclopts.types import PositiveInt
-from cyclopts.validators import MutuallyExclusive
 
 from personlab import __version__, params
 from personlab.ablation.cli import ablate
 from personlab.errors import UserError
+from personlab.inference.cli import Weights, fields, infer_batch, overlays, predict
 from personlab.metrics.cli import ScoresFile, errors, score
 from personlab.registry.cli import app as models
 from personlab.serving.cli import serve
 from personlab.utils import logs
-from personlab.utils.files import write_atomic, write_json
+from personlab.utils.files import write_json
+from personlab.weights.cli import app as weights
 
 app = cyclopts.App(name="personlab", help=__doc__, version=__version__)
 stages = cyclopts.Group("Stages, in the order of the pipeline", sort_key=0)
 tools = cyclopts.Group("Tools", sort_key=1)
-_scales = cyclopts.Group(validator=MutuallyExclusive())
-models.group = tools
-app.command(models)
-app.command(ablate, group=tools)
-app.command(score, group=tools)
-app.command(errors, group=tools)
-app.command(serve, group=tools)
+for _app in (weights, models):
+    _app.group = tools
+    app.command(_app)
+for _command in (predict, infer_batch, overlays, fields, score, errors, serve, ablate):
+    app.command(_command, group=tools)
 
-DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
-Weights = Annotated[Path, Parameter(help="Checkpoint (*.safetensors, its card beside it).")]
-_side = f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
-Side = Annotated[PositiveInt | None, Parameter(group=_scales, help=_side)]
-_several = Parameter(group=_scales, consume_multiple=True, negative="")
-Pyramid = Annotated[
-    list[PositiveInt] | None, _several, Parameter(help="Several such sides instead: slower, finds more.")
-]
-OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
-MaxPeople = Annotated[
-    PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")
-]
-Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")]
 
 STAGES = {
     "acquire": """Get images and annotations: the sample, a folder or COCO 2017.
@@ -84,8 +68,7 @@ STAGES = {
     "evaluate": """Score keypoints and masks; draw curves and a gallery.
 
     Reads data/ingest, data/targets and data/infer; writes data/metrics/evaluate.json, data/plots/evaluate and
-    data/evaluate: gallery.jpg, gallery/ and report.md. Scores are pycocotools', also without each kind of
-    error.""",
+    data/evaluate: gallery.jpg, gallery/ and report.md. Scores are pycocotools'.""",
 }
 
 
@@ -105,10 +88,6 @@ def _run_stage(
 
 for _order, (_stage, _text) in enumerate(STAGES.items()):
     app.command(partial(_run_stage, _stage), name=_stage, help=_text, group=stages, sort_key=_order)
-
-
-def _infer(side: int | None, pyramid: list[int] | None, stride: params.Stride) -> params.Infer:
-    return params.Infer(sides=tuple(pyramid or [side or DEFAULTS.sides[0]]), stride=stride)
 
 
 @app.command(group=tools)
@@ -149,122 +128,6 @@ def oracle(
 
 
 @app.command(group=tools)
-def predict(
-    images: Annotated[
-        list[str],
-        Parameter(
-            help="Image files, folders, patterns ('photos/**/*.jpg'), Parquet files, lists of paths; or URIs."
-        ),
-    ],
-    /,
-    *,
-    weights: Weights,
-    out: Annotated[Path, Parameter(help="Folder to write to.")],
-    annotations: Annotated[
-        Path | None,
-        Parameter(help="COCO JSON that lists these images: results get its image ids, by file name."),
-    ] = None,
-    side: Side = None,
-    pyramid: Pyramid = None,
-    stride: OutputStride = DEFAULTS.stride,
-    max_people: MaxPeople = None,
-    form: Annotated[
-        Literal["json", "coco", "coco-dataset", "parquet"],
-        Parameter(
-            name="--format",
-            help="A JSON file per image; COCO results; a COCO dataset for annotation tools, of people with a "
-            "score of at least 0.2; or a Parquet table.",
-        ),
-    ] = "json",
-    device: Device = "cpu",
-) -> None:
-    """Find people in images.
-
-    Reads images and weights. Writes poses, masks and scores of all proposals, and `overlays/*.jpg` of those
-    with a score of at least 0.2. Images that cannot be read are listed with reasons; the exit status is 1.
-    """
-    from personlab import tables
-    from personlab.inference.image_ids import AnnotatedImages
-    from personlab.inference.listing import list_all
-    from personlab.inference.predict import Output, predict
-    from personlab.metrics.coco import PERSON
-    from personlab.predictor import Predictor, decoding
-    from personlab.utils import malloc
-    from personlab.utils.progress import progress
-
-    infer = _infer(side, pyramid, stride)
-    annotated = AnnotatedImages.read(annotations) if annotations else None
-    malloc.disable_trim()
-    predictor = Predictor.from_checkpoint(weights, infer, max_people=max_people, gpu=device == "cuda")
-    digest = tables.params_hash(infer, decoding(predictor.network, max_people))
-    output = Output(out, form, digest, annotated.person if annotated else PERSON, predictor.skeleton)
-    listings, failures = list_all(images, leave_out=output.left_out)
-    total = len(failures) + sum(len(listing.entries) for listing in listings)
-    failures += predict(predictor, listings, output, annotated=annotated, progress=progress)
-    if failures:
-        raise UserError("\n  ".join([f"{len(failures)} of {total} images could not be read:", *failures]))
-
-
-@app.command(group=tools, name="infer-batch")
-def infer_batch(
-    images: Annotated[
-        str,
-        Parameter(
-            help="Folder, pattern ('photos/**/*.jpg'), Parquet file with images in its rows, or file that "
-            "lists paths or URIs. Local or on an object store (s3://, gs://, abfs://, hdfs://)."
-        ),
-    ],
-    /,
-    *,
-    weights: Weights,
-    out: Annotated[str, Parameter(help="Folder to write to, path or URI: empty, or with a run to resume.")],
-    side: Side = None,
-    pyramid: Pyramid = None,
-    stride: OutputStride = DEFAULTS.stride,
-    max_people: MaxPeople = None,
-    part_size: Annotated[PositiveInt, Parameter(help="Images per part, the unit of work and of files.")] = 64,
-    device: Device = "cpu",
-) -> None:
-    """Predict any number of images in parallel, resumably.
-
-    Runs on all CPUs or GPUs of this machine, or of the Ray cluster at RAY_ADDRESS. Writes `part-*.parquet`,
-    `errors-*.parquet` for images that cannot be read, and manifest.json at the end. After a kill the same
-    command resumes and writes the same files.
-    """
-    from personlab.data.images import decode
-    from personlab.distributed import batch
-    from personlab.inference.job import Job, make_plan
-    from personlab.inference.listing import list_images
-    from personlab.utils.storage import Folder
-
-    infer = _infer(side, pyramid, stride)
-    listing = list_images(images, leave_out=[out])
-    plan = make_plan(listing, weights, infer, max_people=max_people, part_size=part_size)
-    job = Job(plan, listing.root, Folder(out), weights.absolute(), decode, gpu=device == "cuda")
-    batch.run(job, listing)
-
-
-@app.command(group=tools)
-def overlays(
-    images: Annotated[str, Parameter(help="The images of the run, named as for infer-batch.")],
-    /,
-    *,
-    run: Annotated[str, Parameter(help="Folder or URI that infer-batch wrote to.")],
-    out: Annotated[Path, Parameter(help="Folder to write to.")],
-    count: Annotated[PositiveInt, Parameter(help="Number of images, spread over the run.")] = 12,
-) -> None:
-    """Draw the people that infer-batch found into some of its images.
-
-    Reads the images and `part-*.parquet` of the run. Writes NN-name.jpg.
-    """
-    from personlab.inference.listing import list_images
-    from personlab.inference.overlays import draw
-    from personlab.utils.storage import Folder
-
-    print(*draw(list_images(images, leave_out=[run]), Folder(run), out, count), sep="\n")
-
-
-@app.command(group=tools)
 def report(
     *,
     checkout: Annotated[Path, Parameter(name="--from", help="Folder in which 'dvc repro' has run.")] = Path(),
@@ -296,10 +159,10 @@ def import_weights(
     file of any stride serves all output strides. Writes --out and its card. Downloads are kept in
     ~/.cache/personlab. PoseNet finds poses only; BodyPix' heads for body parts are dropped.
     """
+    from personlab.weights import zoo
     from personlab.weights.bodypix import import_weights
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personlab"
-    import_weights(source, out, cache=cache)
+    import_weights(source, out, downloads=zoo.downloads(source))
 
 
 @app.command(group=tools)
@@ -316,40 +179,9 @@ def export(
     Reads a checkpoint; writes --out, from images of any size to fields (probabilities and offsets in pixels).
     Inputs and outputs are described in personlab/weights/onnx.py.
     """
-    from personlab.weights import onnx
+    from personlab.weights import onnx, zoo
 
-    onnx.export(weights, out, stride=stride)
-
-
-@app.command(group=tools)
-def fields(
-    image: Annotated[Path, Parameter(help="Image file.")],
-    /,
-    *,
-    weights: Weights,
-    out: Annotated[Path, Parameter(help="Picture to write, *.jpg.")],
-    side: Side = None,
-    stride: OutputStride = DEFAULTS.stride,
-) -> None:
-    """Draw the five fields predicted for an image.
-
-    Reads a checkpoint and an image; writes one picture: heatmaps, segmentation, and short-, mid- and
-    long-range offsets over the image, with a legend of their colours.
-    """
-    from personlab import viz
-    from personlab.data import images
-    from personlab.predictor import Predictor
-
-    if out.suffix != ".jpg":
-        raise UserError(f"{out}: the picture is written as .jpg; choose such a name")
-    try:
-        pixels = images.read(image)
-    except UserError as error:
-        raise UserError(f"{image}: {error}") from None
-    infer = _infer(side, None, stride)
-    predictor = Predictor.from_checkpoint(weights, infer)
-    level = predictor.level(pixels, infer.sides[0])
-    write_atomic(out, viz.jpeg(viz.draw_fields(pixels, level.fields, level.scale, predictor.skeleton)))
+    onnx.export(zoo.find(weights), out, stride=stride)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ def reference(name: str) -> dict[str, np.ndarray]:
 
 def imported(tmp_path: Path, model: tfjs_models.Model) -> Path:
     out = tmp_path / "imported.safetensors"
-    import_weights(str(model.write(tmp_path / "graph")), out, cache=tmp_path)
+    import_weights(str(model.write(tmp_path / "graph")), out, downloads=tmp_path)
     return out
 
 
@@ -284,5 +284,5 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
 def test_nothing_is_written_for_a_bad_name(tmp_path: Path) -> None:
     path = tfjs_models.mobilenet("mobilenet16", 16).write(tmp_path)
     with pytest.raises(UserError, match=r"written as \.safetensors"):
-        import_weights(str(path), tmp_path / "out.json", cache=tmp_path)
+        import_weights(str(path), tmp_path / "out.json", downloads=tmp_path)
     assert not (tmp_path / "out.json").exists()

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from personlab.model.network import build
 from personlab.params import Infer, Model
 from tests import layouts, tfjs_models
 from tests.coco_person import KEYPOINTS
+from tests.test_video import clip
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 Call = Callable[..., tuple[int, str]]
@@ -158,6 +161,79 @@ def test_pictures_are_predicted_and_scored(tmp_path: Path, weights: Path, comman
         assert errors[task]["scores"]["AP_without_missed_people"] >= scores[task]["AP"]
         assert len(errors[task]["sizes"]["all"]) == kinds + 1
     assert errors["keypoints"]["keypoints"].keys() == set(KEYPOINTS)
+
+
+def copy(weights: Path, to: Path) -> Path:
+    """Copy a checkpoint."""
+    to.parent.mkdir(parents=True)
+    for suffix in (".safetensors", ".json"):
+        shutil.copyfile(weights.with_suffix(suffix), to.with_suffix(suffix))
+    return to
+
+
+def test_a_photo_is_enough(
+    tmp_path: Path,
+    weights: Path,
+    command: Call,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The weights are the default network's, as no model was promoted here; results go to people/."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy(weights, tmp_path / "cache/personlab/bodypix-mobilenet-075.safetensors")
+    layouts.write_image(tmp_path / "photo.jpg")
+    with caplog.at_level("INFO"):
+        status, printed = command("predict", "photo.jpg")
+    assert status == 0, printed
+    assert "weights: bodypix-mobilenet-075, the default where no model has been promoted" in caplog.text
+    assert re.search(r"^photo.jpg: (\d+ people|1 person), people/overlays/photo.jpg$", printed, re.MULTILINE)
+    assert everything(tmp_path / "people") == {"photo.json", "overlays/photo.jpg"}
+
+
+def test_the_champion_comes_before_the_default_network(
+    tmp_path: Path, weights: Path, command: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    champion = copy(weights, tmp_path / "models/versions/3-abc/model.safetensors")
+    (tmp_path / "models/champion").symlink_to("versions/3-abc")
+    layouts.write_image(tmp_path / "photo.jpg")
+    with caplog.at_level("INFO"):
+        status, printed = command("predict", "photo.jpg")
+    assert status == 0, printed
+    assert f"weights: {champion}, the champion of this folder" in caplog.text
+
+
+def test_videos_and_images_are_predicted_together(tmp_path: Path, weights: Path, command: Call) -> None:
+    clip(tmp_path / "walk.mp4", frames=3)
+    layouts.write_image(tmp_path / "photo.jpg")
+    (tmp_path / "torn.mov").write_text("nothing but text")
+    status, printed = command(
+        *("predict", "walk.mp4", "photo.jpg", "torn.mov", "--weights", str(weights), "--side", "65")
+    )
+    assert status == 1
+    assert "walk.mp4: 3 frames, at most " in printed
+    assert "1 of 3 files could not be read:\n  torn.mov: cannot be opened as a video" in printed
+    assert everything(tmp_path / "people") == {
+        *("photo.json", "overlays/photo.jpg", "walk.json", "overlays/walk.mp4"),
+    }
+
+
+@pytest.mark.parametrize("words", [["predict", "a.jpg"], ["infer-batch", "a.jpg", "--out", "o"]])
+def test_an_unknown_network_is_answered_with_the_names(command: Call, words: list[str]) -> None:
+    status, printed = command(*words, "--weights", "bodypix")
+    assert status == 1
+    assert "bodypix: no such file, and no network has that name; there are bodypix-mobilenet-050, " in printed
+
+
+def test_networks_are_listed(
+    tmp_path: Path, weights: Path, command: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = copy(weights, tmp_path / "cache/personlab/posenet-resnet50.safetensors")
+    lines = command("weights", "list")[1].splitlines()
+    assert "bodypix-mobilenet-075      5.2 MB        0.279    0.164" in lines
+    assert "posenet-resnet50          94.9 MB            –        –  downloaded" in lines
+    assert command("weights", "get", "posenet-resnet50") == (0, f"{path}\n")
+    assert "no network is named yolo" in command("weights", "get", "yolo")[1]
 
 
 def test_images_get_the_ids_of_an_annotation_file(tmp_path: Path, weights: Path, command: Call) -> None:

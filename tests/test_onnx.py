@@ -24,7 +24,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 def imported(folder: Path, heads: dict[str, int] | None) -> Path:
     graph = tfjs_models.mobilenet("mobilenet16", 16, heads=heads).write(folder / "graph")
-    import_weights(str(graph), folder / "net.safetensors", cache=folder)
+    import_weights(str(graph), folder / "net.safetensors", downloads=folder)
     return folder / "net.safetensors"
 
 
@@ -72,7 +72,7 @@ def test_onnxruntime_computes_the_same(
 def test_a_published_network_computes_the_same_on_a_photo(tmp_path: Path, testdata: Path) -> None:
     case = PUBLISHED[0]
     weights, out = tmp_path / "net.safetensors", tmp_path / "net.onnx"
-    import_weights(str(case.model(testdata, tmp_path)), weights, cache=tmp_path)
+    import_weights(str(case.model(testdata, tmp_path)), weights, downloads=tmp_path)
     export(weights, out, stride=case.stride)
     image = torch.from_numpy(case.image(testdata).copy()).permute(2, 0, 1)[None].float()
     assert_same(opened(out), from_checkpoint(weights, stride=case.stride), image)

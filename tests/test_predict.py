@@ -67,7 +67,9 @@ def run(
     output = Output(folder, form, params_hash="abc", person=annotated.person if annotated else 1)
     listings, failures = list_all(map(str, places), leave_out=output.left_out)
     predictor: Any = FixedPredictor(masks)
-    return failures + predict(predictor, listings, output, annotated=annotated, progress=progress)
+    return failures + predict(
+        predictor, listings, output, annotated=annotated, progress=progress, report=print
+    )
 
 
 def files(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -76,7 +76,7 @@ class Image:
 
 def plan_images(paths: Sequence[str], annotated: AnnotatedImages | None = None) -> list[Image]:
     """The images at paths or URIs; ids are those of the annotation file, or as `number_images` gives them."""
-    stems = list(_stems(paths))
+    stems = list(unique_stems(paths))
     if annotated is None:
         return list(map(Image, paths, number_images(paths), stems))
     records = annotated.assign([path if "://" in path else posixpath.abspath(path) for path in paths])
@@ -88,7 +88,7 @@ def plan_images(paths: Sequence[str], annotated: AnnotatedImages | None = None) 
     ]
 
 
-def _stems(paths: Iterable[str]) -> Iterator[str]:
+def unique_stems(paths: Iterable[str]) -> Iterator[str]:
     """File names without folder and suffix, valid on any file system, made unique whatever the case."""
     taken = Counter[str]()
     for path in paths:
@@ -167,11 +167,13 @@ def predict(
     *,
     annotated: AnnotatedImages | None = None,
     progress: Tracker,
+    report: Callable[[str], None],
 ) -> list[str]:
     """Predict the people of every image and write results and overlays.
 
     Args:
         annotated: the images of an annotation file; their ids and file names are taken, other images fail.
+        report: takes a line about each image that was predicted.
 
     Returns:
         The images that could not be read, with the reason, as text. They do not stop the others.
@@ -196,11 +198,17 @@ def predict(
             result = Result(image.id, image.file_name, height, width, people, predictor.skeleton)
             output.write_one(image, draw(pixels, result), result)
             predicted.append(result)
+            report(f"{image.path}: {people_count(len(result.shown))}, {output.overlay(image)}")
         output.write_all(predicted)
     except OSError as error:
         raise UserError(f"{error.filename or output.folder}: cannot be written ({error.strerror})") from None
     _log(len(planned), predicted, time.monotonic() - start)
     return failures
+
+
+def people_count(count: int) -> str:
+    """E.g. "2 people"."""
+    return f"{count} people" if count != 1 else "1 person"
 
 
 def draw(image: ImageArray, result: Result) -> ImageArray:

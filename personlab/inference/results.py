@@ -93,6 +93,16 @@ def prediction_row(result: Result) -> Record:
     return {"image_id": result.image_id, "height": result.height, "width": result.width, "people": people}
 
 
+def frame_record(result: Result, milliseconds: float) -> Record:
+    """A frame of a video, at its time, and its people, keypoints by name."""
+    return {"milliseconds": round(milliseconds, 3), **named_record(result)}
+
+
+def frame_row(result: Result, milliseconds: float) -> Record:
+    """A row of tables.FRAMES."""
+    return {"milliseconds": milliseconds, **prediction_row(result)}
+
+
 def _named(result: Result, person: Detection) -> Record:
     triples = zip(result.skeleton.keypoints, _triples(person), strict=True)
     keypoints = {name: {"x": x, "y": y, "score": score} for name, (x, y, score) in triples}

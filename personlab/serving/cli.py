@@ -1,5 +1,6 @@
 """The command `serve`."""
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -7,16 +8,20 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from personlab import params
-from personlab.errors import UserError
+from personlab.inference.cli import DEFAULT_NETWORK
 
 
 def serve(
     *,
     weights: Annotated[
-        Path | None, Parameter(help="Checkpoint (*.safetensors). [default: models/champion]")
+        Path | None,
+        Parameter(
+            help="Checkpoint (*.safetensors), or a name of 'personlab weights list'. "
+            f"[default: models/champion, else {DEFAULT_NETWORK}]"
+        ),
     ] = None,
     host: Annotated[
-        str, Parameter(help="Address to listen at; others than this machine's open it.")
+        str, Parameter(help="Address to listen at; another than this machine's own opens the port to others.")
     ] = "127.0.0.1",
     port: Annotated[PositiveInt, Parameter(help="Port to listen at.")] = 8765,
     side: Annotated[PositiveInt, Parameter(help="Longest side of the network's input, in pixels.")] = 801,
@@ -34,14 +39,17 @@ def serve(
     from personlab.registry.models import WEIGHTS, Registry
     from personlab.serving.app import make_app
     from personlab.serving.model import Served
+    from personlab.weights import zoo
 
     registry, infer = Registry(Path.cwd()), params.Infer(sides=(side,), stride=stride)
+    fixed = zoo.find(weights) if weights else None
+    default = cache(lambda: zoo.get(DEFAULT_NETWORK))
 
     def find() -> Path:
-        champion = None if weights else registry.champion()
-        if champion is None and weights is None:
-            raise UserError("no model has been promoted here; name one with --weights")
-        return champion.folder / WEIGHTS if champion else Path(str(weights))
+        if fixed:
+            return fixed
+        champion = registry.champion()
+        return champion.folder / WEIGHTS if champion else default()
 
     served = Served(find, lambda path: Predictor.from_checkpoint(path, infer), queue=queue)
     served.predictor()  # fails now rather than at the first request

@@ -6,10 +6,12 @@ from personlab.tables.io import (
     params_hash_of,
     read_table,
     table_bytes,
+    table_writer,
     write_table,
 )
 from personlab.tables.schema import (
     FAILURES,
+    FRAMES,
     IMAGES,
     INPUTS,
     NAMED_PREDICTIONS,
@@ -26,6 +28,7 @@ from personlab.tables.schema import (
 __all__ = [
     "DATASET",
     "FAILURES",
+    "FRAMES",
     "IMAGES",
     "INPUTS",
     "NAMED_PREDICTIONS",
@@ -42,6 +45,7 @@ __all__ = [
     "read_dataset",
     "read_table",
     "table_bytes",
+    "table_writer",
     "validate",
     "write_table",
 ]

@@ -6,7 +6,8 @@ file's schema metadata holds the format version and the hash of the parameters t
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from personlab.tables.schema import validate
 from personlab.utils.files import atomic_file
 
 FORMAT_VERSION: Final = 1
+
+_OPTIONS: Final = {"compression": "zstd", "use_dictionary": False}  # images and masks do not repeat
 
 # Keys of the schema metadata.
 _PARAMS_KEY: Final = "personlab.params_hash"
@@ -60,15 +63,44 @@ def table_bytes(table: pa.Table, *, params_hash: str, row_group_size: int = 65_5
     return bytes(sink.getvalue())
 
 
+@contextmanager
+def table_writer(
+    path: Path, schema: pa.Schema, params_hash: str, *, row_group_size: int
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Yield a function that adds a row to a table, which is written atomically, in bounded memory.
+
+    Every row group is checked before it is written.
+
+    Raises:
+        UserError, ValueError: as `write_table`.
+    """
+    rows = list[Mapping[str, Any]]()
+    schema = schema.with_metadata(_metadata(params_hash))
+
+    def add(row: Mapping[str, Any]) -> None:
+        rows.append(row)
+        if len(rows) == row_group_size:
+            flush()
+
+    def flush() -> None:
+        table = pa.Table.from_pylist(rows, schema=schema)
+        validate(table)
+        writer.write_table(table)
+        rows.clear()
+
+    with atomic_file(path) as partial, pq.ParquetWriter(partial, schema, **_OPTIONS) as writer:
+        yield add
+        if rows:
+            flush()
+
+
 def _write(table: pa.Table, sink: Any, params_hash: str, row_group_size: int) -> None:
-    metadata = {_VERSION_KEY: str(FORMAT_VERSION), _PARAMS_KEY: params_hash}
-    pq.write_table(
-        table.replace_schema_metadata(metadata),
-        sink,
-        row_group_size=row_group_size,
-        compression="zstd",
-        use_dictionary=False,  # images and masks do not repeat
-    )
+    table = table.replace_schema_metadata(_metadata(params_hash))
+    pq.write_table(table, sink, row_group_size=row_group_size, **_OPTIONS)
+
+
+def _metadata(params_hash: str) -> dict[str, str]:
+    return {_VERSION_KEY: str(FORMAT_VERSION), _PARAMS_KEY: params_hash}
 
 
 def read_table(

@@ -82,6 +82,9 @@ PREDICTIONS = pa.schema(
     ]
 )
 
+# The frames of a video: the id is the number of the frame, from 0; milliseconds since the first.
+FRAMES = PREDICTIONS.insert(1, pa.field("milliseconds", pa.float64()))
+
 # Batch inference: what there is to read (personlab/inference/listing.py), what was found, what could not be
 # read. An image's id is its place in INPUTS; predictions can be read as PREDICTIONS too.
 INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # row -1: the file is the picture
@@ -134,6 +137,7 @@ _CONTRACTS: Final = (
         in_order(image_id="ascending", person_id="ascending"),
     ),
     contract(PREDICTIONS, ("image_id",), _SIZE, *_BY_IMAGE),
+    contract(FRAMES, ("image_id",), {**_SIZE, "milliseconds": [FINITE]}, *_BY_IMAGE),
     contract(
         INPUTS,
         ("file", "row"),

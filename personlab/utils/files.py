@@ -20,10 +20,13 @@ from personlab.errors import UserError
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it is renamed to `path` on success and deleted on failure."""
+def atomic_file(path: Path, *, suffix: str = "") -> Iterator[Path]:
+    """Yield a temporary path to write to; it is renamed to `path` on success and deleted on failure.
+
+    suffix: of the temporary path, for writers that take the format from it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path, "partial")
+    partial = _beside(path, f"partial{suffix}")
     _remove(partial)
     try:
         yield partial

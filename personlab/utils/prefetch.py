@@ -1,7 +1,7 @@
 """Apply a function in threads, ahead of the consumer."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -9,7 +9,9 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-def prefetch(function: Callable[[S], T], items: Iterable[S], *, threads: int, depth: int) -> Iterator[T]:
+def prefetch(
+    function: Callable[[S], T], items: Iterable[S], *, threads: int, depth: int
+) -> Generator[T, None, None]:
     """`map(function, items)`, in order, computed by `threads` threads up to `depth` items ahead."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[T]] = deque()

@@ -42,6 +42,11 @@ def progress(iterable: Iterable[T], *, total: int | None = None, label: str, beg
     return _lines(iterable, total, label, begun)
 
 
+def print_line(line: str) -> None:
+    """Print a line to stdout, above the bar if there is one."""
+    tqdm.write(line)
+
+
 def _lines(iterable: Iterable[T], total: int | None, label: str, begun: int) -> Iterator[T]:
     start = logged = time.monotonic()
     for done, item in enumerate(iterable, begun):

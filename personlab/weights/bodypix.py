@@ -37,23 +37,23 @@ _HEADS: Final = {
 _OFFSETS: Final = ("short", "mid", "long")
 # Heads for body parts, and constants of the graph.
 _DROPPED: Final = re.compile(r"part_(heatmap|offset)_2/|clip_by_value/|Pad(_\d+)?/paddings$")
-_LICENCE: Final = "Apache-2.0, as published by Google"
+LICENCE: Final = "Apache-2.0, as published by Google"
 
 
-def import_weights(source: str, out: Path, *, cache: Path) -> None:
+def import_weights(source: str, out: Path, *, downloads: Path) -> None:
     """Write a checkpoint from a graph model.
 
     Args:
         source: path or http(s) address of a model-stride*.json. The checkpoint is the same for every stride.
         out: the checkpoint, *.safetensors; its card is written beside it.
-        cache: folder that downloads are kept in.
+        downloads: folder that the files of an address are downloaded to, and kept in.
 
     Raises:
         UserError: see `tfjs.read`; or the model is neither BodyPix nor PoseNet, or incomplete.
     """
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: weights are written as .safetensors; choose such a name")
-    graph = tfjs.read(source, cache)
+    graph = tfjs.read(source, downloads)
     network = _network(graph)
     checkpoint.save(out, _state(graph, network), network.card(_provenance(graph, network)))
     log.info("%s: %s", out, _describe(network))
@@ -174,7 +174,7 @@ def _describe(network: PersonLab) -> str:
 def _provenance(graph: GraphModel, network: PersonLab) -> dict[str, Any]:
     return {
         "source": graph.source if "://" in graph.source else "/".join(Path(graph.source).parts[-2:]),
-        "licence": _LICENCE,
+        "licence": LICENCE,
         "architecture": _describe(network),
         "weights": graph.quantisation,
         "normalisation": {"mean": list(network.backbone.mean), "std": list(network.backbone.std)},

@@ -2,30 +2,33 @@
 
 Nothing in the files is executed. Shards are looked for beside the JSON only, and their sizes are checked
 before they are read. Quantised weights are dequantised as TensorFlow.js does. Models on the web are
-downloaded to a cache first.
+downloaded first.
 """
 
-import hashlib
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
 from pydantic import AliasPath, BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 
-from personlab.data.download import download
+from personlab.data import download as http
 from personlab.errors import UserError, first
 from personlab.people import FloatArray
 
 _MAX_JSON: Final = 1 << 26  # bytes; BodyPix has 120 kB
 _MAX_WEIGHTS: Final = 1 << 30  # bytes; BodyPix ResNet-50 has 94 MB in float32
 
+T = TypeVar("T")
+
+_JSON_NAME: Final = re.compile(r"[\w-]{1,100}\.json")
 _SCOPE: Final = re.compile(r"^(MobilenetV1/)+|^(resnet_v1_50/)+")  # the converter repeats it in some names
 
 
@@ -115,18 +118,18 @@ class GraphModel:
     convolutions: dict[str, tuple[int, int]]  # name of the weights: (stride, dilation)
 
 
-def read(source: str, cache: Path) -> GraphModel:
+def read(source: str, downloads: Path) -> GraphModel:
     """Read a graph model.
 
     Args:
         source: path or http(s) address of its JSON file.
-        cache: folder that downloads are kept in.
+        downloads: folder that the files of an address are downloaded to, and kept in.
 
     Raises:
         UserError: the file or a shard is missing, unreadable or of the wrong size, is not a TensorFlow.js
             graph model, names files elsewhere, or contains NaN or infinity.
     """
-    path = _download(source, cache) if "://" in source else Path(source)
+    path = download(source, downloads) if "://" in source else Path(source)
     model = _parse(path)
     arrays = {name: array for group in model.weightsManifest for name, array in _arrays(group, path)}
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
@@ -142,18 +145,40 @@ def read(source: str, cache: Path) -> GraphModel:
     return GraphModel(source, ", ".join(sorted(quantised)) or "float32", arrays, convolutions)
 
 
-def _download(url: str, cache: Path) -> Path:
-    """Download the JSON and its shards to a folder per address; return the path of the JSON."""
+def download(url: str, folder: Path) -> Path:
+    """Download the JSON file and its shards, unless the folder has them; return the path of the JSON file.
+
+    Raises:
+        UserError: see `data.download.download`; or the JSON file is not a graph model's, or its shards do not
+            have the size that it lists.
+    """
     if urlsplit(url).scheme not in ("http", "https"):
         raise UserError(f"{url}: not an http(s) address")
-    folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = folder / "model.json"
-    download(url, path, most=_MAX_JSON)
-    for group in _parse(path).weightsManifest:
-        for name in group.paths:
-            size = group.size if len(group.paths) == 1 else None
-            download(urljoin(url, quote(name)), folder / name, size=size, most=group.size)
+    name = PurePosixPath(urlsplit(url).path).name
+    path = folder / (name if _JSON_NAME.fullmatch(name) else "model.json")
+    model = _fetch({path: url}, partial(_parse, path), most=_MAX_JSON)
+    for group in model.weightsManifest:
+        shards = {folder / name: urljoin(url, quote(name)) for name in group.paths}
+        size = group.size if len(shards) == 1 else None
+        _fetch(shards, partial(_check_size, group, path), size=size, most=group.size)
     return path
+
+
+def _fetch(addresses: Mapping[Path, str], check: Callable[[], T], *, size: int | None = None, most: int) -> T:
+    """Download the files that are missing, then check all; what was downloaded is deleted if it is wrong."""
+    missing = [file for file in addresses if not file.exists()]
+    for file in missing:
+        http.download(addresses[file], file, size=size, most=most)
+    try:
+        return check()
+    except UserError as error:
+        if not missing:
+            raise
+        for file in missing:
+            file.unlink()
+        raise UserError(
+            f"{addresses[missing[0]]}: {error}; deleted. Run again; if that does not help, check the address"
+        ) from None
 
 
 def _parse(path: Path) -> _Model:
@@ -195,14 +220,15 @@ def _is_file_name(name: str) -> bool:
 
 
 def _arrays(group: _Group, path: Path) -> Iterator[tuple[str, FloatArray]]:
-    content = _read_shards(group, path)
+    _check_size(group, path)
+    content = b"".join(path.with_name(name).read_bytes() for name in group.paths)
     start = 0
     for weight in group.weights:
         yield _SCOPE.sub("", weight.name), weight.array(content[start : start + weight.size])
         start += weight.size
 
 
-def _read_shards(group: _Group, path: Path) -> bytes:
+def _check_size(group: _Group, path: Path) -> None:
     shards = [path.with_name(name) for name in group.paths]
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
@@ -212,6 +238,5 @@ def _read_shards(group: _Group, path: Path) -> bytes:
         kind = "too short" if size < group.size else "too long"
         raise UserError(
             f"{path}: {first([shard.name for shard in shards])}: {size} bytes, {kind} for the listed weights "
-            f"of {group.size} bytes; delete the files and get them again"
+            f"of {group.size} bytes: incomplete, or of another model"
         )
-    return b"".join(shard.read_bytes() for shard in shards)

@@ -1,0 +1,215 @@
+"""The commands that predict people, and the options that they share."""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import Parameter
+from cyclopts.types import PositiveInt
+from cyclopts.validators import MutuallyExclusive
+
+from personlab import params
+from personlab.errors import UserError
+from personlab.utils.files import write_atomic
+
+log = logging.getLogger("personlab")
+
+_scales = cyclopts.Group(validator=MutuallyExclusive())
+
+DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
+DEFAULT_NETWORK = "bodypix-mobilenet-075"
+_weights = "Checkpoint (*.safetensors, its card beside it), or a name of 'personlab weights list'."
+Weights = Annotated[Path, Parameter(help=_weights)]
+_side = f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
+Side = Annotated[PositiveInt | None, Parameter(group=_scales, help=_side)]
+_several = Parameter(group=_scales, consume_multiple=True, negative="")
+Pyramid = Annotated[
+    list[PositiveInt] | None, _several, Parameter(help="Several such sides instead: slower, finds more.")
+]
+OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
+MaxPeople = Annotated[
+    PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")
+]
+Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")]
+
+
+def _infer(side: int | None, pyramid: list[int] | None, stride: params.Stride) -> params.Infer:
+    return params.Infer(sides=tuple(pyramid or [side or DEFAULTS.sides[0]]), stride=stride)
+
+
+def _find(weights: Path | None) -> Path:
+    """The checkpoint to predict with. A log line says which, unless it was named."""
+    from personlab.registry.models import WEIGHTS, Registry
+    from personlab.weights import zoo
+
+    if weights:
+        return zoo.find(weights)
+    if champion := Registry(Path.cwd()).champion():
+        log.info("weights: %s, the champion of this folder", champion.folder / WEIGHTS)
+        return champion.folder / WEIGHTS
+    log.info(
+        "weights: %s, the default where no model has been promoted; --weights takes others", DEFAULT_NETWORK
+    )
+    return zoo.get(DEFAULT_NETWORK)
+
+
+def predict(
+    images: Annotated[
+        list[str],
+        Parameter(
+            help="Image files, folders, patterns ('photos/**/*.jpg'), Parquet files, lists of paths, URIs; "
+            "video files; the number of a camera."
+        ),
+    ],
+    /,
+    *,
+    weights: Annotated[
+        Path | None,
+        Parameter(help=f"{_weights} [default: models/champion, else {DEFAULT_NETWORK}]"),
+    ] = None,
+    out: Annotated[Path, Parameter(help="Folder to write to.")] = Path("people"),
+    annotations: Annotated[
+        Path | None,
+        Parameter(help="COCO JSON that lists these images: results get its image ids, by file name."),
+    ] = None,
+    side: Side = None,
+    pyramid: Pyramid = None,
+    stride: OutputStride = DEFAULTS.stride,
+    max_people: MaxPeople = None,
+    form: Annotated[
+        Literal["json", "coco", "coco-dataset", "parquet"],
+        Parameter(
+            name="--format",
+            help="A JSON file per image; COCO results; a COCO dataset for annotation tools, of people with a "
+            "score of at least 0.2; or a Parquet table.",
+        ),
+    ] = "json",
+    device: Device = "cpu",
+) -> None:
+    """Find people in images, videos and cameras.
+
+    Reads images and weights. Writes poses, masks and scores of all proposals, and `overlays/*.jpg` of those
+    with a score of at least 0.2; prints a line for each image. Images that cannot be read are listed with
+    reasons; the exit status is 1. Of a video: `overlays/NAME.mp4`, and a row for each frame in NAME.json or
+    NAME.parquet. Ctrl-C ends a camera.
+    """
+    from personlab import tables
+    from personlab.inference import video
+    from personlab.inference.image_ids import AnnotatedImages
+    from personlab.inference.listing import list_all
+    from personlab.inference.predict import Output, predict
+    from personlab.metrics.coco import PERSON
+    from personlab.predictor import Predictor, decoding
+    from personlab.utils import malloc
+    from personlab.utils.progress import print_line, progress
+
+    infer = _infer(side, pyramid, stride)
+    annotated = AnnotatedImages.read(annotations) if annotations else None
+    malloc.disable_trim()
+    predictor = Predictor.from_checkpoint(_find(weights), infer, max_people=max_people, gpu=device == "cuda")
+    digest = tables.params_hash(infer, decoding(predictor.network, max_people))
+    output = Output(out, form, digest, annotated.person if annotated else PERSON, predictor.skeleton)
+    videos = [place for place in images if video.is_video(place)]
+    stills = [place for place in images if place not in videos]
+    listings, failures = list_all(stills, leave_out=output.left_out)
+    paths = [path for listing in listings for path in listing.paths()]
+    total = len(failures) + len(paths) + len(videos)
+    if stills:
+        failures += predict(
+            predictor, listings, output, annotated=annotated, progress=progress, report=print_line
+        )
+    failures += video.predict(predictor, videos, output, images=paths, progress=progress, report=print_line)
+    if failures:
+        what = "files" if videos else "images"
+        raise UserError("\n  ".join([f"{len(failures)} of {total} {what} could not be read:", *failures]))
+
+
+def infer_batch(
+    images: Annotated[
+        str,
+        Parameter(
+            help="Folder, pattern ('photos/**/*.jpg'), Parquet file with images in its rows, or file that "
+            "lists paths or URIs. Local or on an object store (s3://, gs://, abfs://, hdfs://)."
+        ),
+    ],
+    /,
+    *,
+    weights: Weights,
+    out: Annotated[str, Parameter(help="Folder to write to, path or URI: empty, or with a run to resume.")],
+    side: Side = None,
+    pyramid: Pyramid = None,
+    stride: OutputStride = DEFAULTS.stride,
+    max_people: MaxPeople = None,
+    part_size: Annotated[PositiveInt, Parameter(help="Images per part, the unit of work and of files.")] = 64,
+    device: Device = "cpu",
+) -> None:
+    """Predict any number of images in parallel, resumably.
+
+    Runs on all CPUs or GPUs of this machine, or of the Ray cluster at RAY_ADDRESS. Writes `part-*.parquet`,
+    `errors-*.parquet` for images that cannot be read, and manifest.json at the end. After a kill the same
+    command resumes and writes the same files.
+    """
+    from personlab.data.images import decode
+    from personlab.distributed import batch
+    from personlab.inference.job import Job, make_plan
+    from personlab.inference.listing import list_images
+    from personlab.utils.storage import Folder
+    from personlab.weights import zoo
+
+    infer = _infer(side, pyramid, stride)
+    weights = zoo.find(weights)
+    listing = list_images(images, leave_out=[out])
+    plan = make_plan(listing, weights, infer, max_people=max_people, part_size=part_size)
+    job = Job(plan, listing.root, Folder(out), weights.absolute(), decode, gpu=device == "cuda")
+    batch.run(job, listing)
+
+
+def overlays(
+    images: Annotated[str, Parameter(help="The images of the run, named as for infer-batch.")],
+    /,
+    *,
+    run: Annotated[str, Parameter(help="Folder or URI that infer-batch wrote to.")],
+    out: Annotated[Path, Parameter(help="Folder to write to.")],
+    count: Annotated[PositiveInt, Parameter(help="Number of images, spread over the run.")] = 12,
+) -> None:
+    """Draw the people that infer-batch found into some of its images.
+
+    Reads the images and `part-*.parquet` of the run. Writes NN-name.jpg.
+    """
+    from personlab.inference.listing import list_images
+    from personlab.inference.overlays import draw
+    from personlab.utils.storage import Folder
+
+    print(*draw(list_images(images, leave_out=[run]), Folder(run), out, count), sep="\n")
+
+
+def fields(
+    image: Annotated[Path, Parameter(help="Image file.")],
+    /,
+    *,
+    weights: Weights,
+    out: Annotated[Path, Parameter(help="Picture to write, *.jpg.")],
+    side: Side = None,
+    stride: OutputStride = DEFAULTS.stride,
+) -> None:
+    """Draw the five fields predicted for an image.
+
+    Reads a checkpoint and an image; writes one picture: heatmaps, segmentation, and short-, mid- and
+    long-range offsets over the image, with a legend of their colours.
+    """
+    from personlab import viz
+    from personlab.data import images
+    from personlab.predictor import Predictor
+    from personlab.weights import zoo
+
+    if out.suffix != ".jpg":
+        raise UserError(f"{out}: the picture is written as .jpg; choose such a name")
+    try:
+        pixels = images.read(image)
+    except UserError as error:
+        raise UserError(f"{image}: {error}") from None
+    infer = _infer(side, None, stride)
+    predictor = Predictor.from_checkpoint(zoo.find(weights), infer)
+    level = predictor.level(pixels, infer.sides[0])
+    write_atomic(out, viz.jpeg(viz.draw_fields(pixels, level.fields, level.scale, predictor.skeleton)))
