@@ -196,7 +196,7 @@ def predict(
             height, width = pixels.shape[:2]
             people = predictor(pixels)
             result = Result(image.id, image.file_name, height, width, people, predictor.skeleton)
-            output.write_one(image, draw(pixels, result), result)
+            output.write_one(image, draw_still(pixels, result), result)
             predicted.append(result)
             report(f"{image.path}: {people_count(len(result.shown))}, {output.overlay(image)}")
         output.write_all(predicted)
@@ -213,9 +213,14 @@ def people_count(count: int) -> str:
 
 def draw(image: ImageArray, result: Result) -> ImageArray:
     """The image with the people whose score is at least SHOWN, and their scores."""
+    return viz.draw_scores(viz.draw_people(image, result.shown, result.skeleton), result.shown)
+
+
+def draw_still(image: ImageArray, result: Result) -> ImageArray:
+    """As `draw`; an image without people says so."""
     if not result.shown:
         return viz.draw_note(image, f"no {result.skeleton.name} with a score of at least {SHOWN:g}")
-    return viz.draw_scores(viz.draw_people(image, result.shown, result.skeleton), result.shown)
+    return draw(image, result)
 
 
 def _check_apart(planned: Sequence[Image], output: Output) -> None:

@@ -108,7 +108,8 @@ def _predict(
 
     def people_of(frame: Frame) -> tuple[Frame, Result]:
         height, width = frame.image.shape[:2]
-        return frame, Result(frame.number, video.place, height, width, predictor(frame.image))
+        people = predictor(frame.image)
+        return frame, Result(frame.number, video.place, height, width, people, predictor.skeleton)
 
     def write(predicted: tuple[Frame, Result]) -> int:
         frame, result = predicted

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from personlab import __version__, viz
 from personlab.errors import UserError
-from personlab.inference.predict import draw
+from personlab.inference.predict import draw_still
 from personlab.inference.results import named_record
 from personlab.serving.model import BusyError, Served
 
@@ -91,7 +91,9 @@ def make_app(served: Served) -> FastAPI:
             ) from None
         except UserError as error:
             raise HTTPException(400, f"the image {error}") from None
-        drawn = base64.b64encode(viz.jpeg(draw(answer.image, answer.result))).decode() if picture else None
+        drawn = (
+            base64.b64encode(viz.jpeg(draw_still(answer.image, answer.result))).decode() if picture else None
+        )
         return Prediction(
             **named_record(answer.result),
             shown=len(answer.result.shown),
