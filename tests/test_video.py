@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from personlab.inference import video
 from personlab.inference.predict import Format, Output
 from personlab.inference.video import Frame, Video, is_video
 from personlab.people import Detection
+from personlab.skeleton import COCO_PERSON
 from personlab.utils.progress import progress
 from tests.test_predict import FixedPredictor, files, picture
 
@@ -40,10 +41,13 @@ def run(
     folder: Path,
     *places: Path | str,
     form: Format = "json",
-    predictor: Any = FixedPredictor(),  # noqa: B008
+    predict: Callable[[ImageArray], list[Detection]] | None = None,
     images: tuple[str, ...] = (),
 ) -> tuple[list[str], list[str]]:
     """Predict videos; returns the failures and the lines that are shown."""
+    predictor: Any = FixedPredictor()
+    if predict:
+        predictor = type("Predictor", (), {"__call__": staticmethod(predict), "skeleton": COCO_PERSON})()
     lines = list[str]()
     failures = video.predict(
         predictor,
@@ -129,7 +133,7 @@ def test_the_predictor_sees_rgb(tmp_path: Path) -> None:
         seen.append(image)
         return []
 
-    run(tmp_path / "out", tmp_path / "red.mp4", predictor=predictor)
+    run(tmp_path / "out", tmp_path / "red.mp4", predict=predictor)
     red, green, blue = seen[0].mean(axis=(0, 1))
     assert red > 230
     assert max(green, blue) < 25
@@ -208,7 +212,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
         return []
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "out", clip(tmp_path / "walk.mp4"), predictor=predictor)
+        run(tmp_path / "out", clip(tmp_path / "walk.mp4"), predict=predictor)
     assert files(tmp_path / "out") == []
 
 
@@ -254,7 +258,7 @@ def test_few_frames_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return []
 
     monkeypatch.setattr(Video, "frames", frames)
-    run(tmp_path / "out", clip(tmp_path / "walk.mp4", frames=200), predictor=predictor)
+    run(tmp_path / "out", clip(tmp_path / "walk.mp4", frames=200), predict=predictor)
     assert (read, predicted) == (200, 200)
     assert most <= video._AHEAD + 2
 
@@ -273,7 +277,7 @@ def test_a_camera_is_read_until_it_is_interrupted(tmp_path: Path, monkeypatch: p
             os.kill(os.getpid(), signal.SIGINT)
         return []
 
-    failures, lines = run(tmp_path / "out", "0", predictor=predictor)
+    failures, lines = run(tmp_path / "out", "0", predict=predictor)
     assert failures == []
     assert files(tmp_path / "out") == ["camera-0.json", "overlays/camera-0.mp4"]
     rows = records(tmp_path / "out/camera-0.json")

@@ -98,7 +98,7 @@ def make_app(served: Served) -> FastAPI:
             **named_record(answer.result),
             shown=len(answer.result.shown),
             seconds=round(answer.seconds, 4),
-            picture=drawn,
+            picture=base64.b64encode(drawn).decode() if drawn else None,
         )
 
     return app
