@@ -91,9 +91,7 @@ def make_app(served: Served) -> FastAPI:
             ) from None
         except UserError as error:
             raise HTTPException(400, f"the image {error}") from None
-        drawn = (
-            base64.b64encode(viz.jpeg(draw_still(answer.image, answer.result))).decode() if picture else None
-        )
+        drawn = viz.jpeg(draw_still(answer.image, answer.result)) if picture else None
         return Prediction(
             **named_record(answer.result),
             shown=len(answer.result.shown),
