@@ -19,9 +19,11 @@ from uuid import UUID
 
 import pytest
 import yaml
+from dvc.repo import Repo
 from PIL import Image
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
@@ -76,6 +78,8 @@ if stage == "ingest":
 if stage == "evaluate":
     Image.new("RGB", (40, 30), "blue").save(out / "gallery.jpg")
     (out / "report.md").write_text("# Report\\n![people](gallery.jpg)\\n")
+    progress = {"label": stage, "done": 3, "total": 4}
+    print(json.dumps({"level": "info", "message": "evaluate: 3/4", "progress": progress}))
 """
 
 
@@ -92,7 +96,7 @@ class Project:
 
     def start(self) -> None:
         self._run("git", "init", "-q")
-        self._run(sys.executable, "-m", "dvc", "init", "-q")
+        Repo.init(str(self.folder)).close()
 
     def _run(self, *command: str) -> None:
         subprocess.run(command, cwd=self.folder, check=True)
@@ -124,7 +128,8 @@ def project(tmp_path: Path) -> Project:
 def test_a_stage_shows_what_it_made(prefect_server: None, project: Project) -> None:
     first = run_stage("evaluate", project.folder, return_state=True)
     shown = artifacts_of(run_of(first))
-    assert shown.keys() == {"evaluate-metrics", "evaluate-gallery", "evaluate-report"}
+    assert shown.keys() == {f"evaluate-{key}" for key in ("metrics", "gallery", "report", "progress")}
+    assert shown["evaluate-progress"].data == 75
     report = shown["evaluate-report"].data
     assert isinstance(report, str)
     assert report.startswith("# Report\n![people](data:image/jpeg;base64,")
@@ -404,20 +409,17 @@ def test_deployments_of_stages_have_the_descriptions_of_dvc_yaml() -> None:
 
 @pytest.mark.slow
 def test_prefect_deploys_the_file_to_a_work_pool(prefect_server: None) -> None:
-    prefect("work-pool", "create", "--type", "process", "personlab")
-    prefect("--no-prompt", "deploy", "--all")
+    from prefect.settings import PREFECT_API_URL
+
+    environment = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
+    deploy = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all")
     with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="personlab", type="process"))
+        subprocess.run(deploy, cwd=ROOT, env=environment, check=True)
         deployed = {each.name: each for each in client.read_deployments()}
     assert deployed.keys() >= {name.partition("/")[2] for name in SERVED}
     assert deployed["train"].parameters == {"stage": "train"}
     assert deployed["retrain"].work_pool_name == "personlab"
-
-
-def prefect(*arguments: str) -> None:
-    from prefect.settings import PREFECT_API_URL
-
-    environment = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value())}
-    subprocess.run((sys.executable, "-m", "prefect", *arguments), cwd=ROOT, env=environment, check=True)
 
 
 def test_the_automation_for_lost_runs_knows_every_final_state_of_the_flows() -> None:
@@ -427,7 +429,7 @@ def test_the_automation_for_lost_runs_knows_every_final_state_of_the_flows() -> 
     final = {"heartbeat", "Completed", "Failed", "TimedOut", "Cancelled", "Crashed", *outcomes}
     assert automation.trigger.expect == {f"prefect.flow-run.{name}" for name in final}
     # runs that users start in a terminal have Prefect's own rhythm
-    assert automation.trigger.within.total_seconds() > 3 * float(PREFECT_FLOWS_HEARTBEAT_FREQUENCY.value())
+    assert automation.trigger.within.total_seconds() > 3 * PREFECT_FLOWS_HEARTBEAT_FREQUENCY.default()
 
 
 @pytest.mark.parametrize(
