@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 from pycocotools.coco import COCO
 
-from personlab.codec.decode import Decoder, Level, detections
+from personlab.codec.decode import Decoder, Level
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import padded_side
 from personlab.data.example import project_people
@@ -53,8 +53,7 @@ def round_trip(
     """Encode the people of a height x width image on an input of longest side `side`, and decode them."""
     instances, scale = project(people, height=height, width=width, side=side, stride=stride)
     levels = [Level(encode(instances, stride=stride, radius=decoder.radius).fields, scale)]
-    poses = decoder.poses(levels, height=height, width=width)
-    return list(detections(poses, decoder.masks(levels, poses, height=height, width=width)))
+    return list(decoder.people(levels, height=height, width=width))
 
 
 def project(
@@ -126,7 +125,7 @@ def _largest_component(person: Annotation) -> Detection:
     sizes = np.bincount(component[labelled], minlength=K)
     kept = labelled & (component == sizes.argmax())
     keypoints = np.where(kept[:, None], person.keypoints, np.float32(_FAR_AWAY))
-    return Detection(keypoints, kept.astype(np.float32), score=1.0, rle=person.rle)
+    return Detection(keypoints, kept.astype(np.float32), score=1.0, mask_score=1.0, rle=person.rle)
 
 
 @dataclass(frozen=True)

@@ -61,14 +61,19 @@ def draw_people(
 def draw_scores(
     image: ImageArray, detections: Sequence[Detection], *, min_keypoint_score: float = 0.2
 ) -> ImageArray:
-    """Draw the score above each person, in the colour of the mask. Arguments as for `draw_people`."""
+    """Draw the scores of the pose and of the mask above each person. Arguments as for `draw_people`."""
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
     for index, person in reversed(list(enumerate(detections))):
         points = person.keypoints[person.keypoint_scores >= min_keypoint_score]
         if len(points):
-            _paint_tag(pen, f"{person.score:.2f}", points, _colour(index), _magnification(image))
+            _paint_tag(pen, _scores(person), points, _colour(index), _magnification(image))
     return np.asarray(canvas)
+
+
+def _scores(person: Detection) -> str:
+    """The pose's score, and the mask's if there is one."""
+    return f"{person.score:.2f} / {person.mask_score:.2f}" if person.rle else f"{person.score:.2f}"
 
 
 def draw_annotations(image: ImageArray, annotations: Sequence[Annotation]) -> ImageArray:
