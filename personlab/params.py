@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from personlab.codec.extensions import EXTENSIONS, Extension
 from personlab.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -243,6 +244,7 @@ class Decode(Section):
     scoring: Literal["expected-oks", "hough"] = "expected-oks"
     nms: Literal["soft", "hard"] = "soft"
     max_people: PositiveInt = 20
+    extensions: tuple[Extension, ...] = EXTENSIONS
 
     @classmethod
     def scaled(cls, radius: float) -> Self:
@@ -374,6 +376,8 @@ def from_saved(raw: Mapping[str, Any]) -> Params:
         (section, key), (new_section, new_key) = old.split("."), new.split(".")
         if key in tree.get(section, {}):
             tree.setdefault(new_section, {}).setdefault(new_key, tree[section][key])
+    if {"decode", "codec"} & tree.keys():  # before `extensions`, decoding was the paper's
+        tree.setdefault("decode", {}).setdefault("extensions", [])
     weights = tree.get("train", {}).get("loss_weights")
     if isinstance(weights, list | tuple):
         tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))

@@ -64,7 +64,8 @@ class Detection:
 
     keypoints: FloatArray  # K x 2, (x, y)
     keypoint_scores: FloatArray  # K, in [0, 1]
-    score: float
+    score: float  # of the pose
+    mask_score: float  # of the mask
     rle: bytes  # COCO's compressed run-length string of the mask; empty if masks were not predicted
 
     @classmethod
@@ -74,6 +75,7 @@ class Detection:
             keypoints=np.array(row["keypoints"], np.float32).reshape(-1, 2),
             keypoint_scores=np.array(row["keypoint_scores"], np.float32),
             score=row["score"],
+            mask_score=row.get("mask_score", row["score"]),  # older files have none
             rle=row["mask"],
         )
 
@@ -81,6 +83,7 @@ class Detection:
         """The inverse of `from_row`."""
         return {
             "score": self.score,
+            "mask_score": self.mask_score,
             "keypoints": self.keypoints.ravel(),
             "keypoint_scores": self.keypoint_scores,
             "mask": self.rle,

@@ -1,14 +1,13 @@
 """Predict the people of an image: the network and the decoder of its fields as one object."""
 
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
 from typing import Self
 
 import torch
 
 from personlab import params
-from personlab.codec.decode import Decoder, Level, detections
+from personlab.codec.decode import Decoder, Level
 from personlab.codec.fields import padded_side
 from personlab.data.transform import ImageArray, Transform, fit
 from personlab.errors import UserError
@@ -75,12 +74,9 @@ class Predictor:
         height, width = image.shape[:2]
         levels = [self.level(image, side) for side in self.sides]
         try:
-            poses = self.decoder.poses(levels, height=height, width=width)
+            return list(self.decoder.people(levels, height=height, width=width, image=image))
         except ValueError as error:
             raise UserError(f"{error}: the network's weights are broken; use others") from None
-        if not levels[0].fields.has_masks:
-            return list(detections(poses, repeat(None, len(poses.scores))))
-        return list(detections(poses, self.decoder.masks(levels, poses, height=height, width=width)))
 
     @torch.inference_mode()
     def level(self, image: ImageArray, side: int) -> Level:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from personlab.codec.decode import Decoder, Level, Poses
+from personlab.codec.decode import Decoder, Level, Poses, detections
 from personlab.codec.encode import encode
+from personlab.codec.extensions import Extension
 from personlab.codec.fields import Fields, stack
 from personlab.codec.hough import vote
 from personlab.codec.pyramid import Frame
@@ -29,9 +31,16 @@ from tests.reference.scenes import (
     scene,
 )
 
-DECODER = Decoder()
+DECODER = Decoder(extensions=())  # the paper's
+OURS = Decoder()
+POSE_STEPS: tuple[Extension, ...] = ("mean-shift", "vote-mass")  # beyond the paper, without masks
 SMALL_MASKS = ("gaps in the annotation", "duplicates", "fifty people")
 TWO = [figure(60.3, 25.2, 160.0), figure(170.7, 41.4, 130.0)]
+
+
+def paper(**changes: Any) -> Decoder:
+    """The paper's decoder with some settings changed."""
+    return replace(DECODER, **changes)
 
 
 def perfect(case: Scene) -> Fields:
@@ -77,7 +86,7 @@ def test_people_are_found_where_they_were(stride: int, radius: float) -> None:
     people = [TWO[0], TWO[1] + torch.tensor([112.0, 0.0])]
     case = scene(people, height=257, width=353, stride=stride)
     fields = encode(case.people, stride=stride, radius=radius).fields
-    found = poses(fields, Decoder(radius=radius))
+    found = poses(fields, paper(radius=radius))
     assert len(found.scores) == 2
     assert torch.allclose(nearest(found, torch.stack(people)), torch.stack(people), atol=1e-2)
     assert (found.scores > 0.97).all()
@@ -96,7 +105,7 @@ def test_at_stride_32_the_papers_disks_are_smaller_than_cells() -> None:
 @pytest.mark.parametrize("nms", ["soft", "hard"])
 @pytest.mark.parametrize("scoring", ["expected-oks", "hough"])
 def test_all_four_pairs_of_scoring_and_suppression_find_the_people(scoring: str, nms: str) -> None:
-    found = poses(perfect(scene(TWO, height=257, width=257, stride=8)), Decoder(scoring=scoring, nms=nms))
+    found = poses(perfect(scene(TWO, height=257, width=257, stride=8)), paper(scoring=scoring, nms=nms))
     assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=1e-2)
     assert len(found.scores) == 2
 
@@ -147,9 +156,9 @@ def test_an_unlabelled_elbow_costs_the_wrist_only() -> None:
 
 def test_at_most_so_many_people() -> None:
     fields = predicted(adversarial()["fifty people"], radius=DECODER.radius)
-    everybody = poses(fields, Decoder(max_people=1000))
+    everybody = poses(fields, paper(max_people=1000))
     assert len(everybody.scores) > 40
-    best = poses(fields, Decoder(max_people=7))
+    best = poses(fields, paper(max_people=7))
     assert torch.equal(best.scores, everybody.scores[:7])
     assert torch.equal(best.keypoints, everybody.keypoints[:7])
 
@@ -157,6 +166,68 @@ def test_at_most_so_many_people() -> None:
 def test_best_first() -> None:
     found = poses(predicted(adversarial()["fifty people"], radius=DECODER.radius))
     assert (found.scores.diff() <= 0).all()
+
+
+# steps beyond the paper
+
+
+def test_all_steps_find_the_people() -> None:
+    """To 0.1 px: the mean of votes is that of the bins around them."""
+    case = scene(TWO, height=257, width=257, stride=8)
+    found = poses(perfect(case), OURS)
+    assert len(found.scores) == 2
+    assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=0.1)
+    assert (found.scores > 0.8).all()
+    assert (found.mask_scores > 0.9).all()
+
+
+def test_poses_and_masks_together_are_people() -> None:
+    fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0)
+    levels = [Level(fields, 1.0)]
+    photo = np.random.default_rng(0).integers(0, 256, (257, 257, 3)).astype(np.uint8)
+    for decoder in (DECODER, OURS):
+        found = decoder.poses(levels, height=257, width=257)
+        shown = list(decoder.masks(levels, found, height=257, width=257, image=photo))
+        people = list(decoder.people(levels, height=257, width=257, image=photo))
+        expected = list(detections(found, shown))
+        assert [(p.score, p.mask_score, p.rle) for p in people] == [
+            (p.score, p.mask_score, p.rle) for p in expected
+        ]
+
+
+def test_a_pose_on_the_background_is_not_a_person() -> None:
+    """Of two equal poses the one whose cells show a person is first, and the other's mask is empty."""
+    fields = perfect(scene(TWO, height=257, width=257, stride=8))
+    fields.seg[:, :, 14:] = 0.0  # the second
+    found = poses(fields, OURS)
+    assert float(found.keypoints[0, 0, 0]) < 120
+    assert float(found.scores[1]) < 1e-3 < 0.8 < float(found.scores[0])
+    assert found.mask_scores[1] == 0
+
+
+def test_weak_seeds_are_left_out() -> None:
+    fields = random_fields(0, rows=20, columns=20, stride=8, spread=20.0)
+    counts = [len(poses(fields, paper(max_people=25, extensions=e)).scores) for e in ((), OURS.extensions)]
+    assert counts == [25, 25]
+    frame = Frame.common([Level(fields, 1.0)], 153, 153)
+    some, few = (
+        paper(max_people=25, extensions=e)._poses([Level(fields, 1.0)], frame).scores
+        for e in ((), ("few-candidates",))
+    )
+    assert not torch.equal(some, few)
+
+
+def test_a_pixel_of_two_people_is_the_better_ones() -> None:
+    """Two poses 10 px apart: each pixel is nearer to one; the worse keeps only those."""
+    fields = perfect(scene([TWO[0]], height=257, width=257, stride=8))
+    found = poses(fields)
+    worse = found.select(torch.tensor([0, 0]))
+    worse.keypoints[1] += torch.tensor([10.0, 0.0])
+    both = list(DECODER.masks([Level(fields, 1.0)], worse, height=257, width=257))
+    apart = list(OURS.masks([Level(fields, 1.0)], worse, height=257, width=257))
+    assert (both[0] & both[1]).any()
+    assert torch.equal(apart[0], both[0])
+    assert not apart[1].any()
 
 
 # bad input
@@ -229,6 +300,7 @@ def assert_pyramid_matches_reference(
         width=(width - 1) * scale + 1,
         scoring=decoder.scoring,
         nms=decoder.nms,
+        extensions=decoder.extensions,
     )
     best = replace(decoder, max_people=1000).poses(levels, height=height, width=width)
     assert len(best.scores) == len(expected)
@@ -243,14 +315,16 @@ def assert_pyramid_matches_reference(
                 np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("extensions", [(), POSE_STEPS])
 @pytest.mark.parametrize("name", adversarial())
-def test_reference_on_adversarial_scenes(name: str) -> None:
+def test_reference_on_adversarial_scenes(name: str, extensions: tuple[Extension, ...]) -> None:
     """Coarser bins and fewer of the fifty people keep the slow side under a second or two."""
     case = adversarial()[name]
     if name == "fifty people":
         case = case.select(list(range(12)))
     fields = predicted(case, radius=DECODER.radius)
-    assert_matches_reference(fields, Decoder(bin=8.0 if fields.seg.shape[1] > 30 else 2.0))
+    bin = 8.0 if fields.seg.shape[1] > 30 else 2.0
+    assert_matches_reference(fields, paper(bin=bin, extensions=extensions))
 
 
 @pytest.mark.slow
@@ -258,11 +332,12 @@ def test_reference_on_fifty_people() -> None:
     assert_matches_reference(predicted(adversarial()["fifty people"], radius=DECODER.radius), DECODER)
 
 
+@pytest.mark.parametrize("extensions", [(), POSE_STEPS])
 @pytest.mark.parametrize("nms", ["soft", "hard"])
 @pytest.mark.parametrize("scoring", ["expected-oks", "hough"])
-def test_reference_on_random_fields(scoring: str, nms: str) -> None:
+def test_reference_on_random_fields(scoring: str, nms: str, extensions: tuple[Extension, ...]) -> None:
     fields = random_fields(11, rows=5, columns=6, stride=8, spread=12.0)
-    decoder = Decoder(radius=20.0, scoring=scoring, nms=nms, trace_refinements=1)
+    decoder = paper(radius=20.0, scoring=scoring, nms=nms, trace_refinements=1, extensions=extensions)
     assert_matches_reference(fields, decoder)
 
 
@@ -270,7 +345,7 @@ def test_reference_on_random_fields(scoring: str, nms: str) -> None:
 def test_reference_on_constant_heatmaps(value: float) -> None:
     fields = random_fields(5, rows=4, columns=5, stride=8, spread=10.0)
     fields = fields.replace(heatmap=torch.full_like(fields.heatmap, value))
-    assert_matches_reference(fields, Decoder(bin=4.0))
+    assert_matches_reference(fields, paper(bin=4.0))
 
 
 @pytest.mark.parametrize("name", [name for name in adversarial() if name not in SMALL_MASKS])
@@ -332,7 +407,7 @@ def test_the_same_person_found_twice_owns_its_pixels_twice() -> None:
 
 def test_masks_need_no_refinement_where_offsets_are_right() -> None:
     fields = perfect(scene(TWO, height=257, width=257, stride=8))
-    refined, plain = masks(fields), masks(fields, Decoder(long_refinements=0))
+    refined, plain = masks(fields), masks(fields, paper(long_refinements=0))
     assert float((refined != plain).float().mean()) < 0.01
 
 
@@ -344,36 +419,41 @@ def apart(found: Poses, other: Poses) -> float:
     return float((found.keypoints - other.keypoints).abs().max())
 
 
+@pytest.mark.parametrize("decoder", [DECODER, OURS])
 @settings(max_examples=6, deadline=None)
 @given(st.permutations(range(3)))
-def test_order_of_people_does_not_matter(order: list[int]) -> None:
+def test_order_of_people_does_not_matter(decoder: Decoder, order: list[int]) -> None:
     people = [figure(40.0, 20.0, 90.0), figure(120.0, 25.0, 80.0), figure(200.0, 22.0, 70.0)]
     case = scene(people, height=129, width=241, stride=8)
-    one, other = (poses(predicted(c, radius=32.0)) for c in (case, case.select(order)))
+    one, other = (poses(predicted(c, radius=32.0), decoder) for c in (case, case.select(order)))
     assert torch.equal(one.keypoints, other.keypoints)
     assert torch.equal(one.scores, other.scores)
 
 
+@pytest.mark.parametrize("decoder", [DECODER, OURS])
 @settings(max_examples=8, deadline=None)
 @given(st.floats(0.25, 4.0))
-def test_scale_of_a_level_scales_the_poses(scale: float) -> None:
+def test_scale_of_a_level_scales_the_poses(decoder: Decoder, scale: float) -> None:
     """The same fields, said to show an image `scale` times smaller: the same poses, that much smaller."""
     fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0)
     size = round(256 / scale) + 1
     padded = size if (size - 1) * scale >= 256 else size + 1
-    one, other = poses(fields), poses(fields, scale=scale, size=(padded, padded))
+    one, other = poses(fields, decoder), poses(fields, decoder, scale=scale, size=(padded, padded))
     count = min(len(one.scores), 2)
     assert torch.allclose(other.keypoints[:count] * scale, one.keypoints[:count], atol=1e-2)
     assert torch.allclose(other.scores[:count], one.scores[:count], atol=1e-3)
 
 
+@pytest.mark.parametrize("decoder", [DECODER, OURS])
 @settings(max_examples=6, deadline=None)
 @given(st.integers(-2, 2), st.integers(-2, 2), st.sampled_from([8, 16]))
-def test_moving_people_by_whole_cells_moves_them(down: int, right: int, stride: int) -> None:
+def test_moving_people_by_whole_cells_moves_them(
+    decoder: Decoder, down: int, right: int, stride: int
+) -> None:
     step = torch.tensor([right, down]) * float(stride)
     middle = torch.tensor([48.0, 48.0])
     here, there = (
-        poses(perfect(scene([p + middle + move for p in TWO], height=321, width=353, stride=stride)))
+        poses(perfect(scene([p + middle + move for p in TWO], height=321, width=353, stride=stride)), decoder)
         for move in (torch.zeros(2), step)
     )
     people = torch.stack(TWO) + middle
@@ -381,38 +461,41 @@ def test_moving_people_by_whole_cells_moves_them(down: int, right: int, stride: 
     assert torch.allclose(there.scores, here.scores, atol=1e-3)
 
 
+@pytest.mark.parametrize("decoder", [DECODER, OURS])
 @settings(max_examples=6, deadline=None)
 @given(st.integers(0, 1000))
-def test_mirrored_fields_hold_mirrored_people(seed: int) -> None:
+def test_mirrored_fields_hold_mirrored_people(decoder: Decoder, seed: int) -> None:
     """Left is right; rounding and the order in which equal bins are read are all that may differ."""
     fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0, seed=seed)
-    one, other = poses(fields), poses(mirrored(fields))
+    one, other = poses(fields, decoder), poses(mirrored(fields), decoder)
     back = other.keypoints[:, list(FLIP)] * torch.tensor([-1.0, 1.0]) + torch.tensor([256.0, 0.0])
     assert torch.allclose(back[:2], one.keypoints[:2], atol=5e-2)
     assert torch.allclose(other.scores[:2], one.scores[:2], atol=1e-3)
 
 
+@pytest.mark.parametrize("decoder", [DECODER, OURS])
 @pytest.mark.parametrize("stride", [8, 16])
-def test_a_person_alone_is_the_same_person_beside_others_far_away(stride: int) -> None:
+def test_a_person_alone_is_the_same_person_beside_others_far_away(decoder: Decoder, stride: int) -> None:
     """To the bit for keypoints and scores, and for the mask, with people 200 px and more away."""
     near, far = figure(60.3, 25.2, 120.0), figure(350.0, 31.0, 100.0)
     alone, together = (
         perfect(scene(people, height=161, width=417, stride=stride)) for people in ([near], [near, far])
     )
-    one, other = poses(alone), poses(together)
+    one, other = poses(alone, decoder), poses(together, decoder)
     assert (len(one.scores), len(other.scores)) == (1, 2)
     j = int((other.keypoints[:, 0, 0] < 200).nonzero())
     assert torch.allclose(other.keypoints[j], one.keypoints[0], atol=1e-4)
     assert float(other.scores[j]) == pytest.approx(float(one.scores[0]), abs=1e-5)
-    assert torch.equal(masks(together)[j], masks(alone)[0])
+    assert torch.equal(masks(together, decoder)[j], masks(alone, decoder)[0])
 
 
-def test_an_image_of_a_batch_is_that_image() -> None:
+@pytest.mark.parametrize("decoder", [DECODER, OURS])
+def test_an_image_of_a_batch_is_that_image(decoder: Decoder) -> None:
     cases = [scene([pose], height=257, width=257, stride=8) for pose in TWO]
     singles = [encode(c.people, stride=8, radius=32.0) for c in cases]
     batch = stack(singles).fields
     for index, single in enumerate(singles):
-        one, other = poses(single.fields), poses(image(batch, index))
+        one, other = poses(single.fields, decoder), poses(image(batch, index), decoder)
         assert torch.equal(one.keypoints, other.keypoints)
         assert torch.equal(one.scores, other.scores)
 
@@ -430,7 +513,7 @@ def test_what_an_untrained_network_seeds_is_bounded() -> None:
     """Thousands of seeds: only so many poses are scored."""
     fields = random_fields(0, rows=40, columns=40, stride=8, spread=20.0)
     fields = fields.replace(heatmap=torch.ones_like(fields.heatmap))
-    assert len(poses(fields, Decoder(max_people=10_000)).scores) == 1000
+    assert len(poses(fields, paper(max_people=10_000)).scores) == 1000
     frame = Frame.common([Level(fields, 1.0)], 313, 313)
     seeds = vote([Level(fields, 1.0)], frame, radius=32.0, bin=2.0, threshold=0.01)[1]
     assert len(seeds.xy) > 1000

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from personlab.codec.fields import Fields, cell_positions
-from personlab.codec.masks import embedding_distance, full_resolution, mean_distance, refine_long
+from personlab.codec.masks import (
+    agreement,
+    embedding_distance,
+    full_resolution,
+    person_pixels,
+    refine_long,
+    rivals,
+)
 from personlab.codec.refine import refine
 from personlab.codec.score import extent
 from tests.coco_person import K
@@ -30,9 +37,10 @@ def embedding(pose: Tensor, *, rows: int = 7, columns: int = 9, stride: int = 8)
 def whole(
     seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float = 0.25
 ) -> Tensor:
-    """All masks, N x height x width."""
-    size = {"height": height, "width": width}
-    return torch.stack([full_resolution(seg, d, step=step, **size, threshold=threshold) for d in distance])
+    """All masks, N x height x width, without rivals."""
+    person = person_pixels(seg, step=step, height=height, width=width)
+    nobody = torch.full_like(seg, torch.inf)
+    return torch.stack([full_resolution(person, d, nobody, step=step, threshold=threshold) for d in distance])
 
 
 # equation 6 by hand
@@ -87,12 +95,38 @@ def test_nobody_present_owns_nothing() -> None:
     assert not (distance <= 0.25).any()
 
 
-def test_mean_distance_is_the_mean_distance_of_each_persons_own_cells() -> None:
-    distance = torch.tensor([[[0.1, 0.2], [0.3, torch.inf]], [[torch.inf, 0.3], [0.3, 0.3]]])
-    torch.testing.assert_close(mean_distance(distance, 0.25), torch.tensor([0.15, torch.inf]))
-    torch.testing.assert_close(mean_distance(distance, 0.3), torch.tensor([0.2, 0.3]))
-    assert mean_distance(distance, 0.05).tolist() == [torch.inf] * 2
-    assert mean_distance(distance[:0], 0.25).shape == (0,)
+def test_agreement_is_the_mean_over_each_persons_own_cells() -> None:
+    seg = torch.tensor([[0.9, 0.5], [0.6, 0.1]])
+    distance = torch.tensor([[[0.1, 0.2], [0.3, torch.inf]], [[torch.inf, 0.3], [0.3, 0.0]]])
+
+    def means(threshold: float) -> list[list[float]]:
+        return [pytest.approx(each.tolist()) for each in agreement(seg, distance, threshold)]
+
+    assert means(0.25) == [[0.7, 0.0], [0.15, torch.inf]]  # p_S, distance
+    assert means(0.3) == [[2.0 / 3, 0.55], [0.2, 0.3]]
+    assert means(0.05) == [[0.0, 0.0], [torch.inf, torch.inf]]
+    assert agreement(seg, distance[:0], 0.25)[1].shape == (0,)
+
+
+# people who claim the same pixels
+
+
+def test_rivals_are_better_and_half_unclaimed() -> None:
+    distance = torch.tensor([0.3, 0.1, 0.2, 0.0])[:, None, None]
+    unclaimed = torch.tensor([[True, True], [False, False], [True, False], [True, True]])
+    assert rivals(distance, unclaimed).flatten().tolist() == pytest.approx([torch.inf, 0.3, 0.3, 0.2])
+    assert rivals(distance[:0], unclaimed[:0]).shape == (0, 1, 1)
+
+
+def test_a_pixel_goes_to_the_better_pose_that_is_closer() -> None:
+    """Distances cross half-way between x = 16 and x = 24, where the worse pose begins."""
+    person = torch.ones(25, 33, dtype=torch.bool)
+    distance = torch.tensor([0.2, 0.2, 0.2, 0.0, 0.0]).expand(4, 5)
+    better = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1]).expand(4, 5)
+    row = full_resolution(person, distance, better, step=1 / 8, threshold=0.25)[9]
+    assert row.tolist() == [x >= 20 for x in range(33)]
+    row = full_resolution(person, distance, better * torch.inf, step=1 / 8, threshold=0.25)[9]
+    assert row.all()
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
@@ -215,6 +249,25 @@ def test_mask_matches_the_reference(seed: int, step: float, share: float) -> Non
     )[0].numpy()
     strict, loose = (
         reference.mask(seg + e, distance - e, step=step, height=height, width=width, threshold=0.25)
+        for e in (-1e-5, 1e-5)
+    )
+    assert (found | ~strict).all()
+    assert (~found | loose).all()
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1 / 8, 0.31]))
+def test_mask_beside_a_rival_matches_the_reference(seed: int, step: float) -> None:
+    """All pixels but those where rounding decides: within 1e-5 of the rival's distance."""
+    rng = np.random.default_rng(seed)
+    seg = rng.random((5, 6)) + 0.2
+    distance, rival = (np.where(seg >= 0.5, rng.uniform(0, 0.4, (5, 6)), np.inf) for _ in range(2))
+    size = {"height": int(4 / step) + 1, "width": int(5 / step) + 1}
+    person = person_pixels(torch.from_numpy(seg), step=step, **size)
+    planes = (torch.from_numpy(plane) for plane in (distance, rival))
+    found = full_resolution(person, *planes, step=step, threshold=0.25).numpy()
+    strict, loose = (
+        reference.mask(seg + e, distance - e, step=step, **size, threshold=0.25, rival=rival + e)
         for e in (-1e-5, 1e-5)
     )
     assert (found | ~strict).all()

@@ -48,7 +48,7 @@ def row(image_id: int, *people: dict) -> dict:
 def found(who: dict, score=0.9, shift=(0.0, 0.0), mask: bytes | None = None) -> Detection:
     """The detection of a person, its keypoints shifted."""
     points = np.array(who["keypoints"], dtype=np.float32).reshape(K, 2) + np.float32(shift)
-    return Detection(points, np.ones(K, dtype=np.float32), score, mask or who["mask"])
+    return Detection(points, np.ones(K, dtype=np.float32), score, score, mask or who["mask"])
 
 
 def test_perfect_detections_score_one():
@@ -188,7 +188,8 @@ def jittered(truth: COCO) -> dict[int, list[Detection]]:
         detection = Detection(
             keypoints=(points + generator.normal(0, spread, points.shape)).astype(np.float32),
             keypoint_scores=np.ones(K, dtype=np.float32),
-            score=float(generator.uniform()),
+            score=(score := float(generator.uniform())),
+            mask_score=score,
             rle=rle.encode(np.asfortranarray(mask))["counts"],
         )
         where = generator.choice(truth.getImgIds()) if generator.uniform() < 0.2 else annotation["image_id"]

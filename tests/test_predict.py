@@ -50,6 +50,7 @@ class FixedPredictor:
             keypoints=points.astype(np.float32),
             keypoint_scores=np.linspace(0.3, 1, K).astype(np.float32),
             score=score,
+            mask_score=score,
             rle=rle_tools.encode(mask)["counts"] if self.masks else b"",
         )
 
@@ -292,7 +293,7 @@ def test_the_largest_polygon_comes_first() -> None:
     rle = rle_tools.encode(mask)["counts"]
     keypoints = np.full((K, 2), 30, np.float32)
     scores = np.array([0.9] + [0.1] * (K - 1), np.float32)
-    result = Result(1, "a.jpg", HEIGHT, WIDTH, [Detection(keypoints, scores, 0.5, rle)])
+    result = Result(1, "a.jpg", HEIGHT, WIDTH, [Detection(keypoints, scores, 0.5, 0.5, rle)])
     (record,) = coco_dataset([result])["annotations"]
     assert [polygon[:2] for polygon in record["segmentation"]] == [
         [20.25, 20.25],

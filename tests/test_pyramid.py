@@ -1,6 +1,7 @@
 """Pyramids: all levels together find people where they are, and as the slow reference does."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from personlab.codec.group import find_people
 from personlab.codec.hough import Seeds
 from personlab.codec.pyramid import Frame
 from tests.reference.scenes import predicted, random_fields, scene
-from tests.test_decode import TWO, apart, assert_pyramid_matches_reference, nearest, perfect, poses
+from tests.test_decode import DECODER, TWO, apart, assert_pyramid_matches_reference, nearest, perfect, poses
 
 
 def pyramid(people: Sequence[Tensor], scales: Sequence[float], *, side: int) -> list[Level]:
@@ -28,7 +29,7 @@ def pyramid(people: Sequence[Tensor], scales: Sequence[float], *, side: int) -> 
 def test_all_levels_agree_on_where_people_are(scales: tuple[float, ...]) -> None:
     """Offsets are in pixels of their own level: combined without a thought they would be off by the scale."""
     levels = pyramid(TWO, scales, side=257)
-    found = Decoder().poses(levels, height=257, width=257)
+    found = DECODER.poses(levels, height=257, width=257)
     assert len(found.scores) == 2
     assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=2e-2)
     assert (found.scores > 0.9).all()
@@ -41,7 +42,7 @@ def test_reference_on_pyramids(scales: tuple[float, ...]) -> None:
         Level(random_fields(n, rows=7, columns=8, stride=8, spread=6.0), scale)
         for n, scale in enumerate(scales)
     ]
-    assert_pyramid_matches_reference(levels, Decoder(bin=4.0), height=33, width=37)
+    assert_pyramid_matches_reference(levels, replace(DECODER, bin=4.0), height=33, width=37)
 
 
 def test_a_finer_level_has_more_to_say() -> None:
@@ -61,7 +62,7 @@ def test_a_finer_level_has_more_to_say() -> None:
 def test_twice_the_same_level_is_that_level() -> None:
     fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=32.0)
     one = poses(fields)
-    two = Decoder().poses([Level(fields, 1.0), Level(fields, 1.0)], height=257, width=257)
+    two = DECODER.poses([Level(fields, 1.0), Level(fields, 1.0)], height=257, width=257)
     assert apart(one, two) < 1e-2
     assert torch.allclose(one.scores, two.scores, atol=1e-4)
 
@@ -71,9 +72,9 @@ def test_a_level_that_sees_nobody_does_not_hide_them() -> None:
     blind = levels[0].fields
     blind = blind.replace(**{name: torch.zeros_like(t) for name, t in blind.tensors().items()})
     levels = [Level(blind, 1.0), levels[1]]
-    found = Decoder().poses(levels, height=257, width=257)
+    found = DECODER.poses(levels, height=257, width=257)
     assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=1e-2)
-    for mask in Decoder().masks(levels, found, height=257, width=257):
+    for mask in DECODER.masks(levels, found, height=257, width=257):
         assert mask.sum() > 5000
 
 
@@ -81,9 +82,15 @@ def test_a_mask_is_that_of_the_level_which_agrees_with_the_pose() -> None:
     """At the other level the long-range offsets lead astray, though it is the finer one."""
     good, bad = pyramid([TWO[0]], (1.0, 1.5), side=257)
     bad = Level(bad.fields.replace(long=bad.fields.long + 20.0), bad.scale)
-    decoder = Decoder(long_refinements=0)
+    decoder = replace(DECODER, long_refinements=0)
     found = decoder.poses([good, bad], height=257, width=257)
     (mask,) = decoder.masks([good, bad], found, height=257, width=257)
     (expected,) = decoder.masks([good], found, height=257, width=257)
     assert torch.equal(mask, expected)
     assert mask.any()
+
+
+def test_all_steps_on_a_pyramid() -> None:
+    found = Decoder().poses(pyramid(TWO, (0.5, 1.0, 2.0), side=257), height=257, width=257)
+    assert torch.allclose(nearest(found, torch.stack(TWO)), torch.stack(TWO), atol=0.2)
+    assert (found.scores > 0.7).all()

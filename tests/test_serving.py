@@ -37,7 +37,9 @@ class OnePerson:
         time.sleep(self.seconds)
         height, width = image.shape[:2]
         points = np.linspace((0.2, 0.2), (0.8, 0.8), 17) * (width, height)
-        return [Detection(points.astype(np.float32), np.full(17, 0.9, np.float32), self.score, b"")]
+        return [
+            Detection(points.astype(np.float32), np.full(17, 0.9, np.float32), self.score, self.score, b"")
+        ]
 
 
 @contextmanager

@@ -6,9 +6,10 @@ the level whose embeddings agree best with the pose. Decoding runs on the host; 
 there first.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from itertools import repeat
+from typing import Final, Literal, Self
 
 import cv2
 import numpy as np
@@ -16,29 +17,68 @@ import torch
 from pycocotools import mask as rle_tools
 from torch import Tensor
 
+from personlab.codec.extensions import EXTENSIONS, Extension
 from personlab.codec.fields import Fields
 from personlab.codec.group import find_people, presence
+from personlab.codec.guided import POINTS, guided_seg
 from personlab.codec.hough import HoughMap, vote
 from personlab.codec.loops import array
-from personlab.codec.masks import embedding_distance, full_resolution, mean_distance, refine_long
+from personlab.codec.masks import (
+    agreement,
+    embedding_distance,
+    full_resolution,
+    person_pixels,
+    refine_long,
+    rivals,
+)
 from personlab.codec.pyramid import Frame, Level
 from personlab.codec.refine import STEPS
-from personlab.codec.score import Poses, expected_oks, hard_nms, hough_scores, soft_nms
+from personlab.codec.score import (
+    Poses,
+    best_first,
+    expected_oks,
+    extent,
+    hard_nms,
+    hough_scores,
+    score_by_person,
+    score_masks,
+    soft_nms,
+)
+from personlab.codec.shift import mean_shift
+from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.people import Detection
 from personlab.skeleton import COCO_PERSON, Skeleton
 
-# How many poses are scored: ten for each person that may be found, within these bounds. More, of the hundreds
-# of seeds of a crowd or the thousands of an untrained network, only cost time.
-_CANDIDATES_PER_PERSON: Final = 10
-_CANDIDATES: Final = (200, 1000)
+# How many poses are scored for each person that may be found, and for how many people at least. More, of the
+# hundreds of seeds of a crowd or the thousands of an untrained network, only cost time.
+_CANDIDATES: Final = 10
+_FEW_CANDIDATES: Final = 3
+_LEAST_PEOPLE: Final = 20
+_MOST_CANDIDATES: Final = 1000
 
 __all__ = ["Decoder", "Level", "Poses", "detections"]
 
 
 @dataclass(frozen=True)
+class Regions:
+    """Where the pixels of some poses may be: equation 6 on every level."""
+
+    levels: Sequence[Level]  # long-range offsets refined
+    distances: Sequence[Tensor]  # of each level, N x H x W
+    best: Tensor  # N, the level whose embeddings agree best with the pose
+    person: Tensor  # N, mean p_S there, over the cells within the threshold
+    distance: Tensor  # N, their mean distance
+
+    def select(self, index: Tensor) -> Self:
+        chosen = (tensor[index] for tensor in (self.best, self.person, self.distance))
+        return type(self)(self.levels, [distance[index] for distance in self.distances], *chosen)
+
+
+@dataclass(frozen=True)
 class Decoder:
-    """How fields become people; the defaults are the paper's, but for `trace_refinements` (there 2).
+    """How fields become people. Without `extensions` this is the paper's decoder, but for `trace_refinements`
+    (there 2).
 
     Lengths are in input pixels.
     """
@@ -53,33 +93,47 @@ class Decoder:
     scoring: Literal["expected-oks", "hough"] = "expected-oks"
     nms: Literal["soft", "hard"] = "soft"
     max_people: int = 20
+    extensions: Collection[Extension] = EXTENSIONS
     skeleton: Skeleton = COCO_PERSON
 
-    def poses(self, levels: Sequence[Level], *, height: int, width: int) -> Poses:
-        """The people of one height x width image, in its pixels, best first, at most `max_people`.
+    def people(
+        self, levels: Sequence[Level], *, height: int, width: int, image: ImageArray | None = None
+    ) -> Iterator[Detection]:
+        """The people of one height x width image, best first, at most `max_people`.
+
+        Args:
+            image: height x width x 3 uint8, RGB; its edges guide the outlines of masks. Without it they are
+                those of the fields.
 
         Raises:
             ValueError: a field holds a value that is not finite.
         """
-        levels = [replace(level, fields=level.fields.to("cpu")) for level in levels]
-        for level in levels:
-            _check_finite(level.fields)
-        frame = Frame.common(levels, height, width)
-        hough, seeds = vote(levels, frame, radius=self.radius, bin=self.bin, threshold=self.seed_threshold)
-        keypoints = find_people(
-            levels,
-            frame,
-            seeds,
-            trace_refinements=self.trace_refinements,
-            nms_radius=self.nms_radius,
-            most=min(max(_CANDIDATES_PER_PERSON * self.max_people, _CANDIDATES[0]), _CANDIDATES[1]),
-            skeleton=self.skeleton,
-        )
-        best = self._suppress(self._score(hough, keypoints, presence(levels, frame, keypoints)))
-        return best.select(slice(self.max_people)).scaled(1 / frame.scale)
+        poses, regions = self._find(levels, height=height, width=width)
+        size = {"height": height, "width": width}
+        masks = self._draw(poses, regions, image, **size) if regions else repeat(None, len(poses.scores))
+        return detections(poses, masks)
 
-    def masks(self, levels: Sequence[Level], poses: Poses, *, height: int, width: int) -> Iterator[Tensor]:
+    def poses(self, levels: Sequence[Level], *, height: int, width: int) -> Poses:
+        """The poses of `people` alone, in image pixels.
+
+        Raises:
+            ValueError: a field holds a value that is not finite.
+        """
+        return self._find(levels, height=height, width=width)[0]
+
+    def masks(
+        self,
+        levels: Sequence[Level],
+        poses: Poses,
+        *,
+        height: int,
+        width: int,
+        image: ImageArray | None = None,
+    ) -> Iterator[Tensor]:
         """The mask of each pose, height x width bool, in the order of `poses`.
+
+        Args:
+            image: as in `people`.
 
         Raises:
             UserError: the fields are those of a network that finds poses only.
@@ -89,43 +143,117 @@ class Decoder:
                 "these weights find poses only, not masks (PoseNet has no segmentation): "
                 "ask for poses, or use weights that have masks"
             )
-        refined = [refine_long(level.fields.to("cpu"), self.long_refinements) for level in levels]
-        distances = []
-        for fields, level in zip(refined, levels, strict=True):
-            seen = poses.scaled(level.scale)
-            distances.append(embedding_distance(fields, seen.keypoints, seen.presence, seen.extent()))
-        means = torch.stack([mean_distance(distance, self.mask_distance) for distance in distances])
-        for person, best in enumerate(means.argmin(0).tolist()):
-            yield full_resolution(
-                refined[best].seg[0],
-                distances[best][person],
-                step=levels[best].scale / refined[best].stride,
-                height=height,
-                width=width,
-                threshold=self.mask_distance,
+        regions = self._regions(_on_host(levels), poses)
+        return self._draw(poses, regions, image, height=height, width=width)
+
+    def _find(self, levels: Sequence[Level], *, height: int, width: int) -> tuple[Poses, Regions | None]:
+        """The poses, and where their masks are, if the fields have masks."""
+        levels = _on_host(levels)
+        for level in levels:
+            _check_finite(level.fields)
+        poses = self._poses(levels, Frame.common(levels, height, width))
+        if not all(level.fields.has_masks for level in levels):
+            return poses, None
+        regions = self._regions(levels, poses)
+        if self._adds("person-score"):
+            poses = score_by_person(poses, regions.person)
+        if self._adds("mask-score"):
+            poses = score_masks(poses, regions.person, regions.distance / self.mask_distance)
+        order = best_first(poses.scores)
+        return poses.select(order), regions.select(order)
+
+    def _poses(self, levels: Sequence[Level], frame: Frame) -> Poses:
+        hough, seeds = vote(levels, frame, radius=self.radius, bin=self.bin, threshold=self.seed_threshold)
+        per_person = _FEW_CANDIDATES if self._adds("few-candidates") else _CANDIDATES
+        keypoints = find_people(
+            levels,
+            frame,
+            seeds,
+            trace_refinements=self.trace_refinements,
+            nms_radius=self.nms_radius,
+            most=min(per_person * max(self.max_people, _LEAST_PEOPLE), _MOST_CANDIDATES),
+            skeleton=self.skeleton,
+        )
+        present = presence(levels, frame, keypoints)
+        if self._adds("mean-shift"):
+            keypoints = mean_shift(
+                hough,
+                keypoints,
+                extent(keypoints, present),
+                radius=self.radius,
+                kappas=self.skeleton.kappas,
             )
+            present = presence(levels, frame, keypoints)
+        best = self._suppress(self._score(hough, keypoints, present))
+        return best.select(slice(self.max_people)).scaled(1 / frame.scale)
 
     def _score(self, hough: HoughMap, keypoints: Tensor, present: Tensor) -> Poses:
         if self.scoring == "hough":
-            scores = hough_scores(hough, keypoints)
-        else:
-            scores = expected_oks(hough, keypoints, present, kappas=self.skeleton.kappas, radius=self.radius)
-        return Poses(keypoints, present, keypoint_scores=scores, scores=scores.mean(1))
+            return Poses.of(keypoints, present, hough_scores(hough, keypoints))
+        scores, by_votes = expected_oks(
+            hough, keypoints, present, radius=self.radius, kappas=self.skeleton.kappas
+        )
+        return Poses.of(keypoints, present, scores, by_votes if self._adds("vote-mass") else scores)
 
     def _suppress(self, poses: Poses) -> Poses:
         if self.nms == "hard":
             return hard_nms(poses, kappas=self.skeleton.kappas)
         return soft_nms(poses, nms_radius=self.nms_radius)
 
+    def _regions(self, levels: Sequence[Level], poses: Poses) -> Regions:
+        refined, distances, means = [], [], []
+        for level in levels:
+            fields = refine_long(level.fields, self.long_refinements)
+            seen = poses.scaled(level.scale)
+            lambdas = seen.extent(whole=self._adds("full-extent"))
+            distance = embedding_distance(fields, seen.keypoints, seen.presence, lambdas)
+            refined.append(replace(level, fields=fields))
+            distances.append(distance)
+            means.append(agreement(fields.seg[0], distance, self.mask_distance))
+        person, distance = (torch.stack(each) for each in zip(*means, strict=True))  # levels x N
+        best = distance.argmin(0)
+        return Regions(
+            refined, distances, best, *(each.gather(0, best[None])[0] for each in (person, distance))
+        )
+
+    def _draw(
+        self, poses: Poses, regions: Regions, image: ImageArray | None, *, height: int, width: int
+    ) -> Iterator[Tensor]:
+        person, rival = dict[int, Tensor](), dict[int, Tensor]()  # by level
+        for j, best in enumerate(regions.best.tolist()):
+            level, distance = regions.levels[best], regions.distances[best]
+            step = level.scale / level.fields.stride
+            if best not in person:
+                person[best] = self._person(level.fields.seg[0], distance, image, step, height, width)
+                rival[best] = torch.full_like(distance, torch.inf)
+                if self._adds("exclusive-masks"):
+                    rival[best] = rivals(distance, poses.unclaimed)
+            yield full_resolution(
+                person[best], distance[j], rival[best][j], step=step, threshold=self.mask_distance
+            )
+
+    def _person(
+        self, seg: Tensor, distance: Tensor, image: ImageArray | None, step: float, height: int, width: int
+    ) -> Tensor:
+        """The pixels that show a person, height x width bool."""
+        if image is not None and self._adds("guided-masks"):
+            near = (distance <= self.mask_distance).any(0)
+            seg, step = guided_seg(seg, image, near, step=step), step * POINTS
+        return person_pixels(seg, step=step, height=height, width=width)
+
+    def _adds(self, extension: Extension) -> bool:
+        return extension in self.extensions
+
 
 def detections(poses: Poses, masks: Iterable[Tensor | None]) -> Iterator[Detection]:
     """Poses and their masks (height x width bool, in the same order; None without one) as people."""
-    rows = zip(poses.keypoints, poses.keypoint_scores, poses.scores, strict=True)
-    for (keypoints, keypoint_scores, score), mask in zip(rows, masks, strict=True):
+    rows = zip(poses.keypoints, poses.keypoint_scores, poses.scores, poses.mask_scores, strict=True)
+    for (keypoints, keypoint_scores, score, mask_score), mask in zip(rows, masks, strict=True):
         yield Detection(
             keypoints=keypoints.numpy(),
             keypoint_scores=keypoint_scores.numpy(),
             score=float(score),
+            mask_score=float(mask_score),
             rle=b"" if mask is None else _rle(mask),
         )
 
@@ -135,6 +263,10 @@ def _rle(mask: Tensor) -> bytes:
     by_column = cv2.transpose(mask.numpy().view("uint8")).T
     counts: bytes = rle_tools.encode(by_column)["counts"]
     return counts
+
+
+def _on_host(levels: Iterable[Level]) -> list[Level]:
+    return [replace(level, fields=level.fields.to("cpu")) for level in levels]
 
 
 def _check_finite(fields: Fields) -> None:

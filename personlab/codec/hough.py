@@ -164,3 +164,11 @@ def _is_peak(score: Array, row: int, column: int) -> bool:
             if score[i, j] > centre or (is_before and score[i, j] == centre):
                 return False
     return True
+
+
+@compiled
+def bins_between(low: float, high: float, bin: float, bins: int) -> tuple[int, int]:
+    """The bins, first and one past the last, whose centres lie from `low` to `high` pixels."""
+    first = min(max(0.0, math.ceil(low / bin)), float(bins))
+    last = min(max(-1.0, math.floor(high / bin)), bins - 1.0)
+    return int(first), max(int(first), int(last) + 1)

@@ -27,6 +27,11 @@ def compiled(function: Function) -> Function:
     return cast(Function, njit(cache=True)(function))
 
 
+def summed(function: Function) -> Function:
+    """Compile a loop that may add in any order, so that several values are added at a time."""
+    return cast(Function, njit(cache=True, fastmath={"reassoc", "contract"})(function))
+
+
 def array(tensor: Tensor) -> npt.NDArray[Any]:
     """A tensor as a contiguous array on the host; no copy if it is one already."""
     values: npt.NDArray[Any] = tensor.detach().cpu().contiguous().numpy()
@@ -49,3 +54,21 @@ def sample(field: Array, cell: Cell) -> float:
     upper = field[top, left] + across * (field[top, right] - field[top, left])
     lower = field[bottom, left] + across * (field[bottom, right] - field[bottom, left])
     return float(upper + down * (lower - upper))
+
+
+@summed
+def total(row: Array) -> float:
+    """The sum of a row."""
+    result = row.dtype.type(0)
+    for value in row:
+        result += value
+    return float(result)
+
+
+@summed
+def dot(row: Array, weights: Array) -> float:
+    """The sum of a row, weighted. `weights` may be longer."""
+    result = row.dtype.type(0)
+    for index in range(len(row)):
+        result += row[index] * weights[index]
+    return float(result)

@@ -1,6 +1,5 @@
 """Instance masks: which person pixels belong to which detected person (paper, section 3.2, equation 6)."""
 
-import math
 from typing import Final
 
 import numpy as np
@@ -9,7 +8,9 @@ import torch
 from torch import Tensor
 
 from personlab.codec.fields import Fields
-from personlab.codec.loops import Array, array, cell_at, compiled, sample
+from personlab.codec.loops import Array, Index, array, cell_at, compiled, sample
+
+Mask = npt.NDArray[np.bool_]
 
 # A pixel shows a person where p_S is at least this.
 PERSON: Final = 0.5
@@ -18,31 +19,31 @@ PERSON: Final = 0.5
 def refine_long(fields: Fields, steps: int) -> Fields:
     """Equation 5 at person cells, as `refine.refine` computes it everywhere; other cells are undefined."""
     seg, long, short = (array(field[0]) for field in (fields.seg, fields.long, fields.short))
-    refined = _refine_long(seg, long, short, steps, fields.stride)
+    refined = _refine_long(seg >= PERSON, long, short, steps, fields.stride)
     return fields.replace(long=torch.from_numpy(refined)[None])
 
 
 @compiled
-def _refine_long(seg: Array, long: Array, short: Array, steps: int, stride: int) -> Array:
+def _refine_long(cells: Mask, long: Array, short: Array, steps: int, stride: int) -> Array:
     """`steps` times L_k(x) <- x' + L_k(x'), then `steps` times L_k(x) <- x' + S_k(x').
 
     The first kind samples its own field, so all cells are needed until its last step.
     """
     for step in range(steps):
-        long = _follow(seg, long, long, stride, PERSON if step == steps - 1 else -np.inf)
+        long = _follow(cells if step == steps - 1 else np.ones_like(cells), long, long, stride)
     for _ in range(steps):
-        long = _follow(seg, long, short, stride, PERSON)
+        long = _follow(cells, long, short, stride)
     return long
 
 
 @compiled
-def _follow(seg: Array, offsets: Array, field: Array, stride: int, least: float) -> Array:
-    """Offsets (K x 2 x H x W) plus the field where they end, at cells where `seg` is at least `least`."""
+def _follow(cells: Mask, offsets: Array, field: Array, stride: int) -> Array:
+    """Offsets (K x 2 x H x W) plus the field where they end, at some cells."""
     kinds, _, height, width = offsets.shape
     further = np.zeros_like(offsets)
     for row in range(height):
         for column in range(width):
-            if seg[row, column] < least:
+            if not cells[row, column]:
                 continue
             for k in range(kinds):
                 dx, dy = offsets[k, 0, row, column], offsets[k, 1, row, column]
@@ -63,96 +64,171 @@ def embedding_distance(fields: Fields, keypoints: Tensor, presence: Tensor, lamb
     """
     weight = presence / presence.sum(1, keepdim=True).clamp(min=1e-6) / lambdas[:, None]
     seg, long = array(fields.seg[0]), array(fields.long[0])
-    distance = _embedding_distance(seg, long, array(keypoints), array(weight), fields.stride)
-    return torch.from_numpy(distance)
+    distance = np.full((len(keypoints), seg.size), np.inf, seg.dtype)
+    at = np.flatnonzero(seg >= PERSON)
+    _embedding_distance(distance, at, long, array(keypoints), array(weight), fields.stride)
+    return torch.from_numpy(distance.reshape(-1, *seg.shape))
 
 
 @compiled
-def _embedding_distance(seg: Array, long: Array, keypoints: Array, weight: Array, stride: int) -> Array:
-    """`weight` (N x K) is the presence over its sum and lambda."""
-    people, kinds = weight.shape
-    height, width = seg.shape
-    distance = np.full((people, height, width), np.inf, seg.dtype)
-    for n in range(people):
-        if weight[n].sum() == 0:
-            continue
-        for row in range(height):
-            for column in range(width):
-                if seg[row, column] < PERSON:
-                    continue
-                total = 0.0
-                for k in range(kinds):
-                    x = column * stride + long[k, 0, row, column] - keypoints[n, k, 0]
-                    y = row * stride + long[k, 1, row, column] - keypoints[n, k, 1]
-                    total += weight[n, k] * math.sqrt(x * x + y * y)
-                distance[n, row, column] = total
-    return distance
+def _embedding_distance(
+    distance: Array, at: Index, long: Array, keypoints: Array, weight: Array, stride: int
+) -> None:
+    """Fill in the distance (N x H W) of the cells `at`; `weight` (N x K) is presence / its sum / lambda."""
+    kinds, _, _, width = long.shape
+    x, y = np.empty((kinds, len(at)), long.dtype), np.empty((kinds, len(at)), long.dtype)
+    for k in range(kinds):
+        for cell, place in enumerate(at):
+            row, column = divmod(place, width)
+            x[k, cell] = column * stride + long[k, 0, row, column]
+            y[k, cell] = row * stride + long[k, 1, row, column]
+    for n in range(len(keypoints)):
+        if weight[n].sum() > 0:
+            total = np.zeros(len(at), long.dtype)
+            for k in range(kinds):
+                _add_distance(total, x[k], y[k], keypoints[n, k], weight[n, k])
+            distance[n][at] = total
 
 
-def mean_distance(distance: Tensor, threshold: float) -> Tensor:
-    """The mean of each person's distances (N x H x W) within the threshold: N; infinite without any."""
-    near = distance <= threshold
-    total = torch.where(near, distance, 0.0).sum((1, 2))
-    return torch.where(near.any(2).any(1), total / near.sum((1, 2)), torch.inf)
+@compiled
+def _add_distance(total: Array, x: Array, y: Array, place: Array, weight: float) -> None:
+    for cell in range(len(total)):
+        dx, dy = x[cell] - place[0], y[cell] - place[1]
+        total[cell] += weight * np.sqrt(dx * dx + dy * dy)
+
+
+def agreement(seg: Tensor, distance: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """The means of p_S and of the distance over C_j, a person's cells of p_S >= 0.5 within the threshold.
+
+    seg H x W, distance N x H x W. Returns N and N; without such cells, 0 and infinity.
+    """
+    near = (distance <= threshold) & (seg >= PERSON)
+    count = near.sum((1, 2))
+    person = (near * seg).sum((1, 2)) / count.clamp(min=1)
+    mean = torch.where(near, distance, 0.0).sum((1, 2)) / count.clamp(min=1)
+    return person, mean.where(count > 0, torch.inf)
+
+
+def rivals(distance: Tensor, unclaimed: Tensor) -> Tensor:
+    """The least distance of every cell from the better poses, of which half is unclaimed: N x H x W.
+
+    distance N x H x W of poses, best first; unclaimed N x K bool. Infinite without better poses.
+    """
+    own = distance.where(unclaimed.float().mean(1)[:, None, None] >= 0.5, torch.inf)
+    nobody = torch.full_like(distance[:1], torch.inf)
+    return torch.cat((nobody, own[:-1])).cummin(0).values if len(own) else distance
+
+
+def person_pixels(seg: Tensor, *, step: float, height: int, width: int) -> Tensor:
+    """The pixels that show a person: height x width bool.
+
+    seg (H x W) is on the output cells and is interpolated bilinearly before it is cut at 0.5; image pixel
+    (x, y) is cell (step * x, step * y).
+    """
+    return torch.from_numpy(_person_pixels(array(seg), step, height, width, PERSON))
+
+
+@compiled
+def _person_pixels(seg: Array, step: float, height: int, width: int, cut: float) -> Mask:
+    rows, columns = seg.shape
+    person = np.zeros((height, width), np.bool_)
+    is_person = seg >= cut
+    firsts = _first_pixels(step, width, columns)
+    for y in range(height):
+        top, bottom, below = _between(y * step, rows)
+        for left in range(columns):
+            right = min(left + 1, columns - 1)
+            count = (
+                is_person[top, left]
+                + is_person[top, right]
+                + is_person[bottom, left]
+                + is_person[bottom, right]
+            )
+            if count == 4:
+                person[y, firsts[left] : firsts[left + 1]] = True
+            elif count > 0:
+                here = (1 - below) * seg[top, left] + below * seg[bottom, left]
+                there = (1 - below) * seg[top, right] + below * seg[bottom, right]
+                for x in range(firsts[left], firsts[left + 1]):
+                    beside = min(x * step, columns - 1.0) - left
+                    person[y, x] = (1 - beside) * here + beside * there >= cut
+    return person
+
+
+@compiled
+def _first_pixels(step: float, width: int, columns: int) -> Index:
+    """The first pixel between cells j and j + 1, for every j and beyond: columns + 1."""
+    lefts = np.minimum((np.arange(width) * step).astype(np.int64), columns - 1)
+    return np.searchsorted(lefts, np.arange(columns + 1))
+
+
+@compiled
+def _between(place: float, cells: int) -> tuple[int, int, float]:
+    """The cells before and behind a place, in cells, and the share of the latter."""
+    place = min(place, cells - 1.0)
+    before = int(place)
+    return before, min(before + 1, cells - 1), place - before
 
 
 def full_resolution(
-    seg: Tensor, distance: Tensor, *, step: float, height: int, width: int, threshold: float
+    person: Tensor, distance: Tensor, rival: Tensor, *, step: float, threshold: float
 ) -> Tensor:
     """The mask of one person over the whole image, height x width bool.
 
-    seg and distance (H x W) are on the output cells; image pixel (x, y) is cell (step * x, step * y).
-    Both are interpolated bilinearly before they are cut at 0.5 and `threshold`. The distance is interpolated
-    among person cells alone, since it means nothing elsewhere, and counts as at most twice the threshold: the
-    border between two people then lies half-way between their cells, however far apart they are. Pixels
-    belong to every person close enough: the assignment is not exclusive.
+    The person's pixels are those of `person` (height x width bool, `person_pixels`) whose distance is at most
+    `threshold` and not above that of `rival`. Distances (H x W) are on the output cells; image pixel (x, y)
+    is cell (step * x, step * y). They are interpolated bilinearly among person cells alone, since they mean
+    nothing elsewhere, and count as at most twice the threshold: the border between two people then lies
+    half-way between their cells, however far apart they are. Without rivals, pixels belong to every person
+    close enough: the assignment is not exclusive.
     """
-    return torch.from_numpy(_mask(array(seg), array(distance), step, height, width, threshold))
+    return torch.from_numpy(_mask(array(person), array(distance), array(rival), step, threshold))
 
 
 @compiled
-def _mask(
-    seg: Array, distance: Array, step: float, height: int, width: int, threshold: float
-) -> npt.NDArray[np.bool_]:
-    """One person's mask. Where all four cells around a pixel agree, nothing is interpolated."""
-    rows, columns = seg.shape
+def _mask(person: Mask, distance: Array, rival: Array, step: float, threshold: float) -> Mask:
+    """Where all cells around a pixel agree, nothing is interpolated."""
+    rows, columns = distance.shape
+    height, width = person.shape
     mask = np.zeros((height, width), np.bool_)
-    near = distance <= threshold  # only person cells can be: others are infinitely far
-    lefts = np.minimum((np.arange(width) * step).astype(np.int64), columns - 1)
-    firsts = np.searchsorted(lefts, np.arange(columns + 1))  # the pixels between cells j and j + 1
+    known = distance < np.inf
+    near = known & (distance <= threshold)
+    own = near & (distance <= rival)
     has_near = np.array([near[row].any() for row in range(rows)])
+    firsts = _first_pixels(step, width, columns)
     for y in range(height):
-        v = min(y * step, rows - 1.0)
-        top = int(v)
-        bottom, below = min(top + 1, rows - 1), v - top
+        top, bottom, below = _between(y * step, rows)
         if not (has_near[top] or has_near[bottom]):
             continue
         for left in range(columns):
             right = min(left + 1, columns - 1)
-            count = near[top, left] + near[top, right] + near[bottom, left] + near[bottom, right]
-            if count == 4:
-                mask[y, firsts[left] : firsts[left + 1]] = True
-            elif count > 0:
-                here = _between(seg, distance, top, bottom, below, left, threshold)
-                there = _between(seg, distance, top, bottom, below, right, threshold)
-                for x in range(firsts[left], firsts[left + 1]):
+            if not (near[top, left] or near[top, right] or near[bottom, left] or near[bottom, right]):
+                continue
+            first, last = firsts[left], firsts[left + 1]
+            if own[top, left] and own[top, right] and own[bottom, left] and own[bottom, right]:
+                mask[y, first:last] = person[y, first:last]
+                continue
+            here = _weighted(distance, rival, top, bottom, below, left, threshold)
+            there = _weighted(distance, rival, top, bottom, below, right, threshold)
+            for x in range(first, last):
+                if person[y, x]:
                     beside = min(x * step, columns - 1.0) - left
-                    p = (1 - beside) * here[0] + beside * there[0]
-                    share = (1 - beside) * here[1] + beside * there[1]
-                    total = (1 - beside) * here[2] + beside * there[2]
-                    mask[y, x] = share > 0 and p >= PERSON and total <= threshold * share
+                    share = (1 - beside) * here[0] + beside * there[0]
+                    ours = (1 - beside) * here[1] + beside * there[1]
+                    theirs = (1 - beside) * here[2] + beside * there[2]
+                    mask[y, x] = share > 0 and ours <= threshold * share and ours <= theirs
     return mask
 
 
 @compiled
-def _between(
-    seg: Array, distance: Array, top: int, bottom: int, below: float, column: int, threshold: float
+def _weighted(
+    distance: Array, rival: Array, top: int, bottom: int, below: float, column: int, threshold: float
 ) -> tuple[float, float, float]:
-    """Between two cells of a column: p_S, the share of person cells, and their distance times that share."""
-    p = share = total = 0.0
+    """Between two cells of a column: the share of known cells, and the distances times that share."""
+    share = ours = theirs = 0.0
     for row, weight in ((top, 1 - below), (bottom, below)):
-        p += weight * seg[row, column]
-        if seg[row, column] >= PERSON:
+        if distance[row, column] < np.inf:
             share += weight
-            total += weight * min(distance[row, column], 2 * threshold)
-    return p, share, total
+            ours += weight * min(distance[row, column], 2 * threshold)
+            theirs += weight * min(rival[row, column], 2 * threshold)
+    return share, ours, theirs

@@ -9,16 +9,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from numba import njit
 from torch import Tensor
 
 from personlab.codec.group import is_claimed
-from personlab.codec.hough import HoughMap
-from personlab.codec.loops import Array, array, compiled
+from personlab.codec.hough import HoughMap, bins_between
+from personlab.codec.loops import Array, array, compiled, dot, total
 from personlab.skeleton import COCO_PERSON
 
 # A keypoint counts as detected, and so into a person's extent, from this presence on.
 DETECTED: Final = 0.5
+
+# What is left of the scores of poses and of masks whose cells show no person or are those of another.
+LEAST_PERSON: Final = 0.02
+LEAST_CLOSENESS: Final = 0.01
+
+# Cells with this mean p_S show a person for certain: the outermost cells of small people are lower.
+CERTAIN: Final = 0.9
 
 # Hard NMS removes a pose whose OKS with a better one is above this (G-RMI).
 HARD_NMS_OKS: Final = 0.5
@@ -30,8 +36,20 @@ class Poses:
 
     keypoints: Tensor  # N x K x 2, pixels
     presence: Tensor  # N x K, p_k(y_jk)
-    keypoint_scores: Tensor  # N x K
+    keypoint_scores: Tensor  # N x K, s_jk
+    terms: Tensor  # N x K, what the keypoints add to the score of the pose (equation 4): s_jk, for the paper
+    unclaimed: Tensor  # N x K bool, u_jk: no better pose claims the keypoint (equation 4)
     scores: Tensor  # N
+    mask_scores: Tensor  # N, of the poses' masks
+
+    @classmethod
+    def of(
+        cls, keypoints: Tensor, presence: Tensor, keypoint_scores: Tensor, terms: Tensor | None = None
+    ) -> Self:
+        """Poses before any suppression: scores are the means of the terms, for masks too."""
+        terms = keypoint_scores if terms is None else terms
+        unclaimed = torch.ones_like(presence, dtype=torch.bool)
+        return cls(keypoints, presence, keypoint_scores, terms, unclaimed, terms.mean(1), terms.mean(1))
 
     def select(self, index: Tensor | slice) -> Self:
         return type(self)(*(tensor[index] for tensor in vars(self).values()))
@@ -40,9 +58,9 @@ class Poses:
         """The same poses in an image `factor` times the size."""
         return replace(self, keypoints=self.keypoints * factor)
 
-    def extent(self) -> Tensor:
-        """lambda_j of every pose, in pixels: N."""
-        return extent(self.keypoints, self.presence)
+    def extent(self, *, whole: bool = False) -> Tensor:
+        """lambda_j of every pose, in pixels: N. `whole`: of all keypoints, detected or not."""
+        return extent(self.keypoints, torch.ones_like(self.presence) if whole else self.presence)
 
 
 def extent(keypoints: Tensor, presence: Tensor) -> Tensor:
@@ -73,56 +91,48 @@ def expected_oks(
     *,
     radius: float,
     kappas: Sequence[float] = COCO_PERSON.kappas,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Equation 3: p_k(y) times the mean of exp(-|x - y|^2 / (2 lambda^2 kappa_k^2)) over the disk around y,
     weighted by the score map: N x K. Where the disk holds no votes, the score is 0.
+
+    Returns:
+        The scores, and the same with the mass of the votes in the disk, at most 1, in place of p_k(y).
     """
     tolerance = 2 * (extent(keypoints, presence)[:, None] * keypoints.new_tensor(kappas)).square()
-    expected = _expected_oks(array(hough.score), hough.bin, array(keypoints), array(tolerance), radius)
-    return presence * torch.from_numpy(expected)
+    mass, likeness = map(
+        torch.from_numpy,
+        _expected_oks(array(hough.score), hough.bin, array(keypoints), array(tolerance), radius),
+    )
+    return presence * likeness, mass.clamp(max=1) * likeness
 
 
 @compiled
-def _expected_oks(score: Array, bin: float, keypoints: Array, tolerance: Array, radius: float) -> Array:
-    """The mean of exp(-|x - y|^2 / tolerance) over the disk around y, weighted by the score map: N x K."""
-    expected = np.zeros(tolerance.shape, score.dtype)
+def _expected_oks(
+    score: Array, bin: float, keypoints: Array, tolerance: Array, radius: float
+) -> tuple[Array, Array]:
+    """The sum of the score map over the disk around y, and the mean of exp(-|x - y|^2 / tolerance) that it
+    weights: both N x K."""
+    masses, expected = np.zeros(tolerance.shape, score.dtype), np.zeros(tolerance.shape, score.dtype)
     rows, columns = score.shape[1:]
     for k in range(score.shape[0]):  # one map after the other: memory bounds the speed
         for n in range(len(keypoints)):
             x, y = keypoints[n, k]
-            first, last = _bins_between(x - radius, x + radius, bin, columns)
+            left, right = bins_between(x - radius, x + radius, bin, columns)
+            # the exponential of a sum of squares is a product
+            across = np.exp(-((bin * np.arange(left, right) - x) ** 2) / tolerance[n, k]).astype(score.dtype)
             mass = likeness = 0.0
-            for i in range(*_bins_between(y - radius, y + radius, bin, rows)):
+            for i in range(*bins_between(y - radius, y + radius, bin, rows)):
+                dy = bin * i - y
+                half = math.sqrt(max(radius**2 - dy**2, 0.0))
+                first, last = bins_between(x - half, x + half, bin, columns)
                 row = score[k, i, first:last]
-                if _total(row) == 0:
-                    continue
-                dy2 = (bin * i - y) ** 2
-                for j, weight in enumerate(row):
-                    if weight > 0:
-                        squared = (bin * (first + j) - x) ** 2 + dy2
-                        if squared <= radius**2:
-                            mass += weight
-                            likeness += weight * math.exp(-squared / tolerance[n, k])
+                in_row = total(row)
+                if in_row > 0:
+                    mass += in_row
+                    likeness += math.exp(-(dy**2) / tolerance[n, k]) * dot(row, across[first - left :])
             if mass > 0:
-                expected[n, k] = likeness / mass
-    return expected
-
-
-@njit(cache=True, fastmath={"reassoc"})  # type: ignore[untyped-decorator]
-def _total(row: Array) -> float:
-    """The sum in any order, so that several values are added at a time."""
-    total = row.dtype.type(0)
-    for value in row:
-        total += value
-    return float(total)
-
-
-@compiled
-def _bins_between(low: float, high: float, bin: float, bins: int) -> tuple[int, int]:
-    """The bins, first and one past the last, whose centres lie from `low` to `high` pixels."""
-    first = min(max(0.0, math.ceil(low / bin)), float(bins))
-    last = min(max(-1.0, math.floor(high / bin)), bins - 1.0)
-    return int(first), int(last) + 1
+                masses[n, k], expected[n, k] = mass, likeness / mass
+    return masses, expected
 
 
 def soft_nms(poses: Poses, *, nms_radius: float) -> Poses:
@@ -131,10 +141,11 @@ def soft_nms(poses: Poses, *, nms_radius: float) -> Poses:
     A better pose claims a keypoint if it has the same keypoint within `nms_radius` pixels. Returns the poses,
     best first.
     """
-    poses = poses.select(_best_first(poses.scores))
-    claimed = torch.from_numpy(_claimed(array(poses.keypoints), nms_radius**2))
-    scores = (poses.keypoint_scores * ~claimed).sum(1) / claimed.shape[1]
-    return replace(poses, scores=scores).select(_best_first(scores))
+    poses = poses.select(best_first(poses.scores))
+    unclaimed = torch.from_numpy(~_claimed(array(poses.keypoints), nms_radius**2))
+    scores = (poses.terms * unclaimed).sum(1) / unclaimed.shape[1]
+    poses = replace(poses, unclaimed=unclaimed, scores=scores, mask_scores=scores)
+    return poses.select(best_first(scores))
 
 
 @compiled
@@ -149,7 +160,7 @@ def _claimed(keypoints: Array, squared_radius: float) -> npt.NDArray[np.bool_]:
 
 def hard_nms(poses: Poses, *, kappas: Sequence[float] = COCO_PERSON.kappas) -> Poses:
     """Drop every pose whose OKS with a better, kept pose is above 0.5; the others, best first."""
-    poses = poses.select(_best_first(poses.scores))
+    poses = poses.select(best_first(poses.scores))
     squared = (poses.keypoints[:, None] - poses.keypoints[None]).square().sum(-1)  # N x N x K
     tolerance = 2 * (poses.extent()[:, None] * squared.new_tensor(kappas)).square()  # the better one's: N x K
     similar = torch.exp(-squared / tolerance[:, None]).mean(-1) > HARD_NMS_OKS  # [better, worse]
@@ -160,5 +171,26 @@ def hard_nms(poses: Poses, *, kappas: Sequence[float] = COCO_PERSON.kappas) -> P
     return poses.select((~dropped).nonzero()[:, 0])
 
 
-def _best_first(scores: Tensor) -> Tensor:
+def score_by_person(poses: Poses, person: Tensor) -> Poses:
+    """Scores times the square of the mean p_S of the person's cells (N), from (1/51)^2 without any to 1."""
+    certainty = ((person + LEAST_PERSON) / (1 + LEAST_PERSON)).square()
+    scores = poses.scores * certainty
+    return replace(poses, scores=scores, mask_scores=scores)
+
+
+def score_masks(poses: Poses, person: Tensor, distance: Tensor) -> Poses:
+    """Scores of the masks, N, in [0, 1]:
+
+        sum_k u_jk s_jk^2 / sum_k s_jk  *  min(1, p / 0.9)^6  *  max(0.01, 1 - d)
+
+    person: p, the mean p_S of the person's cells, N. distance: d, their mean embedding distance in units of
+    the threshold, N.
+    """
+    keypoints = poses.keypoint_scores
+    pose = (poses.unclaimed * keypoints.square()).sum(1) / keypoints.sum(1).clamp(min=1e-9)
+    certainty = (person / CERTAIN).clamp(max=1) ** 6
+    return replace(poses, mask_scores=pose * certainty * (1 - distance).clamp(min=LEAST_CLOSENESS))
+
+
+def best_first(scores: Tensor) -> Tensor:
     return scores.argsort(descending=True, stable=True)

@@ -155,7 +155,8 @@ def _score(score: float | np.floating[Any]) -> float:
 
 
 def _extent(result: Result, person: Detection) -> Record:
-    """The tight box (x, y, width, height) of the mask, or else of the keypoints; and the mask, if any."""
+    """The tight box (x, y, width, height) of the mask, or else of the keypoints; the mask, if any, and its
+    score."""
     mask = {"size": [result.height, result.width], "counts": person.rle}
     if person.rle and rle_tools.area(mask):
         box = rle_tools.toBbox(mask)
@@ -163,4 +164,7 @@ def _extent(result: Result, person: Detection) -> Record:
         low, high = person.keypoints.min(axis=0), person.keypoints.max(axis=0)
         box = np.concatenate((low, high - low))
     extent = {"bbox": [round(float(side), 2) for side in box]}
-    return extent | ({"segmentation": mask | {"counts": person.rle.decode()}} if person.rle else {})
+    if not person.rle:
+        return extent
+    segmentation = mask | {"counts": person.rle.decode()}
+    return extent | {"segmentation": segmentation, "mask_score": _score(person.mask_score)}

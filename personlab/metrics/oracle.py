@@ -8,14 +8,13 @@ the gaps, so that only the codec's own errors remain.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 
-from personlab.codec.decode import Decoder, Level, detections
+from personlab.codec.decode import Decoder, Level
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import padded_side
 from personlab.data.example import project_people
@@ -61,12 +60,10 @@ def round_trip(
     instances, scale = project(
         people, height=height, width=width, side=side, stride=stride, skeleton=skeleton
     )
-    targets = encode(instances, stride=stride, radius=decoder.radius, skeleton=skeleton)
-    levels = [Level(targets.fields, scale)]
-    poses = decoder.poses(levels, height=height, width=width)
+    fields = encode(instances, stride=stride, radius=decoder.radius, skeleton=skeleton).fields
     if not any(person.rle for person in people):
-        return list(detections(poses, repeat(None, len(poses.scores))))
-    return list(detections(poses, decoder.masks(levels, poses, height=height, width=width)))
+        fields = fields.replace(seg=fields.seg[:, :0, :0], long=fields.long[..., :0, :0])
+    return list(decoder.people([Level(fields, scale)], height=height, width=width))
 
 
 def project(
@@ -151,7 +148,7 @@ def _largest_component(person: Annotation, tree: Sequence[Edge]) -> Detection:
     sizes = np.bincount(component[labelled], minlength=len(labelled))
     kept = labelled & (component == sizes.argmax())
     keypoints = np.where(kept[:, None], person.keypoints, np.float32(_FAR_AWAY))
-    return Detection(keypoints, kept.astype(np.float32), score=1.0, rle=person.rle)
+    return Detection(keypoints, kept.astype(np.float32), score=1.0, mask_score=1.0, rle=person.rle)
 
 
 def _annotation(truth: COCO, record: dict[str, Any]) -> Annotation:

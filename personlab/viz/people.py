@@ -71,15 +71,20 @@ def draw_scores(
     colours: Sequence[int] | None = None,
     min_keypoint_score: float = 0.2,
 ) -> ImageArray:
-    """Draw the score above each person, in the colour of the mask. Arguments as for `draw_people`."""
+    """Draw the scores of the pose and of the mask above each person. Arguments as for `draw_people`."""
     canvas = Image.fromarray(image)
     pen, taken = ImageDraw.Draw(canvas), list[Rectangle]()
     for colour, person in zip(colours or range(len(detections)), detections, strict=True):
         points = person.keypoints[person.keypoint_scores >= min_keypoint_score]
         if len(points):
-            text = f"{person.score:.2f}"
+            text = _scores(person)
             taken.append(_paint_tag(pen, text, points, _colour(colour), _magnification(image), taken))
     return np.asarray(canvas)
+
+
+def _scores(person: Detection) -> str:
+    """The pose's score, and the mask's if there is one."""
+    return f"{person.score:.2f} / {person.mask_score:.2f}" if person.rle else f"{person.score:.2f}"
 
 
 def draw_note(image: ImageArray, text: str) -> ImageArray:

@@ -8,6 +8,7 @@ long K x 2 x H x W. Places and offsets are (x, y) in input pixels; cell (i, j) s
 
 import heapq
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -275,8 +276,13 @@ def hough_score(h: Array, pose: Array, *, bin: float) -> list[float]:
     return [float(bilinear(padded[k], (x + bin, y + bin), bin)) for k, (x, y) in enumerate(pose.tolist())]
 
 
-def expected_oks(h: Array, pose: Array, present, *, bin: float, radius: float) -> list[float]:
-    """Equation 3, the integral as a sum over the bins in the disk; without votes there the score is 0."""
+def expected_oks(
+    h: Array, pose: Array, present, *, bin: float, radius: float, vote_mass: bool = False
+) -> list[float]:
+    """Equation 3, the integral as a sum over the bins in the disk; without votes there the score is 0.
+
+    With `vote_mass`, what is in the disk, at most 1, stands for p.
+    """
     scale = extent(pose, present)
     scores = []
     for k in range(K):
@@ -289,8 +295,40 @@ def expected_oks(h: Array, pose: Array, present, *, bin: float, radius: float) -
                 if squared <= radius**2:
                     mass += h[k, i, j]
                     likeness += h[k, i, j] * math.exp(-squared / (2 * scale**2 * KAPPAS[k] ** 2))
-        scores.append(float(present[k]) * likeness / mass if mass > 0 else 0.0)
+        p = min(mass, 1.0) if vote_mass else float(present[k])
+        scores.append(p * likeness / mass if mass > 0 else 0.0)
     return scores
+
+
+def mean_shift(h: Array, pose: Array, present, *, bin: float, radius: float) -> Array:
+    """Every keypoint to the mean of the votes in its disk, weighted by a Gaussian around it."""
+    scale = extent(pose, present)
+    shifted = pose.copy()
+    for k, (x, y) in enumerate(pose.tolist()):
+        sigma = max(radius / 8, scale * KAPPAS[k] / 2)
+        total, mass = np.zeros(2), 0.0
+        for i in range(h.shape[1]):
+            for j in range(h.shape[2]):
+                squared = (bin * j - x) ** 2 + (bin * i - y) ** 2
+                if squared <= radius**2:
+                    weight = h[k, i, j] * math.exp(-squared / (2 * sigma**2))
+                    total += weight * np.array([bin * j, bin * i])
+                    mass += weight
+        if mass > 0:
+            shifted[k] = total / mass
+    return shifted
+
+
+def person_score(score: float, certainty: float) -> float:
+    """The score of a pose of whose cells p_S has this mean."""
+    return score * ((certainty + 0.02) / 1.02) ** 2
+
+
+def mask_score(keypoint_scores, unclaimed, certainty: float, distance: float) -> float:
+    """Of a mask whose cells have this mean p_S, and this mean distance in units of the threshold."""
+    squares = sum(s**2 for s, u in zip(keypoint_scores, unclaimed, strict=True) if u)
+    pose = squares / sum(keypoint_scores) if sum(keypoint_scores) else 0.0
+    return pose * min(certainty / 0.9, 1.0) ** 6 * max(0.01, 1 - distance)
 
 
 def soft_nms(poses: list[Array], keypoint_scores, *, nms_radius: float) -> list[tuple[int, float]]:
@@ -344,11 +382,15 @@ def embedding_distance(seg, long, pose, present, scale: float, *, stride: int) -
     return distance
 
 
-def mask(seg, distance, *, step: float, height: int, width: int, threshold: float) -> npt.NDArray[np.bool_]:
+def mask(
+    seg, distance, *, step: float, height: int, width: int, threshold: float, rival=None
+) -> npt.NDArray[np.bool_]:
     """Pixels with p_S >= 0.5 and D <= t, both interpolated from the cells; D among the person cells alone.
 
-    What is farther than 2 t counts as 2 t. Image pixel (x, y) lies at cell (step * x, step * y).
+    What is farther than 2 t counts as 2 t. Image pixel (x, y) lies at cell (step * x, step * y). Where the
+    distance from a `rival` is smaller, the pixel is the rival's.
     """
+    rival = np.full_like(distance, np.inf) if rival is None else rival
     result = np.zeros((height, width), dtype=bool)
     cell_is_person = seg >= 0.5
     for y in range(height):
@@ -358,7 +400,35 @@ def mask(seg, distance, *, step: float, height: int, width: int, threshold: floa
             weight = float(bilinear(cell_is_person.astype(float), (x * step, y * step), 1))
             known = np.where(cell_is_person, np.minimum(distance, 2 * threshold), 0.0)
             near = float(bilinear(known, (x * step, y * step), 1))
-            result[y, x] = weight > 0 and near / weight <= threshold
+            of_rival = np.where(cell_is_person, np.minimum(rival, 2 * threshold), 0.0)
+            is_own = near <= float(bilinear(of_rival, (x * step, y * step), 1))
+            result[y, x] = weight > 0 and near / weight <= threshold and is_own
+    return result
+
+
+def guided_filter(guide: Array, p: Array, *, radius: int, epsilon: float) -> Array:
+    """He, Sun and Tang: p (H x W) as the mean of linear functions of the colours (3 x H x W) around it."""
+    rows, columns = p.shape
+
+    def box(row: int, column: int) -> tuple[slice, slice]:
+        return (
+            slice(max(row - radius, 0), row + radius + 1),
+            slice(max(column - radius, 0), column + radius + 1),
+        )
+
+    a, b = np.zeros((3, rows, columns)), np.zeros((rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            colours, values = guide[:, *box(row, column)].reshape(3, -1), p[box(row, column)].ravel()
+            centred = colours - colours.mean(1, keepdims=True)
+            covariance = centred @ centred.T / values.size + epsilon * np.eye(3)
+            a[:, row, column] = np.linalg.solve(covariance, centred @ (values - values.mean()) / values.size)
+            b[row, column] = values.mean() - a[:, row, column] @ colours.mean(1)
+    result = np.zeros_like(p)
+    for row in range(rows):
+        for column in range(columns):
+            slope = a[:, *box(row, column)].reshape(3, -1).mean(1)
+            result[row, column] = slope @ guide[:, row, column] + b[box(row, column)].mean()
     return result
 
 
@@ -391,6 +461,7 @@ def decode(
     width: float,
     scoring: str,
     nms: str,
+    extensions: Collection[str] = (),
 ) -> list[Person]:
     """People of one image, in pixels of the height x width frame, best first."""
     size = {"height": height, "width": width}
@@ -411,14 +482,27 @@ def decode(
     present = [
         np.mean([seen(level, pose, height, width) for level in levels], axis=0).tolist() for pose in poses
     ]
+    if "mean-shift" in extensions:
+        poses = [
+            mean_shift(h, pose, p, bin=bin, radius=radius) for pose, p in zip(poses, present, strict=True)
+        ]
+        present = [
+            np.mean([seen(level, pose, height, width) for level in levels], axis=0).tolist() for pose in poses
+        ]
     if scoring == "hough":
         scores = [hough_score(h, pose, bin=bin) for pose in poses]
     else:
         scores = [
             expected_oks(h, pose, p, bin=bin, radius=radius) for pose, p in zip(poses, present, strict=True)
         ]
+    terms = scores
+    if scoring == "expected-oks" and "vote-mass" in extensions:
+        terms = [
+            expected_oks(h, pose, p, bin=bin, radius=radius, vote_mass=True)
+            for pose, p in zip(poses, present, strict=True)
+        ]
     if nms == "soft":
-        order = soft_nms(poses, scores, nms_radius=nms_radius)
+        order = soft_nms(poses, terms, nms_radius=nms_radius)
     else:
-        order = hard_nms(poses, present, scores, most=0.5)
+        order = hard_nms(poses, present, terms, most=0.5)
     return [Person(poses[j], present[j], scores[j], score) for j, score in order]
