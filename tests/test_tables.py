@@ -48,7 +48,13 @@ def image(image_id: int, **changes: Any) -> dict[str, Any]:
 
 
 def detection(score: float, **changes: Any) -> dict[str, Any]:
-    good = {"score": score, "keypoints": [0.5] * 34, "keypoint_scores": [0.5] * 17, "mask": b"T3"}
+    good = {
+        "score": score,
+        "mask_score": score,
+        "keypoints": [0.5] * 34,
+        "keypoint_scores": [0.5] * 17,
+        "mask": b"T3",
+    }
     return good | changes
 
 

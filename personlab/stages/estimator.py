@@ -47,7 +47,10 @@ _SMALL: Final = 28.0
 _VALIDATION_BATCH: Final = 64
 _CURVE_POINTS: Final = 100
 # The code that decides the result, besides this file: a run resumes only with the same code.
-_CODE: Final = ("codec/fields.py", "codec/hough.py", "codec/loops.py", "codec/pyramid.py", "data", "model")
+_CODE: Final = (
+    *("codec/fields.py", "codec/hough.py", "codec/loops.py", "codec/pyramid.py"),
+    *("data", "model", "skeleton.py"),
+)
 
 People = dict[int, list[Person]]  # by image id
 _Bools = npt.NDArray[np.bool_]
