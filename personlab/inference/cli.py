@@ -147,8 +147,9 @@ def infer_batch(
     """Predict any number of images in parallel, resumably.
 
     Runs on all CPUs or GPUs of this machine, or of the Ray cluster at RAY_ADDRESS. Writes `part-*.parquet`,
-    `errors-*.parquet` for images that cannot be read, and manifest.json at the end. After a kill the same
-    command resumes and writes the same files.
+    `errors-*.parquet` for images that cannot be read, and manifest.json at the end. Other files in a folder,
+    such as videos, are counted in a log line. After a kill the same command resumes and writes the same
+    files.
     """
     from personlab.data.images import decode
     from personlab.distributed import batch
