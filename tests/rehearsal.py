@@ -225,6 +225,7 @@ def detection(box: tuple[int, int, int, int], off: np.ndarray, score: float) -> 
     x, y = np.clip(np.round(np.add(box[:2], off)), 0, (WIDTH - box[2], HEIGHT - box[3])).astype(int)
     return {
         "score": score,
+        "mask_score": score,
         "keypoints": (lattice(box) + off).ravel(),
         "keypoint_scores": [score] * 17,
         "mask": rectangle((x, y, box[2], box[3])),

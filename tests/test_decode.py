@@ -337,7 +337,7 @@ def test_reference_on_fifty_people() -> None:
 @pytest.mark.parametrize("scoring", ["expected-oks", "hough"])
 def test_reference_on_random_fields(scoring: str, nms: str, extensions: tuple[Extension, ...]) -> None:
     fields = random_fields(11, rows=5, columns=6, stride=8, spread=12.0)
-    decoder = paper(radius=20.0, scoring=scoring, nms=nms, trace_refinements=1, extensions=extensions)
+    decoder = paper(radius=21.0, scoring=scoring, nms=nms, trace_refinements=1, extensions=extensions)
     assert_matches_reference(fields, decoder)
 
 

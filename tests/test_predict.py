@@ -48,6 +48,7 @@ class FixedPredictor:
             keypoints=points.astype(np.float32),
             keypoint_scores=np.linspace(0.3, 1, K).astype(np.float32),
             score=score,
+            mask_score=score / 2,
             rle=rle_tools.encode(mask)["counts"] if self.masks else b"",
         )
 
@@ -80,6 +81,7 @@ def test_json_names_keypoints_and_everything_is_in_place(tmp_path: Path) -> None
     assert (found["file_name"], found["height"], found["width"]) == (str(path), HEIGHT, WIDTH)
     assert [person["score"] for person in found["people"]] == [0.9, 0.1]
     person = found["people"][0]
+    assert person["mask_score"] == 0.45
     assert list(person["keypoints"]) == list(KEYPOINTS)
     assert person["keypoints"]["nose"] == {"x": 16.0, "y": 15.0, "score": 0.3}
     assert person["bbox"] == [16, 15, 24, 15]
@@ -103,6 +105,7 @@ def test_coco_results_have_the_ids_of_cocos_file_names(tmp_path: Path) -> None:
     assert results[2]["keypoints"][:3] == [16.0, 15.0, 0.3]
     assert len(results[2]["keypoints"]) == 3 * K
     assert results[0]["segmentation"]["size"] == [40, 30]
+    assert [r["mask_score"] for r in results] == [0.45, 0.05] * 2
 
 
 def test_the_table_is_that_of_the_pipeline(tmp_path: Path) -> None:
@@ -287,7 +290,7 @@ def test_the_largest_polygon_comes_first() -> None:
     rle = rle_tools.encode(mask)["counts"]
     keypoints = np.full((K, 2), 30, np.float32)
     scores = np.array([0.9] + [0.1] * (K - 1), np.float32)
-    result = Result(1, "a.jpg", HEIGHT, WIDTH, [Detection(keypoints, scores, 0.5, rle)])
+    result = Result(1, "a.jpg", HEIGHT, WIDTH, [Detection(keypoints, scores, 0.5, 0.25, rle)])
     (record,) = coco_dataset([result])["annotations"]
     assert [polygon[:2] for polygon in record["segmentation"]] == [
         [20.25, 20.25],

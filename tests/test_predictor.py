@@ -137,7 +137,9 @@ def test_there_is_one_set_of_defaults(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_version_01_is_decoded_as_it_was() -> None:
-    assert decoding_of(V01) == {"radius": 12.0} | params.Decode(nms_radius=5, bin=1).model_dump()
+    assert (
+        decoding_of(V01) == {"radius": 12.0} | params.Decode(nms_radius=5, bin=1, extensions=()).model_dump()
+    )
     assert (
         Predictor.from_checkpoint(V01, params.Infer(sides=(65,)))(np.zeros((48, 64, 3), np.uint8)) is not None
     )

@@ -40,7 +40,13 @@ def seen(number: int, name: str, height: int = layouts.HEIGHT, rle: bytes | None
     mask = np.zeros((layouts.HEIGHT, layouts.WIDTH), np.uint8, order="F")
     mask[5:25, 10:20] = 1
     counts = rle_tools.encode(mask)["counts"] if rle is None else rle
-    person = {"score": 0.5, "keypoints": POINTS, "keypoint_scores": [0.5] * 17, "mask": counts}
+    person = {
+        "score": 0.5,
+        "mask_score": 0.4,
+        "keypoints": POINTS,
+        "keypoint_scores": [0.5] * 17,
+        "mask": counts,
+    }
     return {"image_id": number, "image": name, "height": height, "width": layouts.WIDTH, "people": [person]}
 
 

@@ -36,7 +36,9 @@ def lattice(x: float, y: float, w: float, h: float) -> np.ndarray:
 
 
 def detection(x=20, y=10, w=40, h=60, scores=1.0) -> Detection:
-    return Detection(lattice(x, y, w, h), np.full(K, scores, dtype=np.float32), 0.9, rectangle(x, y, w, h))
+    return Detection(
+        lattice(x, y, w, h), np.full(K, scores, dtype=np.float32), 0.9, 0.8, rectangle(x, y, w, h)
+    )
 
 
 def annotation(x=20, y=10, w=40, h=60, *, visibility=2, crowd=False) -> Annotation:
@@ -57,7 +59,7 @@ def input_is_not_modified():
 
 def test_no_people_and_empty_masks_leave_the_image_equal():
     assert viz.draw_people(GREY, []) is not GREY
-    empty = Detection(lattice(0, 0, 9, 9), np.zeros(K, np.float32), 0.9, rectangle(0, 0, 0, 0))
+    empty = Detection(lattice(0, 0, 9, 9), np.zeros(K, np.float32), 0.9, 0.8, rectangle(0, 0, 0, 0))
     for picture in (
         viz.draw_people(GREY, []),
         viz.draw_annotations(GREY, []),
@@ -84,7 +86,7 @@ def test_the_first_person_is_on_top():
 
 def test_people_without_masks_are_their_poses():
     posed = detection()
-    bare = Detection(posed.keypoints, posed.keypoint_scores, 0.9, rle=b"")
+    bare = Detection(posed.keypoints, posed.keypoint_scores, 0.9, 0.8, rle=b"")
     picture = viz.draw_people(GREY, [bare])
     np.testing.assert_array_equal(picture, viz.draw_pose(GREY, posed.keypoints, posed.keypoint_scores))
     np.testing.assert_array_equal(
@@ -115,7 +117,7 @@ def test_scores_stay_within_the_image(x, y):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2), (5, 5)])
 def test_tiny_images_are_drawn_on(size):
     image = np.full((*size, 3), 128, np.uint8)
-    person = Detection(lattice(0, 0, size[1], size[0]), np.ones(K, np.float32), 0.9, b"")
+    person = Detection(lattice(0, 0, size[1], size[0]), np.ones(K, np.float32), 0.9, 0.8, b"")
     assert viz.draw_scores(viz.draw_people(image, [person]), [person]).shape == image.shape
 
 
@@ -164,7 +166,7 @@ def test_colours_of_people_and_sides_can_be_told_apart():
 
 
 def test_drawing_beyond_the_border_is_clipped():
-    far = Detection(lattice(-500, -500, 3000, 3000), np.ones(K, np.float32), 0.9, rectangle(0, 0, 5, 5))
+    far = Detection(lattice(-500, -500, 3000, 3000), np.ones(K, np.float32), 0.9, 0.8, rectangle(0, 0, 5, 5))
     assert viz.draw_people(GREY, [far]).shape == GREY.shape
 
 

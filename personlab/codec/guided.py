@@ -123,7 +123,8 @@ def guided_filter(guide: Array, p: Array, radius: int, epsilon: float) -> Array:
                 (gg - g * g + epsilon, gb - g * b, bb - b * b + epsilon),
             )
     a = _box_means(fit, radius)
-    return a[0] * guide[0] + a[1] * guide[1] + a[2] * guide[2] + a[3]
+    filtered: Array = a[0] * guide[0] + a[1] * guide[1] + a[2] * guide[2] + a[3]
+    return filtered
 
 
 @compiled

@@ -177,7 +177,7 @@ def _contract_of(schema: pa.Schema) -> Contract:
 
 def is_readable(stored: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether a stored column is of the type `wanted`, or holds predictions without mask scores."""
-    return stored == wanted or (stored == _UNSCORED_MASKS and wanted == PREDICTIONS.field("people").type)
+    return wanted in (stored, PREDICTIONS.field("people").type if stored == _UNSCORED_MASKS else stored)
 
 
 def with_mask_scores(table: pa.Table) -> pa.Table:
