@@ -120,8 +120,7 @@ def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
 
     def score() -> object:
         present = presence(levels, frame, found)
-        scores = expected_oks(hough, found, present, radius=RADIUS)
-        poses = Poses(found, present, scores, scores.mean(1))
+        poses = Poses.of(found, present, *expected_oks(hough, found, present, radius=RADIUS))
         return soft_nms(poses, nms_radius=decoder.nms_radius)
 
     hough, seeds = vote()

@@ -24,8 +24,9 @@ from torch import Tensor
 from benchmarks.tfjs import at_pixels
 from personlab.codec.decode import Decoder, Level, Poses, detections
 from personlab.codec.encode import Instances, encode
-from personlab.codec.masks import embedding_distance, full_resolution
+from personlab.codec.masks import embedding_distance, full_resolution, person_pixels
 from personlab.data.example import decode_masks
+from personlab.data.mean_pose import MeanPose
 from personlab.metrics import oracle
 from personlab.metrics.coco import match
 from personlab.people import Annotation, Detection
@@ -64,9 +65,10 @@ class Case:
 
     def masks(self, distance: Tensor) -> list[Tensor]:
         fields = self.level.fields
-        size = {"height": self.height, "width": self.width}
         step, threshold = self.level.scale / fields.stride, self.decoder.mask_distance
-        return [full_resolution(fields.seg[0], d, step=step, threshold=threshold, **size) for d in distance]
+        person = person_pixels(fields.seg[0], step=step, height=self.height, width=self.width)
+        nobody = torch.full_like(fields.seg[0], torch.inf)
+        return [full_resolution(person, d, nobody, step=step, threshold=threshold) for d in distance]
 
     def detections(self, masks: Sequence[Tensor], kept: Tensor | slice = slice(None)) -> list[Detection]:
         return list(detections(self.poses.select(kept), masks))
@@ -120,7 +122,7 @@ def resolution_alone(case: Case) -> list[Detection]:
     step = case.level.scale / case.level.fields.stride
     masks = at_pixels(shares, step=step, height=case.height, width=case.width) >= 0.5
     zeros = torch.zeros(len(masks), 17)
-    poses = Poses(torch.zeros(len(masks), 17, 2), zeros, zeros, torch.ones(len(masks)))
+    poses = Poses.of(torch.zeros(len(masks), 17, 2), zeros, zeros + 1)
     return list(detections(poses, masks))
 
 
@@ -138,9 +140,9 @@ INGREDIENTS: dict[str, Callable[[Case], list[Detection]]] = {
 def cases(annotations: Path, *, side: int, stride: int, proposals: int) -> Iterator[tuple[int, Case]]:
     """Every image with people in it."""
     truth = oracle.read(annotations).truth
-    decoder = Decoder(trace_refinements=0, long_refinements=0, max_people=proposals)
+    decoder = Decoder(trace_refinements=0, long_refinements=0, max_people=proposals, extensions=())
     everyone = {image_id: oracle.people_of(truth, image_id) for image_id in sorted(truth.imgs)}
-    mean = oracle.MeanPose.of([person for people in everyone.values() for person in people])
+    mean = MeanPose.of([person for people in everyone.values() for person in people])
     for image_id, people in progress(everyone.items(), label=f"{side}/{stride}, {proposals} proposals"):
         people = [mean.complete(person) for person in people]
         ordinary = [person for person in people if not person.crowd]

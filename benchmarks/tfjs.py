@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -114,15 +114,10 @@ class Tfjs:
 def _poses(found: list[dict[str, Any]]) -> Poses:
     points, count = [person["keypoints"] for person in found], len(COCO_PERSON.keypoints)
     places = [[(p["position"]["x"], p["position"]["y"]) for p in person] for person in points]
-    scores = torch.tensor([[p["score"] for p in person] for person in points]).view(
-        -1, len(COCO_PERSON.keypoints)
-    )
-    return Poses(
-        keypoints=torch.tensor(places).view(-1, count, 2),
-        presence=scores,
-        keypoint_scores=scores,
-        scores=torch.tensor([person["score"] for person in found], dtype=torch.float64),
-    )
+    scores = torch.tensor([[p["score"] for p in person] for person in points]).view(-1, count)
+    poses = Poses.of(torch.tensor(places).view(-1, count, 2), scores, scores)
+    own = torch.tensor([person["score"] for person in found], dtype=torch.float64)
+    return replace(poses, scores=own, mask_scores=own)
 
 
 def _write(scene: Scene, folder: Path) -> None:

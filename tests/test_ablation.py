@@ -103,6 +103,7 @@ def project(folder: Path, **sections: Mapping[str, Any]) -> Project:
         "model": {"backbone": "resnet18", "width": 32},
         "train": {"crop": 129, "steps": 4000, "batch": 16},
         "infer": {"sides": [385], "stride": 8},
+        "decode": {"extensions": []},
     }
     return Project(folder, Params.model_validate(settings | sections), inputs="code and data")
 
@@ -111,12 +112,12 @@ def test_rows_become_commands(tmp_path: Path) -> None:
     def command(row: Row) -> str:
         return project(tmp_path).experiment(row).command
 
-    settings = "-S 'infer.sides=[385]' -S decode.scoring=hough -S decode.nms=hard"
+    settings = "-S 'infer.sides=[385]' -S 'decode.extensions=[]' -S decode.scoring=hough -S decode.nms=hard"
     name = "ablate-scoring-hough-nms-hard-"
     assert command(TABLE5.rows[0]).startswith(f"dvc exp run {settings} --name {name}")
-    settings = "-S 'infer.sides=[113]' -S infer.stride=32"
+    settings = "-S 'infer.sides=[113]' -S 'decode.extensions=[]' -S infer.stride=32"
     assert command(TABLE4.rows[0]).startswith(f"dvc exp run {settings} --name ablate-sides-113-stride-32-")
-    assert "-S 'infer.sides=[169,329,497,657]' --name" in command(TABLE1.rows[1])
+    assert "-S 'infer.sides=[169,329,497,657]' -S 'decode.extensions=[]' --name" in command(TABLE1.rows[1])
     assert "-S targets.imputed=false" in command(TABLE8.rows[0])
     assert "-S model.refine=false" in command(TABLE6.rows[0])
 

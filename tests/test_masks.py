@@ -96,15 +96,15 @@ def test_nobody_present_owns_nothing() -> None:
 
 
 def test_agreement_is_the_mean_over_each_persons_own_cells() -> None:
-    seg = torch.tensor([[0.9, 0.5], [0.6, 0.1]])
-    distance = torch.tensor([[[0.1, 0.2], [0.3, torch.inf]], [[torch.inf, 0.3], [0.3, 0.0]]])
+    seg = torch.tensor([[0.75, 0.5], [0.625, 0.125]])
+    distance = torch.tensor([[[0.1, 0.19], [0.26, torch.inf]], [[torch.inf, 0.5], [0.5, torch.inf]]])
 
     def means(threshold: float) -> list[list[float]]:
-        return [pytest.approx(each.tolist()) for each in agreement(seg, distance, threshold)]
+        return [each.tolist() for each in agreement(seg, distance, threshold)]
 
-    assert means(0.25) == [[0.7, 0.0], [0.15, torch.inf]]  # p_S, distance
-    assert means(0.3) == [[2.0 / 3, 0.55], [0.2, 0.3]]
-    assert means(0.05) == [[0.0, 0.0], [torch.inf, torch.inf]]
+    np.testing.assert_allclose(means(0.2), [[0.625, 0.0], [0.145, torch.inf]], rtol=1e-6)
+    np.testing.assert_allclose(means(0.5), [[0.625, 0.5625], [0.55 / 3, 0.5]], rtol=1e-6)
+    np.testing.assert_allclose(means(0.05), [[0.0, 0.0], [torch.inf, torch.inf]])
     assert agreement(seg, distance[:0], 0.25)[1].shape == (0,)
 
 

@@ -234,7 +234,8 @@ def official(truth: COCO, detections: dict[int, list[Detection]], task: str) -> 
     for number, people in detections.items():
         image = truth.imgs[number]
         for d in people:
-            result = {"image_id": number, "category_id": 1, "score": d.score}
+            result = {"image_id": number, "category_id": 1}
+            result["score"] = d.score if task == "keypoints" else d.mask_score
             if task == "keypoints":
                 result["keypoints"] = [float(v) for x, y in d.keypoints for v in (x, y, 1)]
             else:

@@ -50,7 +50,7 @@ class FixedPredictor:
             keypoints=points.astype(np.float32),
             keypoint_scores=np.linspace(0.3, 1, K).astype(np.float32),
             score=score,
-            mask_score=score,
+            mask_score=score / 2,
             rle=rle_tools.encode(mask)["counts"] if self.masks else b"",
         )
 
@@ -85,6 +85,7 @@ def test_json_names_keypoints_and_everything_is_in_place(tmp_path: Path) -> None
     assert (found["file_name"], found["height"], found["width"]) == (str(path), HEIGHT, WIDTH)
     assert [person["score"] for person in found["people"]] == [0.9, 0.1]
     person = found["people"][0]
+    assert person["mask_score"] == 0.45
     assert list(person["keypoints"]) == list(KEYPOINTS)
     assert person["keypoints"]["nose"] == {"x": 16.0, "y": 15.0, "score": 0.3}
     assert person["bbox"] == [16, 15, 24, 15]
@@ -108,6 +109,7 @@ def test_coco_results_have_the_ids_of_cocos_file_names(tmp_path: Path) -> None:
     assert results[2]["keypoints"][:3] == [16.0, 15.0, 0.3]
     assert len(results[2]["keypoints"]) == 3 * K
     assert results[0]["segmentation"]["size"] == [40, 30]
+    assert [r["mask_score"] for r in results] == [0.45, 0.05] * 2
 
 
 def test_the_table_is_that_of_the_pipeline(tmp_path: Path) -> None:

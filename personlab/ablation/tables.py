@@ -25,7 +25,8 @@ class Row:
 
     def overrides(self, reference: int) -> dict[str, Value]:
         """All parameters that the row sets, where a side of `reference` stands for the paper's 1401."""
-        return {"infer.sides": [scaled_side(side, reference) for side in self.sides], **self.settings}
+        sides = [scaled_side(side, reference) for side in self.sides]
+        return {"infer.sides": sides, "decode.extensions": [], **self.settings}  # the paper's decoder
 
     def label(self, reference: int) -> str:
         """The title; if it names the paper's sides and they are others here, with those behind it."""

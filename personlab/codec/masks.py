@@ -19,38 +19,61 @@ PERSON: Final = 0.5
 def refine_long(fields: Fields, steps: int) -> Fields:
     """Equation 5 at person cells, as `refine.refine` computes it everywhere; other cells are undefined."""
     seg, long, short = (array(field[0]) for field in (fields.seg, fields.long, fields.short))
-    refined = _refine_long(seg >= PERSON, long, short, steps, fields.stride)
+    refined = _refine_long(np.flatnonzero(seg >= PERSON), long, short, steps, fields.stride)
     return fields.replace(long=torch.from_numpy(refined)[None])
 
 
 @compiled
-def _refine_long(cells: Mask, long: Array, short: Array, steps: int, stride: int) -> Array:
-    """`steps` times L_k(x) <- x' + L_k(x'), then `steps` times L_k(x) <- x' + S_k(x').
+def _refine_long(people: Index, long: Array, short: Array, steps: int, stride: int) -> Array:
+    """At the cells `people`, `steps` times L_k(x) <- x' + L_k(x'), then `steps` times L_k(x) <- x' + S_k(x').
 
-    The first kind samples its own field, so all cells are needed until its last step.
+    The first kind samples its own field: before its last step, the cells around x' are needed too, and before
+    that all cells.
     """
-    for step in range(steps):
-        long = _follow(cells if step == steps - 1 else np.ones_like(cells), long, long, stride)
-    for _ in range(steps):
-        long = _follow(cells, long, short, stride)
-    return long
+    kinds, _, height, width = long.shape
+    everywhere = np.arange(height * width)
+    refined = np.zeros_like(long)
+    for k in range(kinds):
+        offsets = long[k]
+        for left in range(steps, 0, -1):
+            further = np.empty_like(offsets)
+            _follow(further, everywhere if left > 2 else people, offsets, offsets, stride)
+            if left == 2:
+                _follow(further, _ends(people, further, stride), offsets, offsets, stride)
+            offsets = further
+        for _ in range(steps):
+            _follow(refined[k], people, offsets, short[k], stride)
+            offsets = refined[k]
+        if steps == 0:
+            refined[k] = offsets
+    return refined
 
 
 @compiled
-def _follow(cells: Mask, offsets: Array, field: Array, stride: int) -> Array:
-    """Offsets (K x 2 x H x W) plus the field where they end, at some cells."""
-    kinds, _, height, width = offsets.shape
-    further = np.zeros_like(offsets)
-    for row in range(height):
-        for column in range(width):
-            if not cells[row, column]:
-                continue
-            for k in range(kinds):
-                dx, dy = offsets[k, 0, row, column], offsets[k, 1, row, column]
-                cell = cell_at(column + dx / stride, row + dy / stride, height, width)
-                further[k, 0, row, column] = dx + sample(field[k, 0], cell)
-                further[k, 1, row, column] = dy + sample(field[k, 1], cell)
-    return further
+def _follow(further: Array, at: Index, offsets: Array, field: Array, stride: int) -> None:
+    """Fill in, at some cells, the offsets (2 x H x W) plus the field where they end."""
+    _, height, width = offsets.shape
+    for place in at:
+        row, column = divmod(place, width)
+        dx, dy = offsets[0, row, column], offsets[1, row, column]
+        cell = cell_at(column + dx / stride, row + dy / stride, height, width)
+        further[0, row, column] = dx + sample(field[0], cell)
+        further[1, row, column] = dy + sample(field[1], cell)
+
+
+@compiled
+def _ends(at: Index, offsets: Array, stride: int) -> Index:
+    """The cells around the ends of the offsets (2 x H x W) of some cells, without these."""
+    _, height, width = offsets.shape
+    around = np.zeros((height, width), np.bool_)
+    for place in at:
+        row, column = divmod(place, width)
+        dx, dy = offsets[0, row, column], offsets[1, row, column]
+        top, bottom, left, right, _, _ = cell_at(column + dx / stride, row + dy / stride, height, width)
+        around[top, left] = around[top, right] = around[bottom, left] = around[bottom, right] = True
+    for place in at:
+        around[divmod(place, width)] = False
+    return np.flatnonzero(around)
 
 
 def embedding_distance(fields: Fields, keypoints: Tensor, presence: Tensor, lambdas: Tensor) -> Tensor:
@@ -98,15 +121,30 @@ def _add_distance(total: Array, x: Array, y: Array, place: Array, weight: float)
 
 
 def agreement(seg: Tensor, distance: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """The means of p_S and of the distance over C_j, a person's cells of p_S >= 0.5 within the threshold.
+    """The means of p_S and of the distance over C_j, a person's cells within the threshold: N and N.
 
-    seg H x W, distance N x H x W. Returns N and N; without such cells, 0 and infinity.
+    seg H x W, distance N x H x W, infinite at cells that show no person. Without such cells 0 and infinity.
     """
-    near = (distance <= threshold) & (seg >= PERSON)
-    count = near.sum((1, 2))
-    person = (near * seg).sum((1, 2)) / count.clamp(min=1)
-    mean = torch.where(near, distance, 0.0).sum((1, 2)) / count.clamp(min=1)
-    return person, mean.where(count > 0, torch.inf)
+    person, mean = _agreement(array(seg), array(distance), threshold)
+    return torch.from_numpy(person), torch.from_numpy(mean)
+
+
+@compiled
+def _agreement(seg: Array, distance: Array, threshold: float) -> tuple[Array, Array]:
+    people = len(distance)
+    person, mean = np.zeros(people, seg.dtype), np.full(people, np.inf, seg.dtype)
+    for n in range(people):
+        count = 0
+        total_seg = total = 0.0
+        for row in range(seg.shape[0]):
+            for column in range(seg.shape[1]):
+                if distance[n, row, column] <= threshold:
+                    count += 1
+                    total_seg += seg[row, column]
+                    total += distance[n, row, column]
+        if count:
+            person[n], mean[n] = total_seg / count, total / count
+    return person, mean
 
 
 def rivals(distance: Tensor, unclaimed: Tensor) -> Tensor:
