@@ -37,7 +37,7 @@ T = TypeVar("T")
 SUFFIXES: Final = frozenset(
     {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv"}
 )
-_CODEC: Final = "mp4v"  # OpenCV's wheels cannot write H.264, and VP9 is 75 times slower
+_CODEC: Final = "mp4v"  # OpenCV's wheels cannot write H.264, and VP9 takes 50 times as long
 _RATES: Final = (1.0, 120.0)  # frames per second of what is written
 _USUAL_RATE: Final = 30.0  # where none or an impossible one is stated
 _LONGEST_GAP: Final = 10.0  # seconds for which a frame is repeated at most
