@@ -114,68 +114,61 @@ def guided_filter(guide: Array, p: Array, radius: int, epsilon: float) -> Array:
     means = _box_means(products, radius)
     fit = np.empty((4, rows, columns), p.dtype)  # a, b
     for row in range(rows):
-        for column in range(columns):
-            r, g, b, q, rq, gq, bq, rr, rg, rb, gg, gb, bb = means[:, row, column]
-            fit[:, row, column] = _fit(
-                (r, g, b, q),
-                (rq - r * q, gq - g * q, bq - b * q),
-                (rr - r * r + epsilon, rg - r * g, rb - r * b),
-                (gg - g * g + epsilon, gb - g * b, bb - b * b + epsilon),
-            )
+        _fit(means[:, row], epsilon, fit[:, row])
     a = _box_means(fit, radius)
     filtered: Array = a[0] * guide[0] + a[1] * guide[1] + a[2] * guide[2] + a[3]
     return filtered
 
 
 @compiled
-def _fit(
-    mean: tuple[float, float, float, float],
-    covariance: tuple[float, float, float],
-    first: tuple[float, float, float],
-    second: tuple[float, float, float],
-) -> tuple[float, float, float, float]:
-    """a and b of the least squares fit, from the means of the colours and p, the covariances of the colours
-    with p, and those of the colours with each other: (rr, rg, rb) and (gg, gb, bb)."""
-    rr, rg, rb = first
-    gg, gb, bb = second
-    # the adjugate of the symmetric matrix, and its determinant
-    i00, i01, i02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
-    i11, i12, i22 = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
-    determinant = rr * i00 + rg * i01 + rb * i02
-    r, g, b = covariance
-    a = (
-        (i00 * r + i01 * g + i02 * b) / determinant,
-        (i01 * r + i11 * g + i12 * b) / determinant,
-        (i02 * r + i12 * g + i22 * b) / determinant,
-    )
-    return a[0], a[1], a[2], mean[3] - a[0] * mean[0] - a[1] * mean[1] - a[2] * mean[2]
+def _fit(means: Array, epsilon: float, fit: Array) -> None:
+    """a and b (4 x W) of the least squares fits, from the means of `guided_filter` (13 x W)."""
+    for i in range(means.shape[1]):
+        r, g, b, p = means[0, i], means[1, i], means[2, i], means[3, i]
+        # covariances of the colours with p and with each other
+        rp, gp, bp = means[4, i] - r * p, means[5, i] - g * p, means[6, i] - b * p
+        rr, rg, rb = means[7, i] - r * r + epsilon, means[8, i] - r * g, means[9, i] - r * b
+        gg, gb, bb = means[10, i] - g * g + epsilon, means[11, i] - g * b, means[12, i] - b * b + epsilon
+        # the adjugate of the symmetric matrix, and its determinant
+        i00, i01, i02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
+        i11, i12, i22 = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
+        scale = 1 / (rr * i00 + rg * i01 + rb * i02)
+        fit[0, i] = (i00 * rp + i01 * gp + i02 * bp) * scale
+        fit[1, i] = (i01 * rp + i11 * gp + i12 * bp) * scale
+        fit[2, i] = (i02 * rp + i12 * gp + i22 * bp) * scale
+        fit[3, i] = p - fit[0, i] * r - fit[1, i] * g - fit[2, i] * b
 
 
 @compiled
 def _box_means(values: Array, radius: int) -> Array:
     """The mean over the box of 2 radius + 1 points a side around every point, of the points that exist:
-    C x H x W. Along rows and then columns, by running sums."""
+    C x H x W. By running sums along rows, then columns."""
     channels, rows, columns = values.shape
-    means = np.empty_like(values)
-    across = np.empty((rows, columns), values.dtype)
+    means, across = np.empty_like(values), np.empty((rows, columns), values.dtype)
+    in_row, in_column = _box_shares(columns, radius), _box_shares(rows, radius)
     for c in range(channels):
         for row in range(rows):
-            total = 0.0
+            line, total = values[c, row], 0.0
             for column in range(-radius, columns):
                 if column + radius < columns:
-                    total += values[c, row, column + radius]
-                if column - radius - 1 >= 0:
-                    total -= values[c, row, column - radius - 1]
+                    total += line[column + radius]
+                if column > radius:
+                    total -= line[column - radius - 1]
                 if column >= 0:
-                    across[row, column] = total / (
-                        min(column + radius, columns - 1) - max(column - radius, 0) + 1
-                    )
-        down = np.zeros(columns, np.float64)
+                    across[row, column] = total * in_row[column]
+        down = np.zeros(columns)
         for row in range(-radius, rows):
             if row + radius < rows:
                 down += across[row + radius]
-            if row - radius - 1 >= 0:
+            if row > radius:
                 down -= across[row - radius - 1]
             if row >= 0:
-                means[c, row] = down / (min(row + radius, rows - 1) - max(row - radius, 0) + 1)
+                means[c, row] = down * in_column[row]
     return means
+
+
+@compiled
+def _box_shares(size: int, radius: int) -> Array:
+    """1 over the number of points that exist within the radius of each point of a line."""
+    at = np.arange(size)
+    return 1 / (np.minimum(at + radius, size - 1) - np.maximum(at - radius, 0) + 1)

@@ -67,7 +67,7 @@ def total(row: Array) -> float:
 
 @summed
 def dot(row: Array, weights: Array) -> float:
-    """The sum of a row, weighted. `weights` may be longer."""
+    """The sum of a row, weighted."""
     result = row.dtype.type(0)
     for index in range(len(row)):
         result += row[index] * weights[index]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from personlab.codec.fields import Fields
-from personlab.codec.loops import Array, Index, array, cell_at, compiled, sample
+from personlab.codec.loops import Array, Index, array, cell_at, compiled
 
 Mask = npt.NDArray[np.bool_]
+Cells = tuple[Index, ...]  # rows and columns
 
 # A pixel shows a person where p_S is at least this.
 PERSON: Final = 0.5
@@ -19,61 +20,71 @@ PERSON: Final = 0.5
 def refine_long(fields: Fields, steps: int) -> Fields:
     """Equation 5 at person cells, as `refine.refine` computes it everywhere; other cells are undefined."""
     seg, long, short = (array(field[0]) for field in (fields.seg, fields.long, fields.short))
-    refined = _refine_long(np.flatnonzero(seg >= PERSON), long, short, steps, fields.stride)
+    refined = _refine_long(np.nonzero(seg >= PERSON), long, short, steps, fields.stride)
     return fields.replace(long=torch.from_numpy(refined)[None])
 
 
 @compiled
-def _refine_long(people: Index, long: Array, short: Array, steps: int, stride: int) -> Array:
+def _refine_long(people: Cells, long: Array, short: Array, steps: int, stride: int) -> Array:
     """At the cells `people`, `steps` times L_k(x) <- x' + L_k(x'), then `steps` times L_k(x) <- x' + S_k(x').
 
     The first kind samples its own field: before its last step, the cells around x' are needed too, and before
     that all cells.
     """
     kinds, _, height, width = long.shape
-    everywhere = np.arange(height * width)
+    everywhere = np.nonzero(np.ones((height, width), np.bool_))
     refined = np.zeros_like(long)
     for k in range(kinds):
         offsets = long[k]
         for left in range(steps, 0, -1):
             further = np.empty_like(offsets)
-            _follow(further, everywhere if left > 2 else people, offsets, offsets, stride)
+            _follow(further, everywhere if left > 2 else people, offsets, offsets, 1, stride)
             if left == 2:
-                _follow(further, _ends(people, further, stride), offsets, offsets, stride)
+                _follow(further, _ends(people, further, stride), offsets, offsets, 1, stride)
             offsets = further
-        for _ in range(steps):
-            _follow(refined[k], people, offsets, short[k], stride)
-            offsets = refined[k]
-        if steps == 0:
-            refined[k] = offsets
+        _follow(refined[k], people, offsets, short[k], steps, stride)
     return refined
 
 
 @compiled
-def _follow(further: Array, at: Index, offsets: Array, field: Array, stride: int) -> None:
-    """Fill in, at some cells, the offsets (2 x H x W) plus the field where they end."""
+def _follow(further: Array, at: Cells, offsets: Array, field: Array, steps: int, stride: int) -> None:
+    """Fill in, at some cells, the offsets (2 x H x W) plus, `steps` times, the field where they end.
+
+    Masks spend most of their time here: this is `loops.sample` for both coordinates at once.
+    """
     _, height, width = offsets.shape
-    for place in at:
-        row, column = divmod(place, width)
+    flat_x, flat_y = field[0].reshape(-1), field[1].reshape(-1)
+    per_pixel, zero = field.dtype.type(1 / stride), field.dtype.type(0)
+    last_column, last_row = field.dtype.type(width - 1), field.dtype.type(height - 1)
+    beside, below = min(width - 1, 1), min(height - 1, 1) * width  # in a map of one cell, itself
+    for row, column in zip(at[0], at[1]):  # noqa: B905, numba knows no `strict`
         dx, dy = offsets[0, row, column], offsets[1, row, column]
-        cell = cell_at(column + dx / stride, row + dy / stride, height, width)
-        further[0, row, column] = dx + sample(field[0], cell)
-        further[1, row, column] = dy + sample(field[1], cell)
+        for _ in range(steps):
+            x = min(max(zero, field.dtype.type(column) + dx * per_pixel), last_column)
+            y = min(max(zero, field.dtype.type(row) + dy * per_pixel), last_row)
+            left, top = min(int(x), max(width - 2, 0)), min(int(y), max(height - 2, 0))
+            across, down = x - field.dtype.type(left), y - field.dtype.type(top)
+            upper = top * width + left
+            lower = upper + below
+            for_x = flat_x[upper] + across * (flat_x[upper + beside] - flat_x[upper])
+            for_y = flat_y[upper] + across * (flat_y[upper + beside] - flat_y[upper])
+            dx += for_x + down * (flat_x[lower] + across * (flat_x[lower + beside] - flat_x[lower]) - for_x)
+            dy += for_y + down * (flat_y[lower] + across * (flat_y[lower + beside] - flat_y[lower]) - for_y)
+        further[0, row, column], further[1, row, column] = dx, dy
 
 
 @compiled
-def _ends(at: Index, offsets: Array, stride: int) -> Index:
+def _ends(at: Cells, offsets: Array, stride: int) -> Cells:
     """The cells around the ends of the offsets (2 x H x W) of some cells, without these."""
     _, height, width = offsets.shape
     around = np.zeros((height, width), np.bool_)
-    for place in at:
-        row, column = divmod(place, width)
-        dx, dy = offsets[0, row, column], offsets[1, row, column]
-        top, bottom, left, right, _, _ = cell_at(column + dx / stride, row + dy / stride, height, width)
+    for row, column in zip(at[0], at[1]):  # noqa: B905
+        x, y = column + offsets[0, row, column] / stride, row + offsets[1, row, column] / stride
+        top, bottom, left, right, _, _ = cell_at(x, y, height, width)
         around[top, left] = around[top, right] = around[bottom, left] = around[bottom, right] = True
-    for place in at:
-        around[divmod(place, width)] = False
-    return np.flatnonzero(around)
+    for row, column in zip(at[0], at[1]):  # noqa: B905
+        around[row, column] = False
+    return np.nonzero(around)
 
 
 def embedding_distance(fields: Fields, keypoints: Tensor, presence: Tensor, lambdas: Tensor) -> Tensor:
@@ -152,9 +163,11 @@ def rivals(distance: Tensor, unclaimed: Tensor) -> Tensor:
 
     distance N x H x W of poses, best first; unclaimed N x K bool. Infinite without better poses.
     """
-    own = distance.where(unclaimed.float().mean(1)[:, None, None] >= 0.5, torch.inf)
-    nobody = torch.full_like(distance[:1], torch.inf)
-    return torch.cat((nobody, own[:-1])).cummin(0).values if len(own) else distance
+    least = torch.full_like(distance, torch.inf)
+    own = (unclaimed.float().mean(1) >= 0.5).tolist()
+    for j in range(1, len(own)):
+        least[j] = torch.minimum(least[j - 1], distance[j - 1]) if own[j - 1] else least[j - 1]
+    return least
 
 
 def person_pixels(seg: Tensor, *, step: float, height: int, width: int) -> Tensor:
@@ -233,12 +246,13 @@ def _mask(person: Mask, distance: Array, rival: Array, step: float, threshold: f
     near = known & (distance <= threshold)
     own = near & (distance <= rival)
     has_near = np.array([near[row].any() for row in range(rows)])
+    in_column = np.flatnonzero(np.array([near[:, column].any() for column in range(columns)]))
     firsts = _first_pixels(step, width, columns)
     for y in range(height):
         top, bottom, below = _between(y * step, rows)
         if not (has_near[top] or has_near[bottom]):
             continue
-        for left in range(columns):
+        for left in range(max(in_column[0] - 1, 0), in_column[-1] + 1):
             right = min(left + 1, columns - 1)
             if not (near[top, left] or near[top, right] or near[bottom, left] or near[bottom, right]):
                 continue

@@ -114,22 +114,24 @@ def _expected_oks(
     weights: both N x K."""
     masses, expected = np.zeros(tolerance.shape, score.dtype), np.zeros(tolerance.shape, score.dtype)
     rows, columns = score.shape[1:]
+    across = np.empty(columns, score.dtype)
     for k in range(score.shape[0]):  # one map after the other: memory bounds the speed
         for n in range(len(keypoints)):
             x, y = keypoints[n, k]
             left, right = bins_between(x - radius, x + radius, bin, columns)
             # the exponential of a sum of squares is a product
-            across = np.exp(-((bin * np.arange(left, right) - x) ** 2) / tolerance[n, k]).astype(score.dtype)
+            for j in range(left, right):
+                across[j] = math.exp(-((bin * j - x) ** 2) / tolerance[n, k])
             mass = likeness = 0.0
             for i in range(*bins_between(y - radius, y + radius, bin, rows)):
+                if total(score[k, i, left:right]) == 0:
+                    continue
                 dy = bin * i - y
                 half = math.sqrt(max(radius**2 - dy**2, 0.0))
                 first, last = bins_between(x - half, x + half, bin, columns)
-                row = score[k, i, first:last]
-                in_row = total(row)
-                if in_row > 0:
-                    mass += in_row
-                    likeness += math.exp(-(dy**2) / tolerance[n, k]) * dot(row, across[first - left :])
+                mass += total(score[k, i, first:last])
+                vertical = math.exp(-(dy**2) / tolerance[n, k])
+                likeness += vertical * dot(score[k, i, first:last], across[first:last])
             if mass > 0:
                 masses[n, k], expected[n, k] = mass, likeness / mass
     return masses, expected

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from personlab.codec.hough import HoughMap, bins_between
-from personlab.codec.loops import Array, array, compiled, dot
+from personlab.codec.loops import Array, array, compiled, dot, total
 from personlab.skeleton import COCO_PERSON
 
 # Deviation of the kernel: this share of lambda_j kappa_k, the tolerance of OKS, but at least this share of R.
@@ -49,26 +49,28 @@ def mean_shift(
 def _mean_shift(score: Array, bin: float, keypoints: Array, sigma: Array, radius: float) -> Array:
     shifted = keypoints.copy()
     rows, columns = score.shape[1:]
+    weights, moments = np.empty(columns, score.dtype), np.empty(columns, score.dtype)
     for k in range(score.shape[0]):  # one map after the other: memory bounds the speed
         for n in range(len(keypoints)):
             x, y = keypoints[n, k]
             spread = 2 * sigma[n, k] ** 2
             left, right = bins_between(x - radius, x + radius, bin, columns)
-            dx = bin * np.arange(left, right) - x
-            # the exponential of a sum of squares is a product
-            across = np.exp(-(dx**2) / spread)
-            weights, moments = across.astype(score.dtype), (across * dx).astype(score.dtype)
+            for j in range(left, right):  # the exponential of a sum of squares is a product
+                dx = bin * j - x
+                weights[j] = math.exp(-(dx**2) / spread)
+                moments[j] = weights[j] * dx
             mass = to_right = down = 0.0
             for i in range(*bins_between(y - radius, y + radius, bin, rows)):
+                if total(score[k, i, left:right]) == 0:
+                    continue
                 dy = bin * i - y
                 half = math.sqrt(max(radius**2 - dy**2, 0.0))
                 first, last = bins_between(x - half, x + half, bin, columns)
                 row, vertical = score[k, i, first:last], math.exp(-(dy**2) / spread)
-                in_row = vertical * dot(row, weights[first - left :])
-                if in_row > 0:
-                    mass += in_row
-                    down += in_row * dy
-                    to_right += vertical * dot(row, moments[first - left :])
+                in_row = vertical * dot(row, weights[first:last])
+                mass += in_row
+                down += in_row * dy
+                to_right += vertical * dot(row, moments[first:last])
             if mass > 0:
                 shifted[n, k] = x + to_right / mass, y + down / mass
     return shifted
