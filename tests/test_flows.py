@@ -180,7 +180,7 @@ def test_acquire_tries_again_only_where_it_downloads(
         return sum(message == "personlab: input/acquire.txt: row 3 is bad" for _, message in log)
 
     assert tries() == 1
-    (project.folder / "params.yaml").write_text("acquire: {source: coco2017, directory: coco}\n")
+    (project.folder / "params.yaml").write_text("acquire: {source: coco2017, download: coco}\n")
     assert downloads(project.folder)
     assert tries() == 3
 

@@ -58,6 +58,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, ray_local: str) -> Iterato
     git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
     subprocess.run([*git, "init", "-q"], cwd=folder, check=True)
     dvc("init", "-q", folder=folder)
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
     subprocess.run([*git, "add", "."], cwd=folder, check=True)
     subprocess.run([*git, "commit", "-qm", "tiny"], cwd=folder, check=True)
     with pytest.MonkeyPatch.context() as patch:

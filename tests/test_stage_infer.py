@@ -108,7 +108,7 @@ def test_the_served_model_is_the_trained_one_and_its_decoding(inferred: Path) ->
     trained = inferred / "data/train/model.safetensors"
     assert (inferred / MODEL).read_bytes() == trained.read_bytes()
     card, before = (json.loads(path.with_suffix(".json").read_text()) for path in (inferred / MODEL, trained))
-    assert card == before | {"decode": PARAMS.decode.model_dump()}
+    assert card == before | {"decode": PARAMS.decode.model_dump(mode="json")}
 
 
 def test_predict_decodes_as_infer_did(
