@@ -25,7 +25,7 @@ PARAMS = {
     "model": {"backbone": "resnet18", "width": 8, "radius": 12},
     "train": {"learning_rate": USUAL, "crop": 97, "batch": 2, "steps": 60},
     "infer": {"sides": [129], "stride": 16},
-    "decode": {"nms_radius": 5, "bin": 1},
+    "decode": {"nms_radius": 5, "bin": 1, "extensions": []},
     "evaluate": {"gallery": 4},
 }
 INPUTS = {  # of each stage: parameters and earlier outputs

@@ -24,6 +24,7 @@ import yaml
 from personlab import tables
 from personlab.model import checkpoint
 from personlab.params import Params
+from personlab.skeleton import COCO_PERSON
 from tests.batches import save_weights
 from tests.nodes import removed
 from tests.test_example import HEIGHT, WIDTH, person, row
@@ -123,6 +124,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Proje
         people = [person(image_id, crowd=image_id % 5 == 0)] if image_id % 3 else []
         rows.append({**row(image, *people), "image_id": image_id})
     for split in ("train", "val"):
+        tables.Dataset(COCO_PERSON, masks=True).write(folder / "data/ingest")
         for stage, schema in (("ingest", tables.IMAGES), ("targets", tables.TARGETS)):
             part = folder / f"data/{stage}/{split}/part-00000.parquet"
             table = pa.Table.from_pylist(rows, schema=schema)
