@@ -42,7 +42,7 @@ _RATES: Final = (1.0, 120.0)  # frames per second of what is written
 _USUAL_RATE: Final = 30.0  # where none or an impossible one is stated
 _LONGEST_GAP: Final = 10.0  # seconds for which a frame is repeated at most
 _AHEAD: Final = 4  # frames that are read, and frames to be written, that wait
-_ATTEMPTS: Final = 100  # at consecutive frames: a file goes on after damaged ones
+_ATTEMPTS: Final = 100  # at consecutive frames: a file continues after damaged ones
 _ROWS: Final = 64  # per row group
 
 

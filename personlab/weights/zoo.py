@@ -5,7 +5,7 @@ A network is downloaded once, to a folder of the cache, and converted to a check
     ~/.cache/personlab/bodypix-mobilenet-075/          model-stride16.json, group1-shard1of2.bin, ...
     ~/.cache/personlab/bodypix-mobilenet-075.safetensors, .json
 
-Files that somebody else has put into the folder are used as if they had been downloaded. XDG_CACHE_HOME
+Files that were put into the folder by other means are used as if they had been downloaded. XDG_CACHE_HOME
 replaces ~/.cache.
 """
 
