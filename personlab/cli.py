@@ -167,7 +167,7 @@ def predict(
         Parameter(
             name="--format",
             help="A JSON file per image; COCO results; a COCO dataset for annotation tools, of people with a "
-            "score of at least 0.2; or a Parquet table.",
+            "score of at least 0.15; or a Parquet table.",
         ),
     ] = "json",
     device: Device = "cpu",
@@ -175,7 +175,7 @@ def predict(
     """Find people in images.
 
     Reads images and weights. Writes poses, masks and scores of all proposals, and `overlays/*.jpg` of those
-    with a score of at least 0.2. Images that cannot be read are listed with reasons; the exit status is 1.
+    with a score of at least 0.15. Images that cannot be read are listed with reasons; the exit status is 1.
     """
     from personlab import tables
     from personlab.inference.image_ids import AnnotatedImages
