@@ -24,8 +24,8 @@ from personlab.skeleton import KEYPOINTS, TREE
 
 Record = dict[str, Any]
 
-# People with lower scores are not drawn and not part of a COCO dataset: on photos at 801 px, nine of ten that are
-# shown are correct (docs/notes/decoder.md).
+# People with lower scores are not drawn and not part of a COCO dataset. On photos at 801 px, nine of ten that
+# are shown are correct (docs/notes/decoder.md).
 SHOWN: Final = 0.15
 
 # Keypoints with lower scores are not labelled in a COCO dataset.
