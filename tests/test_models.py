@@ -257,7 +257,7 @@ def test_an_old_champion_is_listed_replaced_and_rolled_back_to(
     assert verdict.promoted
     assert second
     assert second.lineage.replaces == 1
-    assert again == [Decode(nms_radius=5, bin=1)]  # with its own parameters
+    assert again == [Decode(nms_radius=5, bin=1, extensions=())]  # with its own parameters
     assert registry.rollback() == Version(old / "models/versions/1-1650b12a")
     served = personlab.Predictor.from_checkpoint(old / "models/champion/model.safetensors")
     assert (served.decoder.radius, served.decoder.nms_radius, served.decoder.bin) == (12, 5, 1)

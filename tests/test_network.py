@@ -150,13 +150,13 @@ def test_a_checkpoint_alone_rebuilds_the_network(tmp_path: Path) -> None:
 
 def test_a_judged_checkpoint_says_how_it_is_decoded(tmp_path: Path) -> None:
     path = saved(tmp_path, network(), decode={"nms": "hard", "bin": 1.0, "a_later_key": 1})
-    assert from_checkpoint(path, stride=16).decode == params.Decode(nms="hard", bin=1.0)
+    assert from_checkpoint(path, stride=16).decode == params.Decode(nms="hard", bin=1.0, extensions=())
 
 
 def test_a_checkpoint_of_version_0_1_is_read_with_its_decoding() -> None:
     network = from_checkpoint(ROOT / "tests/fixtures/v0.1/model.safetensors", stride=16)
     assert network.model == params.Model(width=1, radius=12.0)
-    assert network.decode == params.Decode(nms_radius=5.0, bin=1.0)
+    assert network.decode == params.Decode(nms_radius=5.0, bin=1.0, extensions=())
 
 
 def test_the_state_holds_the_weights_and_nothing_else() -> None:
