@@ -1,19 +1,21 @@
 """AP of the decoder on the fields of a network on photos, and what each choice is worth.
 
     python -m benchmarks.coco_mini --weights FILE --annotations FILE --images FOLDER [--sides 513 801 1201]
-                                   [--strides 16 8] [--samples 1000] [--json FILE]
+                                   [--strides 16 8] [--steps] [--samples 1000] [--json FILE]
 
 The network runs once on each image, side and stride; all decoders read the same fields. Ours is compared with
 itself with one choice changed, and with tfjs body-pix 2.2.1 under Node, at a score threshold low enough not
 to limit AP. Differences have the 95% interval of a paired bootstrap over the images. A choice that changes
 nothing in a task has no column there. tfjs is left out without Node or if body-pix cannot be installed.
+
+`--steps` measures our steps beyond the paper's decoder instead: each on top of the former, and last of all.
 """
 
 import argparse
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from pycocotools.coco import COCO
 
 from benchmarks.tfjs import Scene, Tfjs, TfjsError, install
 from personlab.codec.decode import Decoder, Level, detections
+from personlab.codec.extensions import EXTENSIONS, Extension
 from personlab.data import images
 from personlab.metrics.bootstrap import interval, resampled_ap
 from personlab.metrics.coco import Array, Matches, Task, match
@@ -37,6 +40,7 @@ from personlab.utils.progress import progress
 CACHE = Path(".cache") / "bench-node"
 
 OURS = "ours"
+PAPER = "paper"
 
 # Least heatmap value of a seed for tfjs; its default is 0.4.
 SCORE_THRESHOLD = 0.01
@@ -60,6 +64,15 @@ def methods(decoder: Decoder) -> dict[str, Decoder]:
         "hard NMS": replace(decoder, nms="hard"),
         "Hough, hard NMS": replace(decoder, scoring="hough", nms="hard"),
     }
+
+
+def steps(decoder: Decoder) -> dict[str, Decoder]:
+    """The paper's decoder, then with each of our steps more; and ours with each step left out."""
+    some = {f"+ {step}": EXTENSIONS[:count] for count, step in enumerate(EXTENSIONS, start=1)}
+    others = {f"- {step}": tuple(other for other in EXTENSIONS if other != step) for step in EXTENSIONS}
+    del some[f"+ {EXTENSIONS[-1]}"], others[f"- {EXTENSIONS[-1]}"]  # they are all steps, and all but the last
+    chosen: dict[str, tuple[Extension, ...]] = {PAPER: (), **some, OURS: EXTENSIONS, **others}
+    return {name: replace(decoder, extensions=extensions) for name, extensions in chosen.items()}
 
 
 @dataclass(frozen=True, order=True)
@@ -114,7 +127,8 @@ def main() -> None:
         print(f"without tfjs body-pix: {reason}")
         tfjs = nullcontext()
     with tfjs as other, tempfile.TemporaryDirectory() as folder:
-        found = find(predictors, truth, _files(options.annotations, options.images), other, Path(folder))
+        files = _files(options.annotations, options.images)
+        found = find(predictors, truth, files, steps if options.steps else methods, other, Path(folder))
     scores = [
         Score.of(setting, method, match(truth, people, task), options.samples)
         for (setting, method), people in progress(found.items(), label="scoring")
@@ -122,14 +136,22 @@ def main() -> None:
     ]
     for task in get_args(Task):
         of_task = [score for score in scores if score.task == task]
-        print(choices(of_task), pyramids(of_task), sep="\n")
+        if options.steps:
+            print(worth_of_steps(of_task))
+        else:
+            print(choices(of_task), pyramids(of_task), sep="\n")
     if options.json:
         figures = [{**asdict(score), "resampled": interval(score.resampled)} for score in scores]
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def find(
-    predictors: Sequence[Predictor], truth: COCO, files: dict[int, Path], tfjs: Tfjs | None, folder: Path
+    predictors: Sequence[Predictor],
+    truth: COCO,
+    files: dict[int, Path],
+    decoders: Callable[[Decoder], dict[str, Decoder]],
+    tfjs: Tfjs | None,
+    folder: Path,
 ) -> Found:
     """The people found by every method in every setting, by image."""
     found: Found = defaultdict(dict)
@@ -141,10 +163,9 @@ def find(
             for sides in [*((side,) for side in levels), *_pyramids(tuple(levels))]:
                 setting = Setting(predictor.network.stride, sides)
                 seen = [levels[side] for side in sides]
-                for name, decoder in methods(predictor.decoder).items():
-                    poses = decoder.poses(seen, height=height, width=width)
-                    masks = decoder.masks(seen, poses, height=height, width=width)
-                    found[setting, name][image_id] = list(detections(poses, masks))
+                for name, decoder in decoders(predictor.decoder).items():
+                    people = decoder.people(seen, height=height, width=width, image=image)
+                    found[setting, name][image_id] = list(people)
                 if tfjs and len(seen) == 1:
                     for name, choice in TFJS.items():
                         people = _by_tfjs(tfjs, seen[0], choice, height, width, folder)
@@ -172,6 +193,28 @@ def choices(scores: Sequence[Score]) -> str:
         beside = [by_key.get((setting, method)) for method in others]
         rows.append([str(setting), ours.plain(), *(other.minus(ours) if other else "" for other in beside)])
     return _table(f"{scores[0].task} AP, and the differences of others from ours", [OURS, *others], rows)
+
+
+def worth_of_steps(scores: Sequence[Score]) -> str:
+    """A row for each step and setting: AP with the steps so far, what it adds to them, and to all others."""
+    by_key = {(score.setting, score.method): score for score in scores}
+    rows = []
+    for setting in dict.fromkeys(score.setting for score in scores):
+        every, before = by_key[setting, OURS], by_key[setting, PAPER]
+        rows.append([str(setting), PAPER, before.plain(), "", ""])
+        for step in EXTENSIONS:
+            so_far = by_key.get((setting, f"+ {step}"), every)
+            without = by_key.get((setting, f"- {step}"), before)  # the last one has been left out already
+            rows.append([str(setting), step, so_far.plain(), so_far.minus(before), every.minus(without)])
+            before = so_far
+        rows.append([str(setting), "all", every.plain(), every.minus(by_key[setting, PAPER]), ""])
+        rows += [
+            [str(setting), name, by_key[setting, name].plain(), "", ""]
+            for name in TFJS
+            if (setting, name) in by_key
+        ]
+    headings = ["step", "AP", "on top of the former", "on top of all others"]
+    return _table(f"{scores[0].task} AP, and what each step adds", headings, rows)
 
 
 def _different(scores: Sequence[Score]) -> list[str]:
@@ -228,6 +271,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--sides", type=int, nargs="+", default=[513, 801, 1201], metavar="N")
     parser.add_argument("--strides", type=int, nargs="+", default=[16, 8], choices=[8, 16, 32], metavar="S")
+    parser.add_argument("--steps", action="store_true", help="measure our steps beyond the paper")
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all columns here")

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -123,6 +124,7 @@ def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
         poses = Poses.of(found, present, *expected_oks(hough, found, present, radius=RADIUS))
         return soft_nms(poses, nms_radius=decoder.nms_radius)
 
+    photo = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     hough, seeds = vote()
     found = group()
     decoded = decoder.poses(levels, height=SIDE, width=SIDE)
@@ -134,6 +136,8 @@ def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
         "score": score,
         "poses": lambda: decoder.poses(levels, height=SIDE, width=SIDE),
         "masks": lambda: list(decoder.masks(levels, decoded, height=SIDE, width=SIDE)),
+        "poses and masks": lambda: list(decoder.decode(levels, height=SIDE, width=SIDE)[1]),
+        "the same, guided": lambda: list(decoder.decode(levels, height=SIDE, width=SIDE, image=photo)[1]),
     }
 
 

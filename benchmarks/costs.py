@@ -207,8 +207,8 @@ def photo(coco: Path, weights: Path) -> dict[str, float]:
             height, width = image.shape[:2]
             levels = [predictor.level(image, side)]
             start = time.process_time()
-            poses = predictor.decoder.poses(levels, height=height, width=width)
-            masks = list(predictor.decoder.masks(levels, poses, height=height, width=width))
+            poses, drawn = predictor.decoder.decode(levels, height=height, width=width, image=image)
+            masks = list(drawn)
             decoded = time.process_time()
             list(detections(poses, masks))
             spent[f"{name}_codec_s"] += decoded - start

@@ -123,8 +123,10 @@ def _walk(predictor: Predictor, item: Image, fetch: Fetch, output: Output, times
     image = timed("decode JPEG", lambda: images.decode(fetch()))
     height, width = image.shape[:2]
     levels = timed("network", lambda: [predictor.level(image, side) for side in predictor.sides])
-    found = timed("codec: poses", lambda: decoder.poses(levels, height=height, width=width))
-    masks = timed("codec: masks", lambda: list(decoder.masks(levels, found, height=height, width=width)))
+    found, drawn = timed(
+        "codec: poses", lambda: decoder.decode(levels, height=height, width=width, image=image)
+    )
+    masks = timed("codec: masks", lambda: list(drawn))
     people = timed("run lengths", lambda: list(detections(found, masks)))
     result = Result(item.id, item.file_name, height, width, people)
     overlay = timed("draw", lambda: draw(image, result))

@@ -98,15 +98,19 @@ def oracle(
     stride: Annotated[params.Stride, Parameter(help="Output stride.")] = 8,
     complete: Annotated[bool, Parameter(help="Fill unlabelled keypoints first.")] = False,
     max_people: Annotated[int, Parameter(help="Proposals per image.")] = 20,
+    all_steps: Annotated[
+        bool, Parameter(negative="", help="Decode with the steps beyond the paper's too.")
+    ] = False,
     output: ScoresFile = None,
 ) -> None:
     """Score the codec alone, as with a perfect network.
 
-    Reads COCO annotations, encodes the people and decodes the fields; prints AP and AR. The loss is that of
-    the representation. Without --complete most of it comes from unlabelled keypoints, where the tree is
-    broken: the bound printed last is the AP of the connected keypoints.
+    Reads COCO annotations, encodes the people and decodes the fields as the paper does; prints AP and AR. The
+    loss is that of the representation. Without --complete most of it comes from unlabelled keypoints, where
+    the tree is broken: the bound printed last is the AP of the connected keypoints.
     """
     from personlab.codec.decode import Decoder
+    from personlab.codec.extensions import EXTENSIONS
     from personlab.metrics import oracle, report
     from personlab.utils.progress import progress
 
@@ -114,7 +118,13 @@ def oracle(
     scores = oracle.score(
         annotated.truth,
         # targets are refined fields already
-        Decoder(trace_refinements=0, long_refinements=0, max_people=max_people, skeleton=annotated.skeleton),
+        Decoder(
+            trace_refinements=0,
+            long_refinements=0,
+            max_people=max_people,
+            extensions=EXTENSIONS if all_steps else (),
+            skeleton=annotated.skeleton,
+        ),
         side=side,
         stride=stride,
         complete=complete,

@@ -1,6 +1,7 @@
 """What many tests share: real COCO images, Ray, a cluster, Prefect. In which order and process tests run."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((names[0] for names in TOGETHER if Path(file).name in names), file)
 
     return Together(config, log)
+
+
+@pytest.fixture(autouse=True)
+def own_sigint() -> Iterator[None]:
+    """Ray Train replaces the handler of Ctrl-C and leaves its own behind."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

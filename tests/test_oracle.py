@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from pycocotools import mask as rle_tools
 
 from personlab.codec.decode import Decoder
+from personlab.codec.extensions import EXTENSIONS
 from personlab.errors import UserError
 from personlab.metrics import oracle
 from personlab.people import Annotation
@@ -17,7 +19,7 @@ from tests.coco_person import KEYPOINTS, TREE, K
 
 MEAN = oracle.MeanPose(np.stack([np.linspace(0.1, 0.9, K), np.linspace(0, 1, K)], 1).astype(np.float32))
 
-PERFECT = Decoder(trace_refinements=0, long_refinements=0)  # targets are refined already
+PERFECT = Decoder(trace_refinements=0, long_refinements=0, extensions=())  # targets are refined already
 
 
 def person(visibility: np.ndarray) -> Annotation:
@@ -90,6 +92,19 @@ def test_real_annotations_survive_the_round_trip(coco_mini: Path) -> None:
     report = oracle.score(truth, PERFECT, side=801, stride=8, complete=True, progress=progress)
     assert report.keypoints.columns()["AP"] >= 0.97
     assert report.bound == pytest.approx(1.0)
+
+
+@pytest.mark.testdata
+@pytest.mark.slow
+@pytest.mark.parametrize("complete", [False, True])
+def test_steps_beyond_the_paper_lose_nothing_on_perfect_fields(coco_mini: Path, complete: bool) -> None:
+    truth = oracle.read(coco_mini / "annotations" / "person_keypoints_val2017.json").truth
+    paper, ours = (
+        oracle.score(truth, decoder, side=801, stride=8, complete=complete, progress=progress)
+        for decoder in (PERFECT, replace(PERFECT, extensions=EXTENSIONS))
+    )
+    assert ours.keypoints.columns()["AP"] >= paper.keypoints.columns()["AP"] - 0.002
+    assert ours.segm.columns()["AP"] >= paper.segm.columns()["AP"] - 0.002
 
 
 def test_a_complete_person_has_an_ap_of_one(tmp_path: Path) -> None:

@@ -159,7 +159,9 @@ def test_what_cannot_be_read_is_returned_with_reasons(
         f"{text}: is not an image of any format that can be read here",
     ]
     assert [image["id"] for image in json.loads((tmp_path / "out/images.json").read_text())] == [2]
-    assert "2 images = 1 predicted + 1 not read; 2 proposals, 1 with a score of at least 0.2; " in caplog.text
+    assert (
+        "2 images = 1 predicted + 1 not read; 2 proposals, 1 with a score of at least 0.15; " in caplog.text
+    )
 
 
 def test_the_same_name_in_two_folders_is_two_images(tmp_path: Path) -> None:

@@ -249,12 +249,12 @@ def test_a_pose_on_the_background_loses_its_score() -> None:
 
 
 def test_the_score_of_a_mask_is_that_of_the_pose_the_segmentation_and_the_embeddings() -> None:
-    """Half of the keypoints at 0.8, the others at 0.4 and claimed; p_S of 0.45 is half as certain as 0.9."""
+    """Half of the keypoints at 0.8, the others at 0.4 and claimed; p_S of 0.46 is half as certain as 0.92."""
     scores = torch.full((3, K), 0.8)
     scores[:, 8:] = 0.4
     unclaimed = (torch.arange(K) < 8).expand(3, K)
     three = replace(poses(POSE.expand(3, K, 2), scores), unclaimed=unclaimed)
-    found = score_masks(three, torch.tensor([0.95, 0.45, 0.9]), torch.tensor([0.25, 0.0, torch.inf]))
+    found = score_masks(three, torch.tensor([0.95, 0.46, 0.92]), torch.tensor([0.25, 0.0, torch.inf]))
     pose = 8 * 0.8**2 / (8 * 0.8 + 9 * 0.4)
     assert found.mask_scores.tolist() == pytest.approx([pose * 0.75, pose / 64, pose * 0.01])
     assert torch.equal(found.scores, three.scores)

@@ -99,7 +99,15 @@ class Decoder:
     def people(
         self, levels: Sequence[Level], *, height: int, width: int, image: ImageArray | None = None
     ) -> Iterator[Detection]:
-        """The people of one height x width image, best first, at most `max_people`.
+        """The people of one height x width image, best first, at most `max_people`; see `decode`."""
+        return detections(*self.decode(levels, height=height, width=width, image=image))
+
+    def decode(
+        self, levels: Sequence[Level], *, height: int, width: int, image: ImageArray | None = None
+    ) -> tuple[Poses, Iterator[Tensor | None]]:
+        """The poses in one height x width image, best first, at most `max_people`, and the mask of each.
+
+        Masks are height x width bool and are drawn one at a time; None if the fields have no masks.
 
         Args:
             image: height x width x 3 uint8, RGB; its edges guide the outlines of masks. Without it they are
@@ -109,12 +117,12 @@ class Decoder:
             ValueError: a field holds a value that is not finite.
         """
         poses, regions = self._find(levels, height=height, width=width)
-        size = {"height": height, "width": width}
-        masks = self._draw(poses, regions, image, **size) if regions else repeat(None, len(poses.scores))
-        return detections(poses, masks)
+        if regions is None:
+            return poses, repeat(None, len(poses.scores))
+        return poses, self._draw(poses, regions, image, height=height, width=width)
 
     def poses(self, levels: Sequence[Level], *, height: int, width: int) -> Poses:
-        """The poses of `people` alone, in image pixels.
+        """The poses of `decode` alone, in image pixels.
 
         Raises:
             ValueError: a field holds a value that is not finite.
@@ -133,7 +141,7 @@ class Decoder:
         """The mask of each pose, height x width bool, in the order of `poses`.
 
         Args:
-            image: as in `people`.
+            image: as in `decode`.
 
         Raises:
             UserError: the fields are those of a network that finds poses only.

@@ -24,7 +24,7 @@ LEAST_PERSON: Final = 0.02
 LEAST_CLOSENESS: Final = 0.01
 
 # Cells with this mean p_S show a person for certain: the outermost cells of small people are lower.
-CERTAIN: Final = 0.9
+CERTAIN: Final = 0.92
 
 # Hard NMS removes a pose whose OKS with a better one is above this (G-RMI).
 HARD_NMS_OKS: Final = 0.5
@@ -183,7 +183,7 @@ def score_by_person(poses: Poses, person: Tensor) -> Poses:
 def score_masks(poses: Poses, person: Tensor, distance: Tensor) -> Poses:
     """Scores of the masks, N, in [0, 1]:
 
-        sum_k u_jk s_jk^2 / sum_k s_jk  *  min(1, p / 0.9)^6  *  max(0.01, 1 - d)
+        sum_k u_jk s_jk^2 / sum_k s_jk  *  min(1, p / 0.92)^6  *  max(0.01, 1 - d)
 
     person: p, the mean p_S of the person's cells, N. distance: d, their mean embedding distance in units of
     the threshold, N.

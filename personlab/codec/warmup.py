@@ -1,5 +1,6 @@
 """Compile the decoder's loops before they are first needed: python -m personlab.codec.warmup"""
 
+import numpy as np
 import torch
 
 from personlab.codec.decode import Decoder, Level
@@ -18,11 +19,11 @@ def main() -> None:
         crowd=torch.zeros(1, dtype=torch.bool),
         unmasked=torch.zeros(1, dtype=torch.bool),
     )
-    decoder = Decoder()
+    decoder, image = Decoder(), np.zeros((SIDE, SIDE, 3), np.uint8)
     level = Level(encode(people, stride=STRIDE, radius=decoder.radius).fields, scale=1.0)
     for levels in ([level], [level] * 3):
-        poses = decoder.poses(levels, height=SIDE, width=SIDE)
-        list(decoder.masks(levels, poses, height=SIDE, width=SIDE))
+        _, masks = decoder.decode(levels, height=SIDE, width=SIDE, image=image)
+        list(masks)
 
 
 if __name__ == "__main__":

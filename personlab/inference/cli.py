@@ -82,7 +82,7 @@ def predict(
         Parameter(
             name="--format",
             help="A JSON file per image; COCO results; a COCO dataset for annotation tools, of people with a "
-            "score of at least 0.2; or a Parquet table.",
+            "score of at least 0.15; or a Parquet table.",
         ),
     ] = "json",
     device: Device = "cpu",
@@ -90,7 +90,7 @@ def predict(
     """Find people in images, videos and cameras.
 
     Reads images and weights. Writes poses, masks and scores of all proposals, and `overlays/*.jpg` of those
-    with a score of at least 0.2; prints a line for each image. Images that cannot be read are listed with
+    with a score of at least 0.15; prints a line for each image. Images that cannot be read are listed with
     reasons; the exit status is 1. Of a video: `overlays/NAME.mp4`, and a row for each frame in NAME.json or
     NAME.parquet. Ctrl-C ends a camera.
     """

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as rle_tools
 
 from personlab.metrics.coco import PERSON
-from personlab.people import SHOWN, BoolArray, Detection
+from personlab.people import SHOWN, SHOWN_KEYPOINT, BoolArray, Detection
 from personlab.skeleton import COCO_PERSON, Skeleton
 
 Record = dict[str, Any]
@@ -120,9 +120,9 @@ def _coco(result: Result, person: Detection, category: int) -> Record:
 
 
 def _annotation(result: Result, person: Detection, category: int) -> Record:
-    """COCO's annotation: keypoints as (x, y, 2), or zeros where their score is below SHOWN."""
+    """COCO's annotation: keypoints as (x, y, 2), or zeros where their score is below SHOWN_KEYPOINT."""
     record = _coco(result, person, category)
-    triples = [(x, y, 2) if score >= SHOWN else (0, 0, 0) for x, y, score in _triples(person)]
+    triples = [(x, y, 2) if score >= SHOWN_KEYPOINT else (0, 0, 0) for x, y, score in _triples(person)]
     mask = record.pop("segmentation", None)
     polygons = _polygons(rle_tools.decode(mask)) if mask else []
     return record | {

@@ -51,7 +51,7 @@ class Prediction(BaseModel):
     height: int
     width: int
     people: list[Person]
-    shown: int  # people with a score of at least 0.2
+    shown: int  # people with a score of at least 0.15
     seconds: float  # of decoding and prediction
     picture: str | None = None  # JPEG in base64, if asked for
 
@@ -78,7 +78,7 @@ def make_app(served: Served) -> FastAPI:
     async def predict(
         request: Request,
         picture: Annotated[
-            bool, Query(description="Also draw the people with a score of 0.2 or more")
+            bool, Query(description="Also draw the people with a score of 0.15 or more")
         ] = False,
     ) -> Prediction:
         """Find the people in an image, which is the body of the request."""

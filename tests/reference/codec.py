@@ -328,7 +328,7 @@ def mask_score(keypoint_scores, unclaimed, certainty: float, distance: float) ->
     """Of a mask whose cells have this mean p_S, and this mean distance in units of the threshold."""
     squares = sum(s**2 for s, u in zip(keypoint_scores, unclaimed, strict=True) if u)
     pose = squares / sum(keypoint_scores) if sum(keypoint_scores) else 0.0
-    return pose * min(certainty / 0.9, 1.0) ** 6 * max(0.01, 1 - distance)
+    return pose * min(certainty / 0.92, 1.0) ** 6 * max(0.01, 1 - distance)
 
 
 def soft_nms(poses: list[Array], keypoint_scores, *, nms_radius: float) -> list[tuple[int, float]]:
