@@ -33,7 +33,7 @@ from personlab.codec.decode import detections
 from personlab.codec.fields import Fields
 from personlab.data import images
 from personlab.data.crops import person_crop, with_images
-from personlab.data.example import pixels
+from personlab.data.images import pixels
 from personlab.inference import job as batch
 from personlab.inference.listing import list_images
 from personlab.model.estimator import Estimator, PersonFields

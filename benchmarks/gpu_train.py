@@ -32,7 +32,8 @@ from personlab import params
 from personlab.codec.decode import Level
 from personlab.codec.encode import encode
 from personlab.codec.fields import FIELDS, stack
-from personlab.data.example import Example, pixels
+from personlab.data.example import Example
+from personlab.data.images import pixels
 from personlab.data.loader import load_batches
 from personlab.metrics.coco import ground_truth, match
 from personlab.model.losses import Objective

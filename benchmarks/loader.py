@@ -47,7 +47,8 @@ from personlab import params
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
 from personlab.data.augment import augmented, random_transform
-from personlab.data.example import Example, pixels, project_people
+from personlab.data.example import Example, project_people
+from personlab.data.images import pixels
 from personlab.data.loader import load_batches
 from personlab.model.losses import Objective
 from personlab.model.network import build

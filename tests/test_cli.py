@@ -90,10 +90,23 @@ def test_prediction_has_the_predictor_s_defaults(name: str, command: Call) -> No
     assert "Proposals per image. [default: as the model was evaluated with]" in shown
 
 
-def test_help_imports_no_large_package(tmp_path: Path) -> None:
-    """Neither for its speed, nor because DVC replaces sys.stdout when it is imported."""
-    large = {"torch", "ray", "dvc", "prefect", "pyarrow", "pandera", "numba", "pycocotools", "colorama"}
-    code = f"import sys, personlab.cli; print(*{large} & set(sys.modules))"
+LARGE = {"torch", "ray", "dvc", "prefect", "pyarrow", "pandera", "numba", "pycocotools", "colorama"}
+WITHOUT_NETWORK = ("acquire", "ingest", "targets", "evaluate")
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        (["cli"], LARGE),
+        ([f"stages.{stage}" for stage in WITHOUT_NETWORK], {"torch", "ray", "dvc", "prefect"}),
+    ],
+)
+def test_large_packages_are_imported_where_they_are_used(
+    tmp_path: Path, modules: list[str], unwanted: set[str]
+) -> None:
+    """For the time to start, and because DVC replaces sys.stdout when it is imported."""
+    imported = ", ".join(f"personlab.{module}" for module in modules)
+    code = f"import sys, {imported}; print(*{unwanted} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 

@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from personlab.codec.encode import Instances, encode
-from personlab.data.example import decode_masks, example, pixels, project_people
+from personlab.data.example import decode_masks, example, project_people
+from personlab.data.images import pixels
 from personlab.data.transform import PADDING, ImageArray, Transform
 from personlab.errors import UserError
 from personlab.people import Annotation, BoolArray

@@ -11,7 +11,7 @@ import pytest
 
 from personlab import tables
 from personlab.cli import app
-from personlab.data.example import pixels
+from personlab.data.images import pixels
 from personlab.errors import UserError
 from personlab.params import Acquire, Compute, Decode, Infer, Ingest, Params, Sample
 from personlab.people import SHOWN

@@ -12,8 +12,7 @@ import PIL.Image
 import pytest
 
 from personlab.data import download
-from personlab.data.example import pixels
-from personlab.data.images import read
+from personlab.data.images import pixels, read
 from personlab.errors import UserError
 from personlab.params import Acquire, Ingest, Params, Sample
 from personlab.stages import acquire, ingest

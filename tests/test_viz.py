@@ -18,6 +18,7 @@ from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab
 from personlab.people import Annotation, Detection
+from personlab.viz.fields import draw_fields
 from personlab.viz.people import LEFT, PEOPLE, RIGHT
 from tests.coco_person import KEYPOINTS, E, K
 
@@ -256,8 +257,8 @@ def panels(sheet: np.ndarray, columns: int) -> list[np.ndarray]:
 
 
 def test_fields_are_drawn_where_they_are_likely():
-    nothing = panels(viz.draw_fields(GREY, fields_at(None, None)), 3)
-    image, *drawn = panels(viz.draw_fields(GREY, fields_at((3, 4), (8, 9))), 3)
+    nothing = panels(draw_fields(GREY, fields_at(None, None)), 3)
+    image, *drawn = panels(draw_fields(GREY, fields_at((3, 4), (8, 9))), 3)
     np.testing.assert_array_equal(image, GREY)
     for index, at in enumerate([(24, 32), (64, 72), (24, 32), (24, 32), (64, 72)]):
         changed_pixels = np.argwhere((drawn[index] != nothing[index + 1]).any(axis=-1))
@@ -265,14 +266,14 @@ def test_fields_are_drawn_where_they_are_likely():
 
 
 def test_fields_of_a_resized_image_are_drawn_on_the_image():
-    half = viz.draw_fields(GREY, fields_at((3, 4), (4, 5), stride=8), scale=0.5)
-    whole = viz.draw_fields(GREY, fields_at((3, 4), (4, 5), stride=16, length=2.0))
+    half = draw_fields(GREY, fields_at((3, 4), (4, 5), stride=8), scale=0.5)
+    whole = draw_fields(GREY, fields_at((3, 4), (4, 5), stride=16, length=2.0))
     np.testing.assert_array_equal(half, whole)
 
 
 def test_fields_without_masks_have_four_panels():
     poses = fields_at((3, 4), None).replace(seg=torch.zeros(1, 0, 0), long=torch.zeros(1, K, 2, 0, 0))
-    sheet = viz.draw_fields(GREY, poses)
+    sheet = draw_fields(GREY, poses)
     assert sheet.shape[1] == 12 + 2 * (WIDTH + 12)
     np.testing.assert_array_equal(panels(sheet, 2)[0], GREY)
 

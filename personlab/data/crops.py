@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from personlab.data.example import pixels
+from personlab.data.images import pixels
 from personlab.data.transform import ImageArray, Transform
 from personlab.people import Annotation, BoolArray, Box, FloatArray
 

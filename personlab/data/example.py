@@ -11,9 +11,8 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances
 from personlab.codec.fields import cells
-from personlab.data import images
-from personlab.data.transform import ImageArray, Transform
-from personlab.errors import UserError
+from personlab.data.images import pixels
+from personlab.data.transform import Transform
 from personlab.people import Annotation, BoolArray
 from personlab.skeleton import COCO_PERSON, Skeleton
 
@@ -47,18 +46,6 @@ def example(
             people, transform, height=row["height"], width=row["width"], stride=stride, skeleton=skeleton
         ),
     )
-
-
-def pixels(row: Mapping[str, Any]) -> ImageArray:
-    """Decode the image of a row of tables.IMAGES to height x width x 3 RGB, without its EXIF orientation.
-
-    Raises:
-        UserError: the image cannot be decoded.
-    """
-    try:
-        return images.decode(row["image"], apply_exif=False)
-    except UserError as error:
-        raise UserError(f"{row['file_name']}: {error}; run dvc repro --force ingest") from None
 
 
 def project_people(

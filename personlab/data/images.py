@@ -6,7 +6,7 @@ viewers show them (`read`, `decode`).
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -107,15 +107,27 @@ def decode_annotated(image: Path | bytes, height: int, width: int) -> ImageArray
     decoded = partial(read, image) if isinstance(image, Path) else partial(decode, image)
     sizes = list[str]()
     for apply_exif in (False, True):
-        pixels = decoded(apply_exif=apply_exif)
-        if pixels.shape[:2] == (height, width):
-            return pixels
-        sizes.append(f"{pixels.shape[1]} x {pixels.shape[0]}")
+        found = decoded(apply_exif=apply_exif)
+        if found.shape[:2] == (height, width):
+            return found
+        sizes.append(f"{found.shape[1]} x {found.shape[0]}")
     stored, shown = sizes
     exif = f" ({shown} as its EXIF orientation shows it)" if shown != stored else ""
     hint = "; width and height are swapped, or an EXIF orientation was removed"
     swapped = hint if stored == f"{height} x {width}" else ""
     raise UserError(f"is {stored} pixels{exif}, the annotations say {width} x {height}{swapped}")
+
+
+def pixels(row: Mapping[str, Any]) -> ImageArray:
+    """Decode the image of a row of tables.IMAGES to height x width x 3 RGB, without its EXIF orientation.
+
+    Raises:
+        UserError: the image cannot be decoded.
+    """
+    try:
+        return decode(row["image"], apply_exif=False)
+    except UserError as error:
+        raise UserError(f"{row['file_name']}: {error}; run dvc repro --force ingest") from None
 
 
 def orientation(path: Path) -> int:

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from personlab.codec.fields import cells
 from personlab.people import BoolArray, FloatArray
 
 ImageArray = npt.NDArray[np.uint8]
@@ -92,8 +91,9 @@ class Transform:
     def _cell_edges(self, side: int, stride: int, axis: int) -> FloatArray:
         """Image coordinates of both edges of every cell along one axis; descending if mirrored."""
         reach = min(stride, _FINEST_STRIDE) / 2
-        points = np.zeros((2 * cells(side, stride), 2), np.float32)
-        points[:, axis] = (np.arange(cells(side, stride))[:, None] * stride + [-reach, reach]).ravel()
+        positions = np.arange(0, side, stride)
+        points = np.zeros((2 * len(positions), 2), np.float32)
+        points[:, axis] = (positions[:, None] + [-reach, reach]).ravel()
         return self.inverse_points(points)[:, axis]
 
 

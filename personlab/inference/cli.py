@@ -202,6 +202,7 @@ def fields(
     from personlab import viz
     from personlab.data import images
     from personlab.predictor import Predictor
+    from personlab.viz.fields import draw_fields
     from personlab.weights import zoo
 
     if out.suffix != ".jpg":
@@ -213,4 +214,4 @@ def fields(
     infer = _infer(side, None, stride)
     predictor = Predictor.from_checkpoint(zoo.find(weights), infer)
     level = predictor.level(pixels, infer.sides[0])
-    write_atomic(out, viz.jpeg(viz.draw_fields(pixels, level.fields, level.scale, predictor.skeleton)))
+    write_atomic(out, viz.jpeg(draw_fields(pixels, level.fields, level.scale, predictor.skeleton)))

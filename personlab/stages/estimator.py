@@ -18,7 +18,7 @@ from torch import Tensor
 
 from personlab import params, tables
 from personlab.data.crops import Person, person_crop, training_crop, with_images
-from personlab.data.example import pixels
+from personlab.data.images import pixels
 from personlab.data.loader import ReadChunk, plan
 from personlab.distributed import checkpoints, cluster
 from personlab.distributed.board import fit, no_retry, watch

@@ -20,8 +20,7 @@ from personlab import params as parameters
 from personlab import tables, viz
 from personlab.data import category, coco
 from personlab.data.category import Category
-from personlab.data.example import pixels
-from personlab.data.images import stored_as_annotated
+from personlab.data.images import pixels, stored_as_annotated
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError, first
 from personlab.params import Params

@@ -10,7 +10,7 @@ from typing import Self
 from torch import Tensor
 
 from personlab import params
-from personlab.data.example import pixels
+from personlab.data.images import pixels
 from personlab.errors import UserError
 from personlab.metrics.coco import evaluate, ground_truth
 from personlab.model.network import PersonLab

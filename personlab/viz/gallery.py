@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from personlab.data.example import pixels
+from personlab.data.images import pixels
 from personlab.data.transform import ImageArray
 from personlab.metrics.coco import Matches
 from personlab.people import Annotation, Detection
