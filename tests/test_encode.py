@@ -11,6 +11,7 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Targets, stack
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import EDGES, KEYPOINTS, K
 from tests.reference import codec as reference
 from tests.reference.scenes import Scene, adversarial, figure, mirrored, random_scene, scene
@@ -22,7 +23,7 @@ VALID = ("heatmap_valid", "short_valid", "mid_valid", "seg_valid", "long_valid")
 
 
 def encoded(case: Scene, radius: float = RADIUS) -> Targets:
-    return encode(case.people, stride=case.stride, radius=radius)
+    return encode(case.people, stride=case.stride, radius=radius, skeleton=COCO_PERSON)
 
 
 def parts(targets: Targets) -> dict[str, Tensor]:

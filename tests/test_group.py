@@ -13,6 +13,7 @@ from personlab.codec.fields import Fields
 from personlab.codec.group import find_people, presence
 from personlab.codec.hough import HoughMap, Seeds
 from personlab.codec.pyramid import Frame, Level
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import EDGES, K
 from tests.reference import codec as reference
 from tests.reference.scenes import adversarial, figure, predicted, random_fields, scene
@@ -53,7 +54,9 @@ def voted(fields: Fields, bin: float = 2.0) -> Seeds:
 
 def traced(fields: Fields, seeds: Seeds, *, steps: int) -> Tensor:
     """The poses of all seeds, which are different ones, in fields of one level, in its own pixels."""
-    keypoints = find_people(*level_of(fields), seeds, trace_refinements=steps, nms_radius=0.0, most=1000)
+    keypoints = find_people(
+        *level_of(fields), seeds, trace_refinements=steps, nms_radius=0.0, most=1000, skeleton=COCO_PERSON
+    )
     assert len(keypoints) == len(seeds.xy)
     return keypoints
 
@@ -123,7 +126,7 @@ def test_constant_maps(value: float) -> None:
 def test_any_keypoint_finds_all_others(kind: int) -> None:
     pose = figure(60.3, 25.2, 85.0)
     case = scene([pose], height=129, width=129, stride=8)
-    fields = encode(case.people, stride=8, radius=RADIUS).fields
+    fields = encode(case.people, stride=8, radius=RADIUS, skeleton=COCO_PERSON).fields
     for steps in (0, 2):
         keypoints = traced(fields, seeds_at((*pose[kind].tolist(), kind)), steps=steps)
         assert torch.allclose(keypoints[0], pose, atol=1e-3)
@@ -132,7 +135,9 @@ def test_any_keypoint_finds_all_others(kind: int) -> None:
 def test_short_offsets_correct_wrong_mid_offsets() -> None:
     """Every mid-range offset is (3, -4) px off, and every step of equation 2 makes up for all of it."""
     pose = figure(60.3, 25.2, 85.0)
-    fields = encode(scene([pose], height=129, width=129, stride=8).people, stride=8, radius=RADIUS).fields
+    fields = encode(
+        scene([pose], height=129, width=129, stride=8).people, stride=8, radius=RADIUS, skeleton=COCO_PERSON
+    ).fields
     wrong = fields.replace(mid=fields.mid + torch.tensor([3.0, -4.0]).view(2, 1, 1))
     seed = seeds_at((*pose[0].tolist(), 0))
     assert torch.allclose(traced(wrong, seed, steps=1)[0], pose, atol=1e-3)

@@ -7,6 +7,7 @@ import pytest
 from personlab.metrics.coco import ground_truth
 from personlab.registry import promotion
 from personlab.registry.promotion import Comparison, Predictions, Verdict
+from personlab.skeleton import COCO_PERSON
 from personlab.tables import shards
 from tests import rehearsal
 
@@ -70,7 +71,7 @@ def predictions(folder: Path, blur: float) -> Predictions:
 
 
 def compare(folder: Path, champion: float, candidate: float) -> tuple[Comparison, ...]:
-    truth = ground_truth(shards.annotated(folder / "val", folder / "people").values())
+    truth = ground_truth(shards.annotated(folder / "val", folder / "people").values(), skeleton=COCO_PERSON)
     return promotion.compare(truth, predictions(folder, champion), predictions(folder, candidate))
 
 
@@ -92,7 +93,7 @@ def test_the_comparison_is_paired(val: Path) -> None:
     from personlab.metrics.bootstrap import interval, resampled_ap
     from personlab.metrics.coco import match
 
-    truth = ground_truth(shards.annotated(val / "val", val / "people").values())
+    truth = ground_truth(shards.annotated(val / "val", val / "people").values(), skeleton=COCO_PERSON)
     alone = resampled_ap(match(truth, predictions(val, 1.0).people, "keypoints"), samples=300)
     low, high = interval(alone)
     (keypoints, _) = compare(val, champion=1.0, candidate=0.9)

@@ -140,7 +140,7 @@ def test_a_person_has_one_colour_on_both_sides(tmp_path):
     write(tmp_path, found=FOUND | found)
     images = shards.annotated(tmp_path / "data/ingest/val", tmp_path / "data/targets/val")
     seen = shards.detections(tmp_path / "data/infer", images, tmp_path / "data/ingest/val")
-    matches = match(ground_truth(images.values()), seen, "keypoints")
+    matches = match(ground_truth(images.values(), skeleton=COCO_PERSON), seen, "keypoints")
     assert matches.partners(1) == {0: 1, 2: 0}
     assert matches.partners(3) == matches.partners(4) == {}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from personlab.codec.fields import Fields, Targets, cell_positions
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Instances:
         return type(self)(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton = COCO_PERSON) -> Targets:
+def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton) -> Targets:
     """Target fields of one image (a batch of one), on the device of `people`.
 
     heatmap   1 within `radius` of a type-k keypoint of anyone

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from personlab.people import Detection
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 Task = Literal["keypoints", "segm"]
 Array = npt.NDArray[np.float64]
@@ -60,7 +60,7 @@ class Assignment:
     person: npt.NDArray[np.intp]  # D; index of the matched person, -1 without
 
 
-def ground_truth(rows: Iterable[Mapping[str, Any]], skeleton: Skeleton = COCO_PERSON) -> COCO:
+def ground_truth(rows: Iterable[Mapping[str, Any]], skeleton: Skeleton) -> COCO:
     """The people of rows of tables.IMAGES with their `people` as pycocotools' ground truth.
 
     Its category holds the names of the keypoints and, beyond COCO's own keys, their `sigmas` and `flip`. Only

@@ -24,7 +24,7 @@ from personlab.errors import UserError
 from personlab.metrics.coco import Matches, match, subset
 from personlab.metrics.files import Annotations, read_annotations
 from personlab.people import Annotation, Detection
-from personlab.skeleton import COCO_PERSON, Edge, Skeleton
+from personlab.skeleton import Edge, Skeleton
 from personlab.utils.progress import Tracker
 
 # The position of unconnected keypoints: so far away that their OKS is 0.
@@ -73,7 +73,7 @@ def project(
     width: int,
     side: int,
     stride: int,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
 ) -> tuple[Instances, float]:
     """The people of a height x width image on an input of longest side `side`, and that input's scale."""
     scale, scaled_height, scaled_width = fit(height, width, side)

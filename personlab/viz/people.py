@@ -46,7 +46,7 @@ _COCO_BONES: Final = (
 def draw_people(
     image: ImageArray,
     detections: Sequence[Detection],
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
     *,
     colours: Sequence[int] | None = None,
     min_keypoint_score: float = 0.2,
@@ -103,7 +103,7 @@ def draw_note(image: ImageArray, text: str) -> ImageArray:
 def draw_annotations(
     image: ImageArray,
     annotations: Sequence[Annotation],
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
     *,
     colours: Sequence[int] | None = None,
 ) -> ImageArray:
@@ -129,7 +129,7 @@ def draw_pose(
     image: ImageArray,
     keypoints: Floats,
     scores: Floats,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
     *,
     min_score: float = 0.2,
 ) -> ImageArray:
