@@ -144,8 +144,8 @@ def test_pictures_are_predicted_and_scored(tmp_path: Path, weights: Path, comman
         *("--json", "scores.json"),
     )
     assert status == 0, printed
-    assert "Person keypoints" in printed
-    assert "Person segmentation" in printed
+    assert "Keypoints" in printed
+    assert "Segmentation" in printed
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert 0 <= scores["keypoints"]["AP"] <= scores["keypoints"]["AP50"] <= 1
     assert "AR20" in scores["segm"]

@@ -135,6 +135,17 @@ def test_where_nobody_has_a_mask_nothing_is_known_of_masks() -> None:
     assert targets.heatmap_valid.all()
 
 
+def test_the_mask_of_a_crowd_does_not_say_that_people_have_masks() -> None:
+    masks = torch.zeros(2, 9, 9)
+    masks[:, 2] = 1
+    crowd, unmasked = torch.tensor([False, True]), torch.tensor([True, False])
+    case = two((16.0, 32.0), (48.0, 48.0), masks=masks, crowd=crowd, unmasked=unmasked)
+    assert not encoded(case).seg_valid.any()
+    both = torch.tensor([True, True])
+    alone = replace(case, people=replace(case.people, crowd=both, unmasked=~both))
+    assert encoded(alone).seg_valid[0, 3:].all()  # an image without people, but for a crowd
+
+
 def test_crowd_defines_nothing() -> None:
     masks = torch.zeros(2, 9, 9)
     masks[0, 2], masks[1, 2, 4:] = 1, 1

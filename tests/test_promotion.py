@@ -23,17 +23,17 @@ def compared(task: promotion.Task, change: tuple[float, float, float]) -> Compar
 @pytest.mark.parametrize(
     ("keypoints", "segm", "rule", "promoted", "why"),
     [
-        (BETTER, SAME, "better", True, "person keypoints got better"),
-        (SAME, BETTER, "better", True, "person segmentation got better"),
-        (BETTER, WORSE, "better", False, "person segmentation got worse"),
-        (WORSE, WORSE, "better", False, "person keypoints and person segmentation got worse"),
+        (BETTER, SAME, "better", True, "keypoints got better"),
+        (SAME, BETTER, "better", True, "segmentation got better"),
+        (BETTER, WORSE, "better", False, "segmentation got worse"),
+        (WORSE, WORSE, "better", False, "keypoints and segmentation got worse"),
         (HIGHER, HIGHER, "better", False, "nothing got better beyond chance"),
-        (HIGHER, SAME, "not-worse", True, "AP of person keypoints is higher"),
+        (HIGHER, SAME, "not-worse", True, "AP of keypoints is higher"),
         (SAME, SAME, "not-worse", False, "no AP is higher"),
-        (BETTER, WORSE, "not-worse", False, "person segmentation got worse"),
+        (BETTER, WORSE, "not-worse", False, "segmentation got worse"),
         (WORSE, WORSE, "always", True, "the rule says always"),
         (BETTER, BETTER, "never", False, "the rule says never"),
-        (BETTER, NO_PEOPLE, "better", True, "person keypoints got better"),
+        (BETTER, NO_PEOPLE, "better", True, "keypoints got better"),
         (NO_PEOPLE, NO_PEOPLE, "not-worse", False, "no AP is higher"),
     ],
 )
@@ -46,9 +46,9 @@ def test_the_rule(keypoints, segm, rule, promoted: bool, why: str) -> None:
 def test_a_verdict_reads_well() -> None:
     verdict = promotion.decide((compared("keypoints", BETTER), compared("segm", NO_PEOPLE)), "better")
     assert str(verdict).splitlines() == [
-        "promoted: person keypoints got better, nothing got worse",
-        "  Person keypoints: AP 0.500 -> 0.600, +0.100 (95%: +0.050 to +0.150), better",
-        "  Person segmentation: no annotated people",
+        "promoted: keypoints got better, nothing got worse",
+        "  Keypoints: AP 0.500 -> 0.600, +0.100 (95%: +0.050 to +0.150), better",
+        "  Segmentation: no annotated people",
     ]
     same = Verdict(False, "it is the champion, version 3", unchanged=True)
     assert str(same) == "unchanged: it is the champion, version 3"

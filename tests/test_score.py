@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,10 +22,11 @@ from personlab.codec.score import (
     score_masks,
     soft_nms,
 )
-from personlab.skeleton import COCO_PERSON
 from tests.coco_person import KAPPAS, K
 from tests.reference import codec as reference
 from tests.reference.scenes import figure
+
+expected_oks, hard_nms = partial(expected_oks, kappas=KAPPAS), partial(hard_nms, kappas=KAPPAS)
 
 BIN, RADIUS, NMS_RADIUS = 2.0, 32.0, 10.0
 POSE = figure(60.0, 30.0, 100.0)
@@ -58,7 +60,7 @@ def order_of(best: Poses, keypoint_scores: Tensor) -> list[int]:
 
 def by_presence(hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius: float) -> Tensor:
     """Equation 3 as in the paper, weighted by p_k."""
-    return expected_oks(hough, keypoints, present, radius=radius, kappas=COCO_PERSON.kappas)[0]
+    return expected_oks(hough, keypoints, present, radius=radius)[0]
 
 
 # the extent of a person
@@ -104,7 +106,7 @@ def test_the_mass_of_votes_may_stand_for_p() -> None:
     """The mass in the disk, at most 1, whatever p is."""
     for mass, expected in ((0.3, 0.3), (1.7, 1.0)):
         votes = masses((40, 60, mass), (40 + 34, 60, 5.0))
-        _, found = expected_oks(votes, at(40.0, 60.0), ALL * 0.1, radius=RADIUS, kappas=COCO_PERSON.kappas)
+        _, found = expected_oks(votes, at(40.0, 60.0), ALL * 0.1, radius=RADIUS)
         assert torch.allclose(found, torch.full((1, K), expected), atol=1e-6)
 
 
@@ -215,7 +217,7 @@ def test_soft_nms_sorts_anew() -> None:
 def test_hard_nms_drops_duplicates_and_keeps_neighbours() -> None:
     keypoints = torch.stack([POSE, POSE + 1.0, POSE + 60.0])
     scores = torch.tensor([0.5, 0.9, 0.3])[:, None].expand(3, K)
-    best = hard_nms(poses(keypoints, scores), kappas=COCO_PERSON.kappas)
+    best = hard_nms(poses(keypoints, scores))
     assert order_of(best, scores) == [1, 2]
     assert best.scores.tolist() == pytest.approx([0.9, 0.3])
 
@@ -227,7 +229,7 @@ def test_what_hard_nms_dropped_drops_nobody() -> None:
     assert _oks_of_shift(step, scale) > 0.5 > _oks_of_shift(2 * step, scale)
     shifts = torch.tensor([0.0, step, 2 * step]).view(3, 1, 1) * torch.tensor([1.0, 0.0])
     scores = torch.tensor([0.9, 0.8, 0.7])[:, None].expand(3, K)
-    best = hard_nms(poses((POSE + shifts).float(), scores), kappas=COCO_PERSON.kappas)
+    best = hard_nms(poses((POSE + shifts).float(), scores))
     assert order_of(best, scores) == [0, 2]
 
 
@@ -239,10 +241,7 @@ def test_hard_nms_measures_by_the_better_pose() -> None:
     assert reference.oks(small.numpy(), POSE.numpy(), 0.75 * scale) < 0.5
     for first, second, kept in ((POSE, small, 1), (small, POSE, 2)):
         scores = torch.tensor([0.9, 0.8])[:, None].expand(2, K)
-        assert (
-            len(hard_nms(poses(torch.stack([first, second]), scores), kappas=COCO_PERSON.kappas).scores)
-            == kept
-        )
+        assert len(hard_nms(poses(torch.stack([first, second]), scores)).scores) == kept
 
 
 def test_a_pose_on_the_background_loses_its_score() -> None:
@@ -316,7 +315,7 @@ def test_scores_match_the_reference(seed: int, radius: float, bin: float) -> Non
     rng = np.random.default_rng(seed)
     h = rng.random((K, 40, 50)) * (rng.random((K, 40, 50)) < 0.1)
     score = HoughMap(score=torch.from_numpy(h).float(), bin=bin)
-    oks, by_mass = expected_oks(score, keypoints, present, radius=radius, kappas=COCO_PERSON.kappas)
+    oks, by_mass = expected_oks(score, keypoints, present, radius=radius)
     values = hough_scores(score, keypoints)
     for j in range(3):
         pose, p = keypoints[j].double().numpy(), present[j].tolist()
@@ -340,7 +339,7 @@ def test_suppression_matches_the_reference(seed: int, number: int) -> None:
     np.testing.assert_allclose(soft.scores.numpy(), [score for _, score in expected], rtol=0, atol=1e-5)
     worth = [j for j, score in expected if score > 0]  # those of score 0 are equals, in any order
     assert order_of(soft, scores)[: len(worth)] == worth
-    hard = hard_nms(poses(keypoints, scores, present), kappas=COCO_PERSON.kappas)
+    hard = hard_nms(poses(keypoints, scores, present))
     expected = reference.hard_nms(as_numpy, present.tolist(), scores.double().numpy(), most=0.5)
     assert order_of(hard, scores) == [j for j, _ in expected]
     np.testing.assert_allclose(hard.scores.numpy(), [score for _, score in expected], rtol=0, atol=1e-5)

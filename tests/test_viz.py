@@ -225,6 +225,19 @@ def test_hidden_keypoints_differ_and_unlabelled_ones_are_not_drawn():
     np.testing.assert_array_equal(changed(seen), changed(hidden))
 
 
+def test_people_without_masks_have_their_boxes_drawn_and_crowds_hatched():
+    box = replace(annotation(visibility=0), rle=b"")
+    touched = changed(viz.draw_annotations(GREY, [box], skeleton=COCO_PERSON))
+    assert touched[[10, 69], 20:60].all()
+    assert touched[10:70, [20, 59]].all()
+    assert not touched[13:67, 23:57].any()
+    crowd = annotation(crowd=True)
+    hatched = [
+        viz.draw_annotations(GREY, [c], skeleton=COCO_PERSON) for c in (crowd, replace(crowd, rle=b""))
+    ]
+    np.testing.assert_array_equal(*hatched)
+
+
 def test_crowds_are_hatched_without_a_pose():
     picture = viz.draw_annotations(GREY, [annotation(crowd=True)], skeleton=COCO_PERSON)
     inside = picture[10:70, 20:60].reshape(-1, 3)

@@ -87,13 +87,18 @@ def subset(truth: COCO, people: list[dict[str, Any]]) -> COCO:
     return _coco(truth.dataset["images"], people, truth.cats[PERSON])
 
 
+def has_masks(truth: COCO) -> bool:
+    """Whether any annotated person has a mask; crowds do not count."""
+    return any(person["segmentation"] and not person["iscrowd"] for person in truth.anns.values())
+
+
 def with_masks(truth: COCO) -> COCO:
     """The ground truth for masks: the boxes of people without a mask are ignored, as crowds are.
 
     Without any mask there is no ground truth.
     """
     people = truth.dataset["annotations"]
-    if not any(person["segmentation"] for person in people):
+    if not has_masks(truth):
         people = []
     elif all(person["segmentation"] for person in people):
         return truth
