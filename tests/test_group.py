@@ -1,5 +1,7 @@
 """Grouping: seeds, tracing and acceptance by hand, the slow reference, and what must not matter."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from tests.reference.scenes import adversarial, figure, predicted, random_fields
 from tests.test_hough import Votes, accumulate
 from tests.test_score import at, random_poses
 
+encode, find_people = partial(encode, skeleton=COCO_PERSON), partial(find_people, skeleton=COCO_PERSON)
 RADIUS, NMS_RADIUS, THRESHOLD = 32.0, 10.0, 0.01
 
 
@@ -54,9 +57,7 @@ def voted(fields: Fields, bin: float = 2.0) -> Seeds:
 
 def traced(fields: Fields, seeds: Seeds, *, steps: int) -> Tensor:
     """The poses of all seeds, which are different ones, in fields of one level, in its own pixels."""
-    keypoints = find_people(
-        *level_of(fields), seeds, trace_refinements=steps, nms_radius=0.0, most=1000, skeleton=COCO_PERSON
-    )
+    keypoints = find_people(*level_of(fields), seeds, trace_refinements=steps, nms_radius=0.0, most=1000)
     assert len(keypoints) == len(seeds.xy)
     return keypoints
 
@@ -126,7 +127,7 @@ def test_constant_maps(value: float) -> None:
 def test_any_keypoint_finds_all_others(kind: int) -> None:
     pose = figure(60.3, 25.2, 85.0)
     case = scene([pose], height=129, width=129, stride=8)
-    fields = encode(case.people, stride=8, radius=RADIUS, skeleton=COCO_PERSON).fields
+    fields = encode(case.people, stride=8, radius=RADIUS).fields
     for steps in (0, 2):
         keypoints = traced(fields, seeds_at((*pose[kind].tolist(), kind)), steps=steps)
         assert torch.allclose(keypoints[0], pose, atol=1e-3)
@@ -135,9 +136,7 @@ def test_any_keypoint_finds_all_others(kind: int) -> None:
 def test_short_offsets_correct_wrong_mid_offsets() -> None:
     """Every mid-range offset is (3, -4) px off, and every step of equation 2 makes up for all of it."""
     pose = figure(60.3, 25.2, 85.0)
-    fields = encode(
-        scene([pose], height=129, width=129, stride=8).people, stride=8, radius=RADIUS, skeleton=COCO_PERSON
-    ).fields
+    fields = encode(scene([pose], height=129, width=129, stride=8).people, stride=8, radius=RADIUS).fields
     wrong = fields.replace(mid=fields.mid + torch.tensor([3.0, -4.0]).view(2, 1, 1))
     seed = seeds_at((*pose[0].tolist(), 0))
     assert torch.allclose(traced(wrong, seed, steps=1)[0], pose, atol=1e-3)
