@@ -16,8 +16,14 @@ help: ## list the targets
 
 demo: preflight-demo .venv/ready ## train and evaluate on the rendered sample data set
 	dvc repro
-	@echo && dvc metrics show data/metrics/evaluate.json
-	@echo && echo "Gallery, worst to best: data/evaluate/gallery.jpg. Report: data/evaluate/report.md. Curves: dvc plots show"
+	@echo
+	@echo "Look at    data/evaluate/gallery.jpg  annotated people beside predicted ones"
+	@echo "           data/evaluate/report.md    scores and kinds of errors"
+	@echo "           data/ingest/sheet.jpg      what the network was trained on"
+	@echo "Try next   source .venv/bin/activate"
+	@echo "           personlab predict photo.jpg        people in a photo of yours"
+	@echo "           dvc exp run -S decode.nms=hard     another decoder: runs infer and evaluate again"
+	@echo "           make ui                            flows, schedules and batches in the browser"
 
 # tests/conftest.py says which tests share a process.
 test: preflight-test .venv/ready ## run all tests

@@ -67,8 +67,8 @@ class Case:
         fields = self.level.fields
         step, threshold = self.level.scale / fields.stride, self.decoder.mask_distance
         person = person_pixels(fields.seg[0], step=step, height=self.height, width=self.width)
-        nobody = torch.full_like(fields.seg[0], torch.inf)
-        return [full_resolution(person, d, nobody, step=step, threshold=threshold) for d in distance]
+        no_rival = torch.full_like(fields.seg[0], torch.inf)
+        return [full_resolution(person, d, no_rival, step=step, threshold=threshold) for d in distance]
 
     def detections(self, masks: Sequence[Tensor], kept: Tensor | slice = slice(None)) -> list[Detection]:
         return list(detections(self.poses.select(kept), masks))

@@ -203,6 +203,7 @@ class Train(Section):
     momentum: Fraction = 0.9
     weight_decay: float = Field(default=0.0, ge=0.0)
     average_from: Fraction = 0.5
+    initial_share: Fraction = 0.0
     min_scale: PositiveFloat = 0.5
     max_scale: PositiveFloat = 1.5
     person_sizes: tuple[PositiveFloat, PositiveFloat] | None = None
@@ -287,6 +288,15 @@ class Params(Section):
             raise ValueError(
                 f"train.batch: {self.train.batch} cannot be shared by {self.compute.workers} workers "
                 "(compute.workers)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _blends_trained_weights(self) -> Self:
+        if self.train.initial_share and not (self.model.init and self.model.init_heads):
+            raise ValueError(
+                "train.initial_share: needs a model.init whose heads are used (model.init_heads), since "
+                "random weights are worth nothing"
             )
         return self
 

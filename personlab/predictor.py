@@ -1,8 +1,10 @@
 """Predict the people of an image: the network and the decoder of its fields as one object."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import torch
 
@@ -14,6 +16,9 @@ from personlab.errors import UserError
 from personlab.model.network import PersonLab, from_checkpoint
 from personlab.people import Detection
 from personlab.skeleton import Skeleton
+
+# Images that are predicted at a time, at most: each needs a few hundred megabytes.
+MOST_AT_A_TIME: Final = 4
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,22 @@ class Predictor:
         transform = Transform(scale, (0.0, 0.0), padded_side(height, stride), padded_side(width, stride))
         pixels = torch.from_numpy(transform.image(image)).permute(2, 0, 1)[None].to(self.device)
         return Level(self.network(pixels).probabilities(), scale)
+
+
+@contextmanager
+def side_by_side(images: int) -> Iterator[int]:
+    """Share PyTorch's threads between images: yield how many of `images` to predict at a time, in threads.
+
+    Images side by side use a processor better than the layers of one network, and while one is decoded, the
+    network works on another.
+    """
+    threads = torch.get_num_threads()
+    at_a_time = max(1, min(threads, images, MOST_AT_A_TIME))
+    torch.set_num_threads(threads // at_a_time)
+    try:
+        yield at_a_time
+    finally:
+        torch.set_num_threads(threads)
 
 
 def decoding(

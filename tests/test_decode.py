@@ -136,7 +136,7 @@ def test_a_person_of_1000_px() -> None:
     assert torch.allclose(found.keypoints, case.people.keypoints, atol=1e-2)
 
 
-def test_nobody() -> None:
+def test_no_people() -> None:
     fields = perfect(adversarial()["empty"])
     found = poses(fields)
     assert found.keypoints.shape == (0, K, 2)

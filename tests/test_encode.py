@@ -126,7 +126,7 @@ def test_a_person_without_a_mask_hides_what_is_in_the_region() -> None:
     assert encoded(case).heatmap_valid[0, 2].tolist() == expected  # nor are they known without keypoints
 
 
-def test_where_nobody_has_a_mask_nothing_is_known_of_masks() -> None:
+def test_without_any_masks_seg_and_long_are_undefined() -> None:
     masks = torch.zeros(2, 9, 9)
     masks[:, 2] = 1
     targets = encoded(two((16.0, 32.0), (48.0, 48.0), masks=masks, unmasked=torch.tensor([True, True])))
@@ -174,7 +174,7 @@ def test_people_without_keypoints_hide_the_heatmap_only() -> None:
     assert torch.equal(targets.fields.heatmap, alone.fields.heatmap)
 
 
-def test_nobody() -> None:
+def test_no_people() -> None:
     targets = encoded(adversarial()["empty"])
     for name, tensor in targets.fields.tensors().items():
         assert not tensor.any(), name

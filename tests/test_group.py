@@ -181,7 +181,7 @@ def test_only_the_same_keypoint_rejects() -> None:
     assert len(accepted((0, 0, 0), (0, 0, 2), eye=100.0)) == 1
 
 
-def test_a_rejected_seed_rejects_nobody() -> None:
+def test_a_rejected_seed_rejects_no_other() -> None:
     xs = (0.0, 9.0, 18.0)
     assert accepted(*((x, 0.0, 0) for x in xs)) == [0.0, 18.0]
 

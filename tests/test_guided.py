@@ -96,6 +96,6 @@ def test_mirrored_photos_have_mirrored_outlines() -> None:
     torch.testing.assert_close(other.flip(1), one, rtol=0, atol=1e-4)
 
 
-def test_nobody() -> None:
+def test_no_people() -> None:
     found = guided_seg(ramp(), two_colours(41), ~ALL, step=1 / 8)
     assert torch.equal(found[::POINTS, ::POINTS], ramp())

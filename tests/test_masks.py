@@ -40,8 +40,10 @@ def whole(
 ) -> Tensor:
     """All masks, N x height x width, without rivals."""
     person = person_pixels(seg, step=step, height=height, width=width)
-    nobody = torch.full_like(seg, torch.inf)
-    return torch.stack([full_resolution(person, d, nobody, step=step, threshold=threshold) for d in distance])
+    no_rival = torch.full_like(seg, torch.inf)
+    return torch.stack(
+        [full_resolution(person, d, no_rival, step=step, threshold=threshold) for d in distance]
+    )
 
 
 # equation 6 by hand

@@ -74,7 +74,7 @@ def test_each_task_has_the_results_that_speak_of_it(tmp_path: Path) -> None:
     assert match(annotated.truth, empty["keypoints"], "keypoints").columns()["AP"] == 0
 
 
-def test_an_empty_mask_is_a_mask_that_finds_nobody(tmp_path: Path) -> None:
+def test_an_empty_mask_is_a_mask_without_a_match(tmp_path: Path) -> None:
     annotated = read_annotations(truth(tmp_path, layouts.person(1, 1)))
     empty = rle_tools.encode(np.zeros((layouts.HEIGHT, layouts.WIDTH), np.uint8, order="F"))
     empty = {"size": empty["size"], "counts": empty["counts"].decode()}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
@@ -21,13 +23,18 @@ from personlab.inference.image_ids import AnnotatedImages
 from personlab.inference.listing import list_all
 from personlab.inference.predict import Format, Output, plan_images, predict
 from personlab.inference.results import Result, coco_dataset
+from personlab.params import Infer
 from personlab.people import Detection
+from personlab.predictor import Predictor
 from personlab.skeleton import COCO_PERSON
 from personlab.utils.progress import progress
 from tests import layouts
+from tests.batches import save_pictures
 from tests.coco_person import KEYPOINTS, K
+from tests.conftest import ROOT
 
 HEIGHT, WIDTH = 60, 80
+V01 = ROOT / "tests/fixtures/v0.1/model.safetensors"
 HEIC_HEAD = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
 
@@ -95,6 +102,33 @@ def test_json_names_keypoints_and_everything_is_in_place(tmp_path: Path) -> None
     overlay = np.asarray(Image.open(tmp_path / "out/overlays/me.jpg"))
     assert overlay.shape == (HEIGHT, WIDTH, 3)
     assert (overlay[20, 20] != 90).any()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_images_beside_each_other_have_the_files_of_each_alone(tmp_path: Path, two_threads: None) -> None:
+    """Layers that two threads share, and images side by side in one thread each: the same bytes."""
+    paths = sorted(save_pictures(tmp_path / "in", count=5).iterdir())
+    predictor = Predictor.from_checkpoint(V01, Infer(sides=(129,)))
+
+    def predict_all(folder: Path, *places: Path) -> None:
+        output = Output(folder, "json", params_hash="", skeleton=COCO_PERSON)
+        listings, _ = list_all(map(str, places), leave_out=())
+        assert predict(predictor, listings, output, progress=progress, report=print) == []
+
+    predict_all(tmp_path / "together", *paths)
+    for path in paths:
+        predict_all(tmp_path / "alone", path)
+    assert len(files(tmp_path / "together")) == 10
+    for name in files(tmp_path / "together"):
+        assert (tmp_path / "together" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 
 def test_coco_results_have_the_ids_of_cocos_file_names(tmp_path: Path) -> None:

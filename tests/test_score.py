@@ -222,7 +222,7 @@ def test_hard_nms_drops_duplicates_and_keeps_neighbours() -> None:
     assert best.scores.tolist() == pytest.approx([0.9, 0.3])
 
 
-def test_what_hard_nms_dropped_drops_nobody() -> None:
+def test_what_hard_nms_dropped_drops_no_other() -> None:
     """In a row of three, the ends are too far apart to suppress each other and the middle one is gone."""
     scale = float(extent(POSE[None], ALL))
     step = next(d for d in np.arange(1.0, 100.0, 0.25) if _oks_of_shift(d, scale) < 0.55)
@@ -281,12 +281,12 @@ def test_scores_by_cells_match_the_reference(seed: int) -> None:
 
 
 def test_a_pose_without_votes_has_a_mask_score() -> None:
-    nobody = poses(POSE[None], torch.zeros(1, K))
-    assert score_masks(nobody, torch.ones(1), torch.zeros(1)).mask_scores.tolist() == [0.0]
+    no_one_present = poses(POSE[None], torch.zeros(1, K))
+    assert score_masks(no_one_present, torch.ones(1), torch.zeros(1)).mask_scores.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("nms", [hard_nms, lambda p: soft_nms(p, nms_radius=NMS_RADIUS)])
-def test_nobody(nms) -> None:
+def test_no_one_present(nms) -> None:
     assert len(nms(poses(torch.zeros(0, K, 2), torch.zeros(0, K))).scores) == 0
 
 

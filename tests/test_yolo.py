@@ -25,7 +25,7 @@ CONTENT: dict[str, Any] = {
 
 
 def write(root: Path, lines: str = LINE, **changes: Any) -> Path:
-    """Two images of 40 x 20 pixels in each split; the first shows what `lines` say, the second nobody."""
+    """Two images of 40 x 20 pixels in each split; the first shows what `lines` say, the second no one."""
     for split in ("train", "val"):
         for name in ("a", "b"):
             path = root / "images" / split / f"{name}.png"

@@ -23,13 +23,13 @@ Cell = tuple[int, int, int, int, float, float]
 
 
 def compiled(function: Function) -> Function:
-    """Compile a loop with numba when it is first called."""
-    return cast(Function, njit(cache=True)(function))
+    """Compile a loop with numba when it is first called. Other threads run beside it."""
+    return cast(Function, njit(cache=True, nogil=True)(function))
 
 
 def summed(function: Function) -> Function:
     """Compile a loop that may add in any order, so that several values are added at a time."""
-    return cast(Function, njit(cache=True, fastmath={"reassoc", "contract"})(function))
+    return cast(Function, njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})(function))
 
 
 def array(tensor: Tensor) -> npt.NDArray[Any]:

@@ -26,7 +26,7 @@ from personlab.inference.poison_images import Attempt, attempt
 from personlab.model.network import from_checkpoint
 from personlab.params import Decode, Infer, Section
 from personlab.people import SHOWN
-from personlab.predictor import Predictor, decoding
+from personlab.predictor import MOST_AT_A_TIME, Predictor, decoding
 from personlab.skeleton import Skeleton
 from personlab.tables.shards import part_name
 from personlab.utils.prefetch import prefetch
@@ -296,11 +296,10 @@ class Worker:
         """
         predictions, failures = list[Row](), list[Row]()
         with writing(self.job.out.place), attempt(self.job.out, number) as this:
-            images = self._one_by_one(number, this) if this.careful else self._prefetched(number)
-            for image_id, (name, image) in zip(self.job.plan.ids(number), images, strict=True):
-                row = self._predict(image)
+            named = self._one_by_one(number, this) if this.careful else self._side_by_side(number)
+            for image_id, row in zip(self.job.plan.ids(number), named, strict=True):
                 rows = failures if "reason" in row else predictions
-                rows.append({"image_id": image_id, "image": name} | row)
+                rows.append({"image_id": image_id} | row)
             self._write(errors_name(number), failures, tables.FAILURES)
             self._write(part_name(number), predictions, tables.NAMED_PREDICTIONS)
         part = read_part(self.job, number)
@@ -311,30 +310,35 @@ class Worker:
     def _contents(self, number: int) -> Iterator[tuple[str, Fetch]]:
         return Listing(self.job.listing_root, self._listing.read_row_group(number)).read()
 
-    def _prefetched(self, number: int) -> Iterator[NamedImage]:
-        """The images of a part, read ahead by threads."""
+    def _side_by_side(self, number: int) -> Iterator[Row]:
+        """The rows of a part, whose images are read ahead and, for a GPU, predicted by several threads."""
         contents = self._contents(number)
         fetched = prefetch(_fetch, contents, threads=_FETCH_THREADS, depth=_FETCH_DEPTH)
-        return prefetch(self._decode, fetched, threads=1, depth=_DECODE_DEPTH)
+        decoded = prefetch(self._decode, fetched, threads=1, depth=_DECODE_DEPTH)
+        if not self.job.gpu:
+            return map(self._predict, decoded)
+        return prefetch(self._predict, decoded, threads=MOST_AT_A_TIME, depth=MOST_AT_A_TIME)
 
-    def _one_by_one(self, number: int, this: Attempt) -> Iterator[NamedImage]:
-        """The images of a part, each read when the one before it is done."""
+    def _one_by_one(self, number: int, this: Attempt) -> Iterator[Row]:
+        """The rows of a part, each image read when the one before it is done."""
         for image_id, (name, fetch) in zip(self.job.plan.ids(number), self._contents(number), strict=True):
             if this.gives_up(image_id):
-                yield name, UserError("kills the process that reads it or looks for people in it")
+                error = UserError("kills the process that reads it or looks for people in it")
+                yield self._predict((name, error))
             else:
                 this.takes(image_id)
-                yield self._decode(_fetch((name, fetch)))
+                yield self._predict(self._decode(_fetch((name, fetch))))
 
     def _decode(self, entry: tuple[str, bytes | UserError]) -> NamedImage:
         return entry[0], _result(self.job.decode, entry[1])
 
-    def _predict(self, image: ImageArray | UserError) -> Row:
+    def _predict(self, entry: NamedImage) -> Row:
+        name, image = entry
         people = _result(self.predictor, image)
         if isinstance(people, UserError) or isinstance(image, UserError):
-            return {"reason": str(people)}
+            return {"image": name, "reason": str(people)}
         height, width = image.shape[:2]
-        return {"height": height, "width": width, "people": [p.to_row() for p in people]}
+        return {"image": name, "height": height, "width": width, "people": [p.to_row() for p in people]}
 
     def _write(self, name: str, rows: list[Row], schema: pa.Schema) -> None:
         if not rows and schema == tables.FAILURES:

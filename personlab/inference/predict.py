@@ -9,7 +9,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,10 +28,11 @@ from personlab.inference.listing import Fetch, Listing
 from personlab.inference.results import Result
 from personlab.metrics.coco import PERSON
 from personlab.people import SHOWN
-from personlab.predictor import Predictor
+from personlab.predictor import Predictor, side_by_side
 from personlab.skeleton import Skeleton
 from personlab.utils import storage
 from personlab.utils.files import write_atomic, write_json
+from personlab.utils.prefetch import prefetch
 from personlab.utils.progress import Tracker
 
 log = logging.getLogger("personlab")
@@ -184,26 +187,41 @@ def predict(
     planned = plan_images([path for listing in listings for path in listing.paths()], annotated)
     _check_apart(planned, output)
     fetches = (fetch for listing in listings for _, fetch in listing.read())
+    entries, work = zip(planned, fetches, strict=True), partial(_predict_one, predictor, output)
     start = time.monotonic()
     predicted, failures = list[Result](), list[str]()
     try:
-        for image, fetch in progress(zip(planned, fetches, strict=True), total=len(planned), label="predict"):
-            try:
-                pixels = image.read(fetch)
-            except UserError as error:
-                failures.append(f"{image.path}: {error}")
-                continue
-            height, width = pixels.shape[:2]
-            people = predictor(pixels)
-            result = Result(image.id, image.file_name, height, width, people, predictor.skeleton)
-            output.write_one(image, draw_still(pixels, result), result)
-            predicted.append(result)
-            report(f"{image.path}: {people_count(len(result.shown))}, {output.overlay(image)}")
+        with (
+            side_by_side(len(planned)) as threads,
+            closing(prefetch(work, entries, threads=threads, depth=threads)) as done,
+        ):
+            for image, result in progress(done, total=len(planned), label="predict"):
+                if isinstance(result, UserError):
+                    failures.append(f"{image.path}: {result}")
+                    continue
+                predicted.append(result)
+                report(f"{image.path}: {people_count(len(result.shown))}, {output.overlay(image)}")
         output.write_all(predicted)
     except OSError as error:
         raise UserError(f"{error.filename or output.folder}: cannot be written ({error.strerror})") from None
     _log(len(planned), predicted, time.monotonic() - start)
     return failures
+
+
+def _predict_one(
+    predictor: Predictor, output: Output, entry: tuple[Image, Fetch]
+) -> tuple[Image, Result | UserError]:
+    """Predict an image and write its files; or the reason why it cannot be read."""
+    image, fetch = entry
+    try:
+        pixels = image.read(fetch)
+    except UserError as error:
+        return image, error
+    height, width = pixels.shape[:2]
+    people = predictor(pixels)
+    result = Result(image.id, image.file_name, height, width, people, predictor.skeleton)
+    output.write_one(image, draw_still(pixels, result), result)
+    return image, result
 
 
 def people_count(count: int) -> str:

@@ -1,7 +1,7 @@
 """Predict videos and cameras frame by frame, in bounded memory.
 
-One thread reads ahead and another draws and writes, while the network computes; a few frames are held at a
-time. The network takes one frame at a time: on a CPU, batches are slower.
+One thread reads ahead, a few predict a frame each, and another draws and writes; a few frames are held at a
+time. The network takes single frames: on a CPU, batches are slower.
 """
 
 import json
@@ -25,7 +25,7 @@ from personlab.errors import UserError
 from personlab.inference import results
 from personlab.inference.predict import Output, draw, people_count, unique_stems
 from personlab.inference.results import Result
-from personlab.predictor import Predictor
+from personlab.predictor import MOST_AT_A_TIME, Predictor, side_by_side
 from personlab.utils.files import atomic_file
 from personlab.utils.prefetch import prefetch
 from personlab.utils.progress import Tracker
@@ -122,9 +122,10 @@ def _predict(
         _until_interrupted(video.place) if video.camera else nullcontext(Event()) as stop,
         atomic_file(overlay, suffix=".mp4") as partial,
         _rows(output, stem) as add_row,
+        side_by_side(video.announced or MOST_AT_A_TIME) as threads,
     ):
         film = _Film(partial, video.fps)
-        predicted = map(people_of, _ahead(video.frames(stop)))
+        predicted = prefetch(people_of, _ahead(video.frames(stop)), threads=threads, depth=threads)
         with closing(prefetch(write, predicted, threads=1, depth=_AHEAD)) as written:
             for shown in progress(written, total=video.announced, label=f"predict {video.place}"):
                 frames, most = frames + 1, max(most, shown)

@@ -91,12 +91,25 @@ def errors_text(errors: Errors) -> str:
     return "\n\n".join([f"{TITLES[errors.task]}: {_counts(errors)}", *map(_aligned, _error_tables(errors))])
 
 
+def ap_interval(matches: Matches) -> str:
+    """A sentence: the 95% confidence interval of AP."""
+    low, high = bootstrap.interval(bootstrap.resampled_ap(matches, samples=300))
+    return (
+        f"95% confidence interval of AP: {_format(low)} to {_format(high)} (300 resamplings of the images)."
+    )
+
+
 def markdown(
-    evaluations: Sequence[Matches], errors: Sequence[Errors], *, facts: Sequence[str], picture: str | None
+    evaluations: Sequence[Matches],
+    errors: Sequence[Errors],
+    *,
+    intervals: Sequence[str],
+    facts: Sequence[str],
+    picture: str | None,
 ) -> str:
     """The report: facts, a table per task in the paper's layout, OKS per keypoint, errors, the gallery."""
     sections = ["# Evaluation", "\n".join(f"- {fact}" for fact in facts)]
-    sections += [_section(matches) for matches in evaluations]
+    sections += map(_section, evaluations, intervals)
     sections += [_oks_section(matches) for matches in evaluations if matches.task == "keypoints"]
     sections += [_errors_section(each) for each in errors]
     if picture:
@@ -104,13 +117,11 @@ def markdown(
     return "\n\n".join(sections) + "\n"
 
 
-def _section(matches: Matches) -> str:
-    low, high = bootstrap.interval(bootstrap.resampled_ap(matches, samples=300))
+def _section(matches: Matches, interval: str) -> str:
     columns = metrics(matches)
     table = _table(list(columns), [[_format(value) for value in columns.values()]])
     budget = f"At most {matches.budget} detections per image."
-    interval = f"{_format(low)} to {_format(high)} (300 bootstrap resamplings)"
-    return f"## {TITLES[matches.task]}\n\n{table}\n\n{budget} 95% confidence interval of AP: {interval}."
+    return f"## {TITLES[matches.task]}\n\n{table}\n\n{budget} {interval}"
 
 
 def _oks_section(keypoints: Matches) -> str:

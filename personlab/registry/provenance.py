@@ -6,7 +6,6 @@ Promotions and rollbacks are annotated tags champion/1, champion/2, ... on these
 shares them, and branches and the working tree are not touched.
 """
 
-import hashlib
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from personlab.errors import UserError
+from personlab.utils import files
 from personlab.utils.git import git
 
 LOCK = "dvc.lock"
@@ -101,8 +101,7 @@ def data_of(folder: Path) -> Data:
 def digest(path: Path, algorithm: str) -> str:
     """The hash of a file that `dvc repro` wrote."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, algorithm).hexdigest()
+        return files.digest(path, algorithm)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run 'dvc repro' there first") from None
 

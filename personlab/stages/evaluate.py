@@ -35,9 +35,9 @@ def run(params: Params, root: Path) -> None:
     truth = ground_truth(images.values(), skeleton)
     keypoints = match(truth, detections, "keypoints")
     segm = match(truth, detections, "segm", params.decode.max_people)
-    for matches in (keypoints, segm):
-        log.info("evaluate: %d images, %s\n%s", len(images), matches.task, report.text(matches))
-    errors = [Errors.of(matches, detections, progress) for matches in (keypoints, segm)]
+    evaluations = (keypoints, segm)
+    intervals = [report.ap_interval(matches) for matches in evaluations]
+    errors = [Errors.of(matches, detections, progress) for matches in evaluations]
 
     threshold = keypoints.best_threshold()  # of the best F1
     confident = threshold if math.isfinite(threshold) else 0.0  # not finite if no person is correct
@@ -49,14 +49,16 @@ def run(params: Params, root: Path) -> None:
         write_json(output / "gallery.json", pictures)
         facts = _facts(images, detections, confident)
         picture = "gallery.jpg" if pictures else None
-        text = report.markdown((keypoints, segm), errors, facts=facts, picture=picture)
+        text = report.markdown(evaluations, errors, intervals=intervals, facts=facts, picture=picture)
         write_atomic(output / "report.md", text)
     plots = root / "data/plots/evaluate"
     write_json(root / "data/metrics/evaluate.json", {each.task: report.scores(each) for each in errors})
-    write_tsv(plots / "precision_recall.tsv", report.precision_recall((keypoints, segm)))
+    write_tsv(plots / "precision_recall.tsv", report.precision_recall(evaluations))
     write_json(plots / "oks_per_keypoint.json", report.oks_per_keypoint(keypoints))
     write_json(plots / "errors_per_keypoint.json", report.errors_per_keypoint(errors[0]))
-    log.info("evaluate: %d pictures in data/evaluate/gallery, worst to best", len(pictures))
+    log.info("evaluate: %d pictures in data/evaluate/gallery", len(pictures))
+    for matches, interval in zip(evaluations, intervals, strict=True):
+        log.info("evaluate: %d images\n%s\n%s", len(images), report.text(matches), interval)
 
 
 # --- the report ---------------------------------------------------------------------------------------------

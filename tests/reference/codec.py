@@ -68,7 +68,7 @@ def targets(keypoints, labelled, masks, crowd, unmasked, *, stride: int, radius:
                     t.mid_valid[e, *cell] = 1
                     t.mid[e, :, *cell] = _offset(x, keypoints[owner[k]][end])
             here = [j for j in outlined if masks[j][cell] >= 0.5]
-            # Nobody knows what belongs to people who are not outlined, or to those of an image without any.
+            # Pixels of people without a mask are unknown, and all pixels where there are no masks at all.
             unknown = any(unmasked[j] and masks[j][cell] > 0 for j in people)
             unknown |= any(unmasked) and not outlined
             in_crowd = any(crowd[j] and masks[j][cell] > 0 for j in range(len(crowd)))
