@@ -160,7 +160,7 @@ def _inside(box: Box, image: ImageArray) -> BoolArray:
 
 def _paint_box(canvas: ImageArray, box: Box, colour: Colour) -> None:
     left, top, right, bottom = _corners(box)
-    thickness = round(_magnification(canvas))
+    thickness = round(2 * _magnification(canvas))
     cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), _lighter(colour), thickness, cv2.LINE_AA)
 
 
