@@ -36,6 +36,7 @@ from personlab.inference.listing import Listing, list_images
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
+from personlab.skeleton import COCO_PERSON
 from personlab.utils.storage import Folder
 
 _INFER, _MAX_PEOPLE = Infer(sides=(65,), stride=16), 2
@@ -82,7 +83,7 @@ def main() -> None:
 
 def _weights(path: Path) -> Path:
     torch.manual_seed(0)
-    network = build(Model(backbone="resnet18", width=8, radius=12), stride=16)
+    network = build(Model(backbone="resnet18", width=8, radius=12), stride=16, skeleton=COCO_PERSON)
     checkpoint.save(path, network.state_dict(), network.card({}))
     return path
 

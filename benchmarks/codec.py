@@ -33,6 +33,7 @@ from personlab.codec.group import find_people, presence
 from personlab.codec.pyramid import Frame
 from personlab.codec.refine import refine
 from personlab.codec.score import Poses, expected_oks, soft_nms
+from personlab.skeleton import COCO_PERSON
 
 CACHE = Path(".cache") / "bench-node"
 WARM_UP = 3
@@ -117,11 +118,14 @@ def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
             trace_refinements=decoder.trace_refinements,
             nms_radius=decoder.nms_radius,
             most=1000,
+            skeleton=COCO_PERSON,
         )
 
     def score() -> object:
         present = presence(levels, frame, found)
-        poses = Poses.of(found, present, *expected_oks(hough, found, present, radius=RADIUS))
+        poses = Poses.of(
+            found, present, *expected_oks(hough, found, present, radius=RADIUS, kappas=COCO_PERSON.kappas)
+        )
         return soft_nms(poses, nms_radius=decoder.nms_radius)
 
     photo = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
@@ -129,8 +133,8 @@ def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
     found = group()
     decoded = decoder.poses(levels, height=SIDE, width=SIDE)
     return {
-        "encode": lambda: encode(instances, stride=stride, radius=RADIUS),
-        "refine": lambda: refine(fields),
+        "encode": lambda: encode(instances, stride=stride, radius=RADIUS, skeleton=COCO_PERSON),
+        "refine": lambda: refine(fields, skeleton=COCO_PERSON),
         "vote": vote,
         "group": group,
         "score": score,

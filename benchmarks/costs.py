@@ -40,6 +40,7 @@ from personlab.model.estimator import Estimator, PersonFields
 from personlab.model.network import PersonLab
 from personlab.params import Model, Params
 from personlab.predictor import Predictor, decoding
+from personlab.skeleton import COCO_PERSON
 from personlab.tables import shards
 
 _PAPER = Model(backbone="resnet101", width=64)
@@ -71,11 +72,11 @@ def main() -> None:
 def operations() -> dict[str, float]:
     """TFLOP an image (a multiplication and an addition are two), and parameters."""
     photo = {"infer": (1401, 1057), "mobile": (513, 385)}  # width and height, 4:3
-    trained = PersonLab(_PAPER, stride=16).train()
-    estimator = Estimator(_paper_params().estimator).train()
+    trained = PersonLab(_PAPER, stride=16, skeleton=COCO_PERSON).train()
+    estimator = Estimator(_paper_params().estimator, skeleton=COCO_PERSON).train()
     networks = {
-        "infer": PersonLab(_PAPER, stride=8).eval(),
-        "mobile": PersonLab(_MOBILE, stride=16).eval(),
+        "infer": PersonLab(_PAPER, stride=8, skeleton=COCO_PERSON).eval(),
+        "mobile": PersonLab(_MOBILE, stride=16, skeleton=COCO_PERSON).eval(),
     }
     with FakeTensorMode(allow_non_fake_inputs=True):
         crop = torch.zeros(1, 3, 801, 801, dtype=torch.uint8)

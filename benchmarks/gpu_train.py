@@ -39,6 +39,7 @@ from personlab.metrics.coco import ground_truth, match
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.predictor import Predictor, decoder
+from personlab.skeleton import COCO_PERSON
 from personlab.tables import shards
 from personlab.training import engine
 from personlab.training.engine import Average, Batch, Supervised
@@ -200,23 +201,23 @@ def train(settings: params.Params) -> tuple[PersonLab, float]:
 
 def evaluate(network: PersonLab, settings: params.Params) -> dict[str, float]:
     """AP on the validation shards."""
-    finer = PersonLab(settings.model, stride=settings.infer.stride).to(GPU).eval()
+    finer = PersonLab(settings.model, stride=settings.infer.stride, skeleton=COCO_PERSON).to(GPU).eval()
     finer.load_state_dict(network.state_dict())
     predictor = Predictor(finer, decoder(finer, settings.decode), settings.infer.sides, GPU)
     groups = shards.row_groups(IMAGES / "val")
     found = {row["image_id"]: predictor(pixels(row)) for group in groups for row in group.read().to_pylist()}
-    truth = ground_truth(shards.annotated(IMAGES / "val", TARGETS / "val").values())
+    truth = ground_truth(shards.annotated(IMAGES / "val", TARGETS / "val").values(), skeleton=COCO_PERSON)
     budget = settings.decode.max_people
     return {task: match(truth, found, task, budget).columns()["AP"] for task in ("keypoints", "segm")}
 
 
 def _network(settings: params.Params) -> PersonLab:
     torch.manual_seed(0)
-    return build(settings.model, stride=settings.train.stride).train()
+    return build(settings.model, stride=settings.train.stride, skeleton=COCO_PERSON).train()
 
 
 def _objective(settings: params.Params) -> Objective:
-    return Objective.of(settings.model, settings.train)
+    return Objective.of(settings.model, settings.train, skeleton=COCO_PERSON)
 
 
 def _batches(settings: params.Params, device: torch.device) -> Iterator[Batch]:
@@ -224,14 +225,24 @@ def _batches(settings: params.Params, device: torch.device) -> Iterator[Batch]:
     threads = os.cpu_count() or 1
     folders = IMAGES / "train", TARGETS / "train"
     examples = load_batches(
-        *folders, settings.train, rank=0, workers=1, done=0, threads=threads, overlap=True
+        *folders,
+        settings.train,
+        rank=0,
+        workers=1,
+        done=0,
+        threads=threads,
+        overlap=True,
+        skeleton=COCO_PERSON,
     )
     return prefetch(lambda each: _batch(each, settings, device), examples, threads=1, depth=2)
 
 
 def _batch(examples: list[Example], settings: params.Params, device: torch.device) -> Batch:
     people = [each.people.to(device) for each in examples]
-    targets = [encode(p, stride=settings.train.stride, radius=settings.model.radius) for p in people]
+    targets = [
+        encode(p, stride=settings.train.stride, radius=settings.model.radius, skeleton=COCO_PERSON)
+        for p in people
+    ]
     images = torch.stack([each.image for each in examples]).to(device)
     return Batch(images, stack(targets), [each.image_id for each in examples])
 

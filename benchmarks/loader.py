@@ -54,6 +54,7 @@ from personlab.model.losses import Objective
 from personlab.model.network import build
 from personlab.params import Train
 from personlab.people import Annotation
+from personlab.skeleton import COCO_PERSON
 from personlab.tables.shards import row_groups, with_people
 from personlab.training import engine
 from personlab.training.engine import Batch
@@ -153,7 +154,17 @@ def by_loader(data: Path, train: Train, threads: int) -> Pace:
 
 def _examples(data: Path, train: Train, *, threads: int, overlap: bool) -> Iterator[list[Example]]:
     images, targets = data / "ingest/train", data / "targets/train"
-    return load_batches(images, targets, train, rank=0, workers=1, done=0, threads=threads, overlap=overlap)
+    return load_batches(
+        images,
+        targets,
+        train,
+        rank=0,
+        workers=1,
+        done=0,
+        threads=threads,
+        overlap=overlap,
+        skeleton=COCO_PERSON,
+    )
 
 
 def by_data_loader(data: Path, train: Train, processes: int) -> Pace:
@@ -180,8 +191,8 @@ class _Examples(Dataset[tuple[Example, Any]]):
 
     def __getitem__(self, index: int) -> tuple[Example, Any]:
         epoch, row = divmod(index, len(self.rows))
-        example = augmented(self.rows[row], self.train, epoch=epoch)
-        return example, encode(example.people, stride=self.train.stride, radius=RADIUS)
+        example = augmented(self.rows[row], self.train, epoch=epoch, skeleton=COCO_PERSON)
+        return example, encode(example.people, stride=self.train.stride, radius=RADIUS, skeleton=COCO_PERSON)
 
 
 def _single_threaded(_: int) -> None:
@@ -198,7 +209,9 @@ def _collated(pairs: list[tuple[Example, Any]]) -> Batch:
 
 
 def _batch(examples: list[Example], train: Train) -> Batch:
-    return _collated([(e, encode(e.people, stride=train.stride, radius=RADIUS)) for e in examples])
+    return _collated(
+        [(e, encode(e.people, stride=train.stride, radius=RADIUS, skeleton=COCO_PERSON)) for e in examples]
+    )
 
 
 def _pace(batches: Iterable[Batch]) -> Pace:
@@ -260,10 +273,14 @@ def _walk(row: dict[str, Any], train: Train, timed: Callable[..., Any]) -> None:
     annotated = [Annotation.from_row(record) for record in row["people"]]
     people = timed(
         "people and masks",
-        lambda: project_people(annotated, transform, height=height, width=width, stride=train.stride),
+        lambda: project_people(
+            annotated, transform, height=height, width=width, stride=train.stride, skeleton=COCO_PERSON
+        ),
         lambda found: sum(t.nbytes for t in (found.keypoints, found.labelled, found.masks, found.crowd)),
     )
-    timed("rasterise", lambda: encode(people, stride=train.stride, radius=RADIUS), _bytes)
+    timed(
+        "rasterise", lambda: encode(people, stride=train.stride, radius=RADIUS, skeleton=COCO_PERSON), _bytes
+    )
 
 
 def _size(array: np.ndarray[Any, Any]) -> int:
@@ -296,8 +313,8 @@ def _steps(data: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
     if way != _TRIMMED:
         malloc.disable_trim()
     torch.set_num_threads(threads)
-    network = build(settings.model, stride=train.stride).train()
-    supervised = engine.Supervised(network, Objective.of(settings.model, train))
+    network = build(settings.model, stride=train.stride, skeleton=COCO_PERSON).train()
+    supervised = engine.Supervised(network, Objective.of(settings.model, train, skeleton=COCO_PERSON))
     optimizer = engine.optimizer(network, train)
     during = way == "during"
     examples = _examples(data, train, threads=max(1, threads - during), overlap=during)

@@ -148,8 +148,9 @@ def cases(annotations: Path, *, side: int, stride: int, proposals: int) -> Itera
         ordinary = [person for person in people if not person.crowd]
         if ordinary:
             size = {key: truth.imgs[image_id][key] for key in ("height", "width")}
-            seen, scale = oracle.project(people, **size, side=side, stride=stride)
-            level = Level(encode(seen, stride=stride, radius=decoder.radius).fields, scale)
+            skeleton = decoder.skeleton
+            seen, scale = oracle.project(people, **size, side=side, stride=stride, skeleton=skeleton)
+            level = Level(encode(seen, stride=stride, radius=decoder.radius, skeleton=skeleton).fields, scale)
             poses = decoder.poses([level], **size)
             yield image_id, Case(ordinary, seen, level, poses, **size, decoder=decoder)
 

@@ -35,6 +35,7 @@ from personlab.inference.predict import Image, Output, draw, plan_images, predic
 from personlab.inference.results import Result
 from personlab.params import Infer, Stride
 from personlab.predictor import Predictor
+from personlab.skeleton import COCO_PERSON
 from personlab.utils import malloc
 
 T = TypeVar("T")
@@ -56,7 +57,9 @@ def main() -> None:
     listing = list_images(str(options.images))
     with tempfile.TemporaryDirectory() as folder:
         load = Load(options.weights, options.side, options.stride, options.threads)
-        timings = measure(load, listing, Output(Path(folder), "json", params_hash=""), options.rounds)
+        timings = measure(
+            load, listing, Output(Path(folder), "json", params_hash="", skeleton=COCO_PERSON), options.rounds
+        )
     console.print(table(timings, len(listing.entries), options))
     if options.json:
         options.json.write_text(json.dumps([asdict(timing) for timing in timings], indent=1) + "\n")
@@ -128,7 +131,7 @@ def _walk(predictor: Predictor, item: Image, fetch: Fetch, output: Output, times
     )
     masks = timed("codec: masks", lambda: list(drawn))
     people = timed("run lengths", lambda: list(detections(found, masks)))
-    result = Result(item.id, item.file_name, height, width, people)
+    result = Result(item.id, item.file_name, height, width, people, skeleton=COCO_PERSON)
     overlay = timed("draw", lambda: draw(image, result))
     timed("write", lambda: output.write_one(item, overlay, result))
 

@@ -59,7 +59,7 @@ def predicted(instances: Instances, *, stride: int, seed: int = 0) -> Fields:
     def noise(like: Tensor, deviation: float) -> Tensor:
         return torch.randn(like.shape, generator=g) * deviation
 
-    targets = encode(instances, stride=stride, radius=2 * RADIUS).fields
+    targets = encode(instances, stride=stride, radius=2 * RADIUS, skeleton=COCO_PERSON).fields
     short = targets.short + noise(targets.short, 1.0)
     # highest at the keypoint, one half at R, a thousandth elsewhere
     apart = targets.short.norm(dim=2).where(targets.heatmap > 0, torch.inf)

@@ -27,7 +27,7 @@ class Scoring(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    annotations: str = Field(description="COCO person keypoints JSON")
+    annotations: str = Field(description="COCO keypoints JSON")
     results: str | Batch = Field(
         description="COCO results JSON: keypoints, masks or both; or the folder of a batch inference; or a "
         "batch inference to run first, of the folder that the annotations' file names are relative to"

@@ -45,7 +45,7 @@ def _pictures(results: Results) -> Iterator[str]:
 
 
 def headline(verdict: Verdict) -> str:
-    """E.g. "promoted to version 2: person keypoints got better, nothing got worse"."""
+    """E.g. "promoted to version 2: keypoints got better, nothing got worse"."""
     if version := verdict["version"]:
         return f"promoted to version {version['version']}: {verdict['why']}"
     return f"{verdict['outcome']}: {verdict['why']}"

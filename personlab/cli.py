@@ -93,7 +93,7 @@ for _order, (_stage, _text) in enumerate(STAGES.items()):
 @app.command(group=tools)
 def oracle(
     *,
-    annotations: Annotated[Path, Parameter(help="COCO person keypoints JSON; no images are needed.")],
+    annotations: Annotated[Path, Parameter(help="COCO keypoints JSON; no images are needed.")],
     side: Annotated[int, Parameter(help="Longest side of the network's input, in pixels.")] = 801,
     stride: Annotated[params.Stride, Parameter(help="Output stride.")] = 8,
     complete: Annotated[bool, Parameter(help="Fill unlabelled keypoints first.")] = False,

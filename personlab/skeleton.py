@@ -49,8 +49,10 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         numbers = range(len(self.keypoints))
-        if len(set(self.keypoints)) < len(self.keypoints) or len(self.keypoints) < 2:
-            raise ValueError("a skeleton needs two or more keypoints, each with a name of its own")
+        if len(numbers) < 2:
+            raise ValueError("two or more keypoints are needed; their distances tell a person's size")
+        if repeated := [name for name in self.keypoints if self.keypoints.count(name) > 1]:
+            raise ValueError(f"{len(repeated)} keypoints do not have a name of their own: {first(repeated)}")
         if len(self.sigmas) != len(numbers) or min(self.sigmas) <= 0:
             raise ValueError(f"{len(numbers)} keypoints need as many sigmas above 0")
         if self.flip is not None and [self._flipped_twice(k) for k in numbers] != list(numbers):
@@ -141,8 +143,9 @@ class Skeleton:
 
 
 def words(name: str) -> frozenset[str]:
-    """The words of a keypoint's name: left_eye, "Left eye", leftEye, l_eye and eye.L are the same."""
-    words = r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+" if name.isascii() else r"[^\W_]+"
+    """The words of a keypoint's name: left_eye, "Left eye", leftEye, lefteye, l_eye, eye.L are the same."""
+    side = r"(?<![A-Za-z])(?i:left|right)"
+    words = rf"{side}|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+" if name.isascii() else r"[^\W_]+"
     found = re.findall(words, name)
     return frozenset({"l": "left", "r": "right"}.get(word.lower(), word.lower()) for word in found)
 

@@ -25,6 +25,7 @@ from personlab.inference.listing import Listing, list_images
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Decode, Infer, Model
+from personlab.skeleton import COCO_PERSON
 from personlab.utils.storage import Folder
 
 INFER = Infer(sides=(65,), stride=16)
@@ -34,7 +35,7 @@ DECODE = Decode.scaled(12).model_copy(update={"max_people": 2})  # the default o
 def save_weights(path: Path, seed: int = 0) -> Path:
     """A random network of width 8 and its card."""
     torch.manual_seed(seed)
-    network = build(Model(backbone="resnet18", width=8, radius=12), stride=16)
+    network = build(Model(backbone="resnet18", width=8, radius=12), stride=16, skeleton=COCO_PERSON)
     checkpoint.save(path, network.state_dict(), network.card({}))
     return path
 

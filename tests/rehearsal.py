@@ -1,7 +1,8 @@
 """A rehearsal of the pipeline: its eight stages and their files, but nothing is trained, so it takes seconds.
 
 `python rehearsal.py STAGE` in a project that `project` made. The further `train.learning_rate` is from the
-best one, the further off are the predictions. `evaluate` is the real stage.
+best one, the further off are the predictions. `evaluate` is the real stage. People have the keypoints that
+`acquire.sample.keypoints` says.
 """
 
 import json
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
+
+from personlab.skeleton import COCO_PERSON, Skeleton
 
 BEST, USUAL, BAD = 1e-3, 3e-3, 1.0  # learning rates
 HEIGHT, WIDTH, IMAGES = 120, 160, 24
@@ -123,8 +126,8 @@ def acquire(out: Path, params: Any) -> None:
 
 
 def ingest(out: Path, params: Any) -> None:
-    write_shards(out / "train", "images", first=1)
-    write_shards(out / "val", "images", first=1001)
+    write_shards(out / "train", "images", first=1, skeleton=skeleton_of(params))
+    write_shards(out / "val", "images", first=1001, skeleton=skeleton_of(params))
     metrics("ingest", images=24)
     picture(out / "sheet.jpg", "red")
 
@@ -139,18 +142,16 @@ def impute(out: Path, params: Any) -> None:
 
 
 def targets(out: Path, params: Any) -> None:
-    write_shards(out / "train", "people", first=1)
-    write_shards(out / "val", "people", first=1001)
+    write_shards(out / "train", "people", first=1, skeleton=skeleton_of(params))
+    write_shards(out / "val", "people", first=1001, skeleton=skeleton_of(params))
     metrics("targets", images=48)
 
 
 def train(out: Path, params: Any) -> None:
-    from personlab.skeleton import COCO_PERSON
-
     blur = 4.0 * abs(np.log10(params.train.learning_rate / BEST))
     weights, card = Path("input/model.safetensors"), Path("input/model.json")
     (out / weights.name).write_bytes(weights.read_bytes() if weights.exists() else f"{blur}\n".encode())
-    skeleton = {"skeleton": COCO_PERSON.to_record()}
+    skeleton = {"skeleton": skeleton_of(params).to_record()}
     real = json.loads(card.read_bytes()) if card.exists() else skeleton
     (out / card.name).write_text(json.dumps(real | {"blur": blur}))
     metrics("train", heatmap=blur / 10)
@@ -159,7 +160,8 @@ def train(out: Path, params: Any) -> None:
 def infer(out: Path, params: Any) -> None:
     for name in ("model.safetensors", "model.json"):
         (out / name).write_bytes(Path("data/train", name).read_bytes())
-    write_predictions(out, blur=json.loads(Path("data/train/model.json").read_bytes())["blur"], first=1001)
+    blur = json.loads(Path("data/train/model.json").read_bytes())["blur"]
+    write_predictions(out, blur, first=1001, skeleton=skeleton_of(params))
     metrics("infer", people=48)
 
 
@@ -168,11 +170,22 @@ def metrics(stage: str, **values: float) -> None:
     Path("data/metrics", f"{stage}.json").write_text(json.dumps(values))
 
 
-def write_shards(out: Path, kind: str, first: int) -> None:
+def skeleton_of(params: Any) -> Skeleton:
+    """COCO's, or that of 14 keypoints."""
+    from personlab.data.category import Category, skeleton
+    from personlab.synthetic.dataset import LIMBS, LIMBS_SKELETON
+
+    if params.acquire.sample.keypoints == len(COCO_PERSON.keypoints):
+        return COCO_PERSON
+    links = tuple((a - 1, b - 1) for a, b in LIMBS_SKELETON)
+    return skeleton(Category((1,), "person", LIMBS, len(LIMBS), links), [])
+
+
+def write_shards(out: Path, kind: str, first: int, skeleton: Skeleton = COCO_PERSON) -> None:
     """Shards of images, with the description of the dataset beside them, or of their people."""
     from personlab import tables
-    from personlab.skeleton import COCO_PERSON
 
+    count = len(skeleton.keypoints)
     rows = [
         {
             "image_id": image_id,
@@ -180,24 +193,24 @@ def write_shards(out: Path, kind: str, first: int) -> None:
             "height": HEIGHT,
             "width": WIDTH,
             "image": jpeg(image_id),
-            "people": [person(2 * image_id + n, box) for n, box in enumerate(boxes(image_id))],
+            "people": [person(2 * image_id + n, box, count) for n, box in enumerate(boxes(image_id))],
         }
         for image_id in range(first, first + IMAGES)
     ]
     schema = tables.IMAGES if kind == "images" else tables.TARGETS
     if kind == "images":
-        tables.Dataset(COCO_PERSON, masks=True).write(out.parent)
+        tables.Dataset(skeleton, masks=True).write(out.parent)
     tables.write_table(pa.Table.from_pylist(rows, schema=schema), out / "part-00000.parquet", params_hash="0")
 
 
-def write_predictions(out: Path, blur: float, first: int) -> None:
+def write_predictions(out: Path, blur: float, first: int, skeleton: Skeleton = COCO_PERSON) -> None:
     """Predictions of all people, up to three times `blur` pixels off."""
     from personlab import tables
 
-    rows = []
+    rows, count = [], len(skeleton.keypoints)
     for image_id in range(first, first + IMAGES):
         chance = np.random.default_rng(image_id)
-        people = [detection(box, blur * chance.uniform(-3, 3, 2), score) for box, score in scored(image_id)]
+        people = [detection(box, blur * chance.uniform(-3, 3, 2), s, count) for box, s in scored(image_id)]
         rows.append({"image_id": image_id, "height": HEIGHT, "width": WIDTH, "people": people})
     table = pa.Table.from_pylist(rows, schema=tables.PREDICTIONS)
     tables.write_table(table, out / "part-00000.parquet", params_hash="0")
@@ -213,12 +226,12 @@ def scored(image_id: int) -> Iterator[tuple[tuple[int, int, int, int], float]]:
     return zip(boxes(image_id), sorted(scores, reverse=True), strict=True)
 
 
-def person(number: int, box: tuple[int, int, int, int]) -> dict[str, Any]:
+def person(number: int, box: tuple[int, int, int, int], count: int) -> dict[str, Any]:
     return {
         "person_id": number,
-        "keypoints": lattice(box).ravel(),
-        "visibility": [2] * 17,
-        "confidence": [1.0] * 17,
+        "keypoints": lattice(box, count).ravel(),
+        "visibility": [2] * count,
+        "confidence": [1.0] * count,
         "imputed": False,
         "box": list(box),
         "area": float(box[2] * box[3]),
@@ -227,20 +240,22 @@ def person(number: int, box: tuple[int, int, int, int]) -> dict[str, Any]:
     }
 
 
-def detection(box: tuple[int, int, int, int], off: np.ndarray, score: float) -> dict[str, Any]:
+def detection(box: tuple[int, int, int, int], off: np.ndarray, score: float, count: int) -> dict[str, Any]:
     x, y = np.clip(np.round(np.add(box[:2], off)), 0, (WIDTH - box[2], HEIGHT - box[3])).astype(int)
     return {
         "score": score,
         "mask_score": score,
-        "keypoints": (lattice(box) + off).ravel(),
-        "keypoint_scores": [score] * 17,
+        "keypoints": (lattice(box, count) + off).ravel(),
+        "keypoint_scores": [score] * count,
         "mask": rectangle((x, y, box[2], box[3])),
     }
 
 
-def lattice(box: tuple[int, int, int, int]) -> np.ndarray:
+def lattice(box: tuple[int, int, int, int], count: int) -> np.ndarray:
     x, y, w, h = box
-    return np.array([(x + w * (k % 4 + 0.5) / 4, y + h * (k // 4 + 0.5) / 5) for k in range(17)], np.float32)
+    return np.array(
+        [(x + w * (k % 4 + 0.5) / 4, y + h * (k // 4 + 0.5) / 5) for k in range(count)], np.float32
+    )
 
 
 def rectangle(box: tuple[int, int, int, int]) -> bytes:

@@ -292,13 +292,16 @@ rehearsal.main(stage)
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in a folder whose name is not ASCII, with weights that Git ignores; its pipeline has run."""
+    """A project in a folder whose name is not ASCII, with 14 keypoints and with weights that Git ignores; its
+    pipeline has run."""
     folder = tmp_path_factory.mktemp("ablation") / "my projekt ü"
     rehearsal.project(folder)
     (folder / "stages.py").write_text(STAGES)
     (folder / "models").mkdir()
     (folder / "models/start.safetensors").write_text("the weights")
     (folder / "models/start.json").write_text("the card")
+    settings = (folder / "params.yaml").read_text().replace("keypoints: 17", "keypoints: 14")
+    (folder / "params.yaml").write_text(settings)
     pipeline = yaml.safe_load((folder / "dvc.yaml").read_text())
     pipeline["stages"]["train"]["deps"].append("models/start.safetensors")
     for stage in ("train", "infer"):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from personlab.data.augment import augmented, person_transform, random_transform
 from personlab.data.transform import Transform
 from personlab.params import Train
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import K
 from tests.test_example import HEIGHT, WIDTH, person, row
 
@@ -73,9 +74,9 @@ def test_views_are_spread_over_all_that_is_allowed() -> None:
 def test_the_same_epoch_is_the_same_view() -> None:
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     shard_row = row(image, person())
-    first = augmented(shard_row, TRAIN, epoch=5)
-    augmented(shard_row, TRAIN, epoch=6)  # whatever is drawn in between
-    again = augmented(shard_row, TRAIN, epoch=5)
+    first = augmented(shard_row, TRAIN, epoch=5, skeleton=COCO_PERSON)
+    augmented(shard_row, TRAIN, epoch=6, skeleton=COCO_PERSON)  # whatever is drawn in between
+    again = augmented(shard_row, TRAIN, epoch=5, skeleton=COCO_PERSON)
     assert torch.equal(first.image, again.image)
     assert torch.equal(first.people.keypoints, again.people.keypoints)
     assert torch.equal(first.people.masks, again.people.masks)
@@ -89,10 +90,10 @@ def test_epochs_seeds_and_images_differ() -> None:
     other_row = {**shard_row, "image_id": 43}
     other_seed = Train(crop=65, stride=8, seed=4)
     drawn = [
-        augmented(shard_row, TRAIN, epoch=0),
-        augmented(shard_row, TRAIN, epoch=1),
-        augmented(other_row, TRAIN, epoch=0),
-        augmented(shard_row, other_seed, epoch=0),
+        augmented(shard_row, TRAIN, epoch=0, skeleton=COCO_PERSON),
+        augmented(shard_row, TRAIN, epoch=1, skeleton=COCO_PERSON),
+        augmented(other_row, TRAIN, epoch=0, skeleton=COCO_PERSON),
+        augmented(shard_row, other_seed, epoch=0, skeleton=COCO_PERSON),
     ]
     places = {tuple(found.people.keypoints[0, 0].tolist()) for found in drawn}
     assert len(places) == len(drawn)
@@ -103,7 +104,9 @@ def test_epochs_seeds_and_images_differ() -> None:
 def test_people_keep_their_shape(epoch: int) -> None:
     """Distances between a person's keypoints are all scaled alike, mirrored or not."""
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    found = augmented(row(image, person()), TRAIN, epoch=epoch).people.keypoints[0].double()
+    found = (
+        augmented(row(image, person()), TRAIN, epoch=epoch, skeleton=COCO_PERSON).people.keypoints[0].double()
+    )
     before = torch.from_numpy(person().keypoints).double()
     ratio = torch.pdist(found).sum() / torch.pdist(before).sum()
     assert 64 / 1.5 / WIDTH <= float(ratio) <= 64 / (0.5 * WIDTH - 1) + 1e-6
@@ -144,7 +147,10 @@ def test_most_crops_are_around_people_with_person_sizes() -> None:
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     unlabelled = person(2, visibility=np.zeros(K, np.int8), box=(0.0, 0.0, 5.0, 5.0))
     shard_row = row(image, unlabelled, person())
-    found = [augmented(shard_row, train, epoch=epoch).people.keypoints[1].double() for epoch in range(200)]
+    found = [
+        augmented(shard_row, train, epoch=epoch, skeleton=COCO_PERSON).people.keypoints[1].double()
+        for epoch in range(200)
+    ]
     before = torch.from_numpy(person().keypoints).double()
     ratios = torch.stack([torch.pdist(each).sum() for each in found]) / torch.pdist(before).sum()
     around = (ratios >= 60 / 75 - 1e-3) & (ratios <= 64 / 75 + 1e-3)

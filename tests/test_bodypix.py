@@ -15,6 +15,7 @@ from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab, build, from_checkpoint
 from personlab.params import Stride
+from personlab.skeleton import COCO_PERSON
 from personlab.weights.bodypix import import_weights
 from tests import tfjs_models
 from tests.fixtures.make_tfjs_reference import FIXTURES, PUBLISHED, TINY, Published, Tiny, differences, ours
@@ -87,7 +88,7 @@ def same_padded(side: int, kernel: int, stride: int, dilation: int) -> tuple[int
 @pytest.mark.parametrize("cells", [2, 3, 8, 51])
 def test_every_convolution_pads_as_tensorflow_would(stride: Stride, cells: int) -> None:
     with torch.device("meta"):
-        network = PersonLab(params.Model(backbone="mobilenet"), stride=stride)
+        network = PersonLab(params.Model(backbone="mobilenet"), stride=stride, skeleton=COCO_PERSON)
         side = stride * (cells - 1) + 1
         seen = 0
 
@@ -156,9 +157,9 @@ def test_training_starts_from_it_with_fresh_intermediate_heads(tmp_path: Path, k
     backbone: params.BackboneKind = "slim-resnet50" if kind == "resnet" else "mobilenet16"
     model = params.Model(backbone=backbone, width=2, init=str(out))
     torch.manual_seed(3)
-    made = build(model, stride=16)
+    made = build(model, stride=16, skeleton=COCO_PERSON)
     torch.manual_seed(3)
-    fresh = PersonLab(model, stride=16)
+    fresh = PersonLab(model, stride=16, skeleton=COCO_PERSON)
     state, given = made.state_dict(), checkpoint.load_weights(out)
     assert all(torch.equal(state[name], given[name]) for name in given)
     assert {name for name in state if name not in given} == {
@@ -186,7 +187,7 @@ def test_some_intermediate_heads_are_not_enough(tmp_path: Path) -> None:
 def test_training_another_architecture_from_it_is_explained(tmp_path: Path) -> None:
     out = imported(tmp_path, tfjs_models.mobilenet("mobilenet16", 16))
     with pytest.raises(UserError, match="a mobilenet16 of width 2, not a resnet18 of width 32: set model"):
-        build(params.Model(init=str(out)), stride=16)
+        build(params.Model(init=str(out)), stride=16, skeleton=COCO_PERSON)
 
 
 def test_the_command_line_imports(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_posenets_poses_are_decoded_and_masks_refused(tmp_path: Path) -> None:
 def test_training_needs_masks(tmp_path: Path) -> None:
     model = params.Model(backbone="mobilenet16", width=2, init=str(posenet(tmp_path)))
     with pytest.raises(UserError, match="finds poses only"):
-        build(model, stride=16)
+        build(model, stride=16, skeleton=COCO_PERSON)
 
 
 def test_a_card_with_other_fields_is_refused(tmp_path: Path) -> None:

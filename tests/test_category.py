@@ -70,7 +70,24 @@ def test_names_go_as_far_as_annotations_and_numbers_further(caplog: pytest.LogCa
     assert "annotations of dog hold 2 keypoints, the category names 3: the first names" in caplog.text
 
 
-@pytest.mark.parametrize("names", [[], None, [str(k) for k in range(17)]])
+def test_categories_without_annotations_give_way_to_those_that_have_some() -> None:
+    bird = DOG | {"id": 7, "name": "bird", "keypoints": ["beak", "tail"]}
+    person = PERSON | {"keypoints": list(COCO_PERSON.keypoints)}
+    assert choose(FILE, [DOG, bird, person], [posed(7)]).keypoints == ("beak", "tail")
+    assert choose(FILE, [DOG, CAT], [posed(5)]).ids == (5,)
+    assert choose(FILE, [bird, person], []).name == "person"
+
+
+def test_missing_and_repeated_names_are_numbered(caplog: pytest.LogCaptureFixture) -> None:
+    found = choose(
+        FILE, [DOG | {"keypoints": ["left_eye", "right_eye", None, "", "tail", "tail"]}], [posed(2, 6)]
+    )
+    assert found.keypoints == ("left_eye", "right_eye", "keypoint_3", "keypoint_4", "tail", "tail_6")
+    assert skeleton(found, []).flip is None  # what is not named may be on a side
+    assert "hold 6 keypoints, the category names 3: others are numbered" in caplog.text
+
+
+@pytest.mark.parametrize("names", [[], None, [None] * 17, [str(k) for k in range(17)]])
 def test_seventeen_keypoints_without_names_are_cocos(names: Any) -> None:
     found = choose(FILE, [PERSON | {"keypoints": names}], [posed(1, 17)])
     assert skeleton(found, []) == COCO_PERSON
@@ -102,6 +119,7 @@ def test_links_may_count_from_one_or_zero_and_what_they_lack_is_ignored() -> Non
     def links(pairs: Any) -> tuple[tuple[int, int], ...]:
         return choose(FILE, [DOG | {"skeleton": pairs}], [posed(2)]).links
 
+    assert links([["nose", "tail"]]) == ((0, 1),)
     assert links([[1, 2]]) == links([[0, 1]]) == links([[1, 2], [1, 9], [2, 2], "ab", [1]]) == ((0, 1),)
     assert links(None) == links(5) == ()
 
@@ -181,7 +199,7 @@ def test_without_sides_nothing_is_mirrored_unless_pairs_are_given(caplog: pytest
     ("given", "reason"),
     [
         ({"keypoints": ["a"]}, "names 1 keypoints, and the annotations hold 2"),
-        ({"keypoints": ["a", "a"]}, "each with a name of its own"),
+        ({"keypoints": ["a", "a"]}, "2 keypoints do not have a name of their own: a"),
         ({"sigmas": [0.1]}, "2 keypoints need as many sigmas"),
     ],
 )

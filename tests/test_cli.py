@@ -26,6 +26,7 @@ from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
+from personlab.skeleton import COCO_PERSON
 from tests import layouts, tfjs_models
 from tests.coco_person import KEYPOINTS
 from tests.test_video import clip
@@ -121,7 +122,7 @@ def test_the_predictor_is_where_people_look_for_it() -> None:
 def weights(tmp_path: Path) -> Path:
     """A tiny network that has learnt nothing and sees people everywhere."""
     torch.manual_seed(0)
-    network = build(Model(width=8), stride=16).eval()
+    network = build(Model(width=8), stride=16, skeleton=COCO_PERSON).eval()
     for weight in network.heads.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     path = tmp_path / "weights" / "model.safetensors"
@@ -156,8 +157,8 @@ def test_pictures_are_predicted_and_scored(tmp_path: Path, weights: Path, comman
         *("--json", "scores.json"),
     )
     assert status == 0, printed
-    assert "Person keypoints" in printed
-    assert "Person segmentation" in printed
+    assert "Keypoints" in printed
+    assert "Segmentation" in printed
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert 0 <= scores["keypoints"]["AP"] <= scores["keypoints"]["AP50"] <= 1
     assert "AR20" in scores["segm"]

@@ -584,6 +584,7 @@ NOTES: dict[str, tuple[dict[str, Any], str]] = {
     "no mask": ({"segmentation": None}, "no mask"),
     "no polygon": ({"segmentation": []}, "no mask"),
     "a polygon of nothing": ({"segmentation": [[]]}, "no mask"),
+    "an object of nothing": ({"segmentation": {}}, "no mask"),
     "no box": ({"bbox": None}, "box from the mask"),
     "a box of zeros": ({"bbox": [0, 0, 0, 0.0]}, "box from the mask"),
     "no area": ({"area": 0}, ""),
@@ -615,6 +616,13 @@ def test_a_keypoint_that_is_inferred_to_be_unlabelled_is_zero(tmp_path: Path) ->
     assert found.visibility[:3].tolist() == [2, 0, 0]
 
 
+def test_coordinates_of_unlabelled_keypoints_are_not_read(tmp_path: Path) -> None:
+    nothing = [None, None, 0, math.nan, math.nan, 0.0, -1, -1, 0, None, None, None]
+    found = only_person(tmp_path, keypoints=[12, 8, 2, *nothing, *[0] * 36]).annotation
+    assert found.keypoints[:5].tolist() == [[12, 8]] + [[0, 0]] * 4
+    assert found.visibility[:5].tolist() == [2, 0, 0, 0, 0]
+
+
 def test_without_area_it_is_the_masks_or_half_of_the_box(tmp_path: Path) -> None:
     assert only_person(tmp_path, area=None).annotation.area == 200
     maskless = only_person(tmp_path, area=None, segmentation=[])
@@ -622,9 +630,34 @@ def test_without_area_it_is_the_masks_or_half_of_the_box(tmp_path: Path) -> None
     assert maskless.notes == ("no mask", "area from the box")
 
 
-def test_folders_in_front_that_do_not_exist_are_left_out(tmp_path: Path) -> None:
-    write_layout(tmp_path, "val", [image(1, file_name="their\\root\\in\\1.jpg")], [])
+@pytest.mark.parametrize("stated", ["their\\root\\in\\1.jpg", "http://localhost/files/in/1.jpg"])
+def test_folders_in_front_that_do_not_exist_are_left_out(tmp_path: Path, stated: str) -> None:
+    write_layout(tmp_path, "val", [image(1, file_name=stated)], [])
     write_image(tmp_path / "val2017/in/1.jpg")
     (found,), _ = read(tmp_path)
     assert isinstance(found, Image), found
     assert found.file_name == "val2017/in/1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("stated", "stored"),
+    [
+        ("upload/my%20photo%20%C3%A9.jpg", "my photo é.jpg"),
+        ("in%2F1.jpg", "in/1.jpg"),
+        ("100%25.jpg", "100%25.jpg"),
+    ],
+)
+def test_file_names_may_be_percent_encoded(tmp_path: Path, stated: str, stored: str) -> None:
+    write_json(tmp_path, "val", document([image(1, file_name=stated)], []))
+    write_image(tmp_path / "val2017" / stored)
+    (found,), _ = read(tmp_path)
+    assert isinstance(found, Image), found
+    assert found.file_name == f"val2017/{stored}"
+
+
+def test_a_percent_encoded_name_does_not_leave_the_folder(tmp_path: Path) -> None:
+    write_json(tmp_path, "val", document([image(1, file_name="%2e%2e/1.jpg")], []))
+    write_image(tmp_path / "1.jpg")
+    (tmp_path / "val2017").mkdir()
+    (found,), _ = read(tmp_path)
+    assert isinstance(found, Reject)

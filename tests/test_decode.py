@@ -18,6 +18,7 @@ from personlab.codec.fields import Fields, stack
 from personlab.codec.hough import vote
 from personlab.codec.pyramid import Frame
 from personlab.codec.score import extent
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import FLIP, K
 from tests.reference import codec as reference
 from tests.reference.scenes import (
@@ -44,7 +45,7 @@ def paper(**changes: Any) -> Decoder:
 
 
 def perfect(case: Scene) -> Fields:
-    return encode(case.people, stride=case.stride, radius=DECODER.radius).fields
+    return encode(case.people, stride=case.stride, radius=DECODER.radius, skeleton=COCO_PERSON).fields
 
 
 def poses(
@@ -85,7 +86,7 @@ def test_people_are_found_where_they_were(stride: int, radius: float) -> None:
     """
     people = [TWO[0], TWO[1] + torch.tensor([112.0, 0.0])]
     case = scene(people, height=257, width=353, stride=stride)
-    fields = encode(case.people, stride=stride, radius=radius).fields
+    fields = encode(case.people, stride=stride, radius=radius, skeleton=COCO_PERSON).fields
     found = poses(fields, paper(radius=radius))
     assert len(found.scores) == 2
     assert torch.allclose(nearest(found, torch.stack(people)), torch.stack(people), atol=1e-2)
@@ -493,7 +494,7 @@ def test_a_person_alone_is_the_same_person_beside_others_far_away(decoder: Decod
 @pytest.mark.parametrize("decoder", [DECODER, OURS])
 def test_an_image_of_a_batch_is_that_image(decoder: Decoder) -> None:
     cases = [scene([pose], height=257, width=257, stride=8) for pose in TWO]
-    singles = [encode(c.people, stride=8, radius=32.0) for c in cases]
+    singles = [encode(c.people, stride=8, radius=32.0, skeleton=COCO_PERSON) for c in cases]
     batch = stack(singles).fields
     for index, single in enumerate(singles):
         one, other = poses(single.fields, decoder), poses(image(batch, index), decoder)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Targets, stack
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import EDGES, KEYPOINTS, K
 from tests.reference import codec as reference
 from tests.reference.scenes import Scene, adversarial, figure, mirrored, random_scene, scene
@@ -22,7 +23,7 @@ VALID = ("heatmap_valid", "short_valid", "mid_valid", "seg_valid", "long_valid")
 
 
 def encoded(case: Scene, radius: float = RADIUS) -> Targets:
-    return encode(case.people, stride=case.stride, radius=radius)
+    return encode(case.people, stride=case.stride, radius=radius, skeleton=COCO_PERSON)
 
 
 def parts(targets: Targets) -> dict[str, Tensor]:
@@ -132,6 +133,17 @@ def test_without_any_masks_seg_and_long_are_undefined() -> None:
     assert not targets.seg_valid.any()
     assert not targets.long_valid.any()
     assert targets.heatmap_valid.all()
+
+
+def test_the_mask_of_a_crowd_does_not_say_that_people_have_masks() -> None:
+    masks = torch.zeros(2, 9, 9)
+    masks[:, 2] = 1
+    crowd, unmasked = torch.tensor([False, True]), torch.tensor([True, False])
+    case = two((16.0, 32.0), (48.0, 48.0), masks=masks, crowd=crowd, unmasked=unmasked)
+    assert not encoded(case).seg_valid.any()
+    both = torch.tensor([True, True])
+    alone = replace(case, people=replace(case.people, crowd=both, unmasked=~both))
+    assert encoded(alone).seg_valid[0, 3:].all()  # an image without people, but for a crowd
 
 
 def test_crowd_defines_nothing() -> None:

@@ -19,6 +19,7 @@ from personlab.errors import UserError
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.model.precision import autocast, is_fast
+from personlab.skeleton import COCO_PERSON
 from personlab.training.engine import (
     Average,
     Batch,
@@ -34,12 +35,12 @@ STRIDE: params.Stride = 16
 SIDE = 65
 MODEL = params.Model(width=8, radius=16.0)
 TRAIN = params.Train(learning_rate=1e-3)
-OBJECTIVE = Objective.of(MODEL, TRAIN)
+OBJECTIVE = Objective.of(MODEL, TRAIN, skeleton=COCO_PERSON)
 
 
 def network(seed: int = 0, model: params.Model = MODEL) -> PersonLab:
     torch.manual_seed(seed)
-    return build(model, stride=STRIDE)
+    return build(model, stride=STRIDE, skeleton=COCO_PERSON)
 
 
 def batch(seed: int = 0, size: int = 2) -> Batch:
@@ -57,7 +58,7 @@ def batch(seed: int = 0, size: int = 2) -> Batch:
             crowd=torch.zeros(1, dtype=torch.bool),
             unmasked=torch.zeros(1, dtype=torch.bool),
         )
-        targets.append(encode(people, stride=STRIDE, radius=MODEL.radius))
+        targets.append(encode(people, stride=STRIDE, radius=MODEL.radius, skeleton=COCO_PERSON))
     images = torch.randint(0, 256, (size, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     return Batch(images, stack(targets), [100 + index for index in range(size)])
 

@@ -9,13 +9,13 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from personlab.metrics import errors
-from personlab.metrics.coco import Matches, Task, ground_truth, match
+from personlab.metrics.coco import Matches, Task, match
 from personlab.metrics.errors import KINDS, NONE, Analysis, Errors, keypoint_kinds, pixel_kinds
 from personlab.people import Detection
 from personlab.skeleton import Skeleton
 from tests.coco_person import FLIP, KAPPAS, KEYPOINTS, K
 from tests.reference import errors as reference
-from tests.test_metrics import encoded, found, person, real, row, shard_rows
+from tests.test_metrics import encoded, found, ground_truth, person, real, row, shard_rows
 
 GOOD, JITTER, INVERSION, SWAP, MISS = range(5)
 __all__ = ["real"]  # a fixture
@@ -116,7 +116,7 @@ def test_any_keypoints_can_be_analysed_without_mirror_pairs_too() -> None:
     who = person(keypoints=[60, 50, 100, 150], visibility=[2, 2])
     detection = Detection(np.float32([[100, 150], [60, 50]]), np.ones(2, np.float32), 0.9, 0.9, who["mask"])
     other = person(2, keypoints=[200, 50, 240, 150], visibility=[2, 2], x=190)
-    truth = ground_truth([row(1, who, other)], skeleton)
+    truth = ground_truth([row(1, who, other)], skeleton=skeleton)
     assert analysis(truth, {1: [detection]}, "keypoints").counts.matched == 0  # OKS 0
     half = Detection(np.float32([[60, 50], [240, 150]]), np.ones(2, np.float32), 0.9, 0.9, who["mask"])
     shares = analysis(truth, {1: [half]}, "keypoints").by_keypoint()

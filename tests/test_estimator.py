@@ -16,6 +16,7 @@ from personlab.data.transform import PADDING, Transform
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.estimator import Estimator, PersonFields, build, decode, from_checkpoint, person_targets
+from personlab.skeleton import COCO_PERSON
 from tests.batches import save_weights
 from tests.coco_person import FLIP, K
 
@@ -181,7 +182,7 @@ class TestEstimator:
     @pytest.fixture
     def estimator(self) -> Estimator:
         torch.manual_seed(0)
-        return Estimator(SETTINGS)
+        return Estimator(SETTINGS, skeleton=COCO_PERSON)
 
     def test_shapes(self, estimator: Estimator) -> None:
         crops = torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8)
@@ -217,7 +218,7 @@ class TestEstimator:
     def test_learns_one_crop(self) -> None:
         torch.manual_seed(0)
         small = SETTINGS.model_copy(update={"crop_height": 65, "crop_width": 49})
-        estimator = Estimator(small)
+        estimator = Estimator(small, skeleton=COCO_PERSON)
         image = torch.randint(0, 256, (1, 3, 65, 49), generator=torch.Generator().manual_seed(0))
         keypoints, labelled = spread_keypoints() / 2, torch.ones(1, K, dtype=torch.bool)
         optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-2)
@@ -241,7 +242,7 @@ class TestEstimator:
     def test_loads_from_its_checkpoint(self, estimator: Estimator, tmp_path: Path) -> None:
         path = tmp_path / "estimator.safetensors"
         checkpoint.save(path, estimator.state_dict(), estimator.card({"steps": 0}))
-        loaded = from_checkpoint(path)
+        loaded = from_checkpoint(path, skeleton=COCO_PERSON)
         image = torch.randint(0, 256, (1, 3, HEIGHT, WIDTH))
         torch.testing.assert_close(loaded(image).heatmap, estimator.eval()(image).heatmap)
 
@@ -249,7 +250,7 @@ class TestEstimator:
         path = tmp_path / "network.safetensors"
         checkpoint.save(path, {"weight": torch.zeros(1)}, {"format": "personlab-1"})
         with pytest.raises(UserError, match="not an estimator"):
-            from_checkpoint(path)
+            from_checkpoint(path, skeleton=COCO_PERSON)
 
 
 class TestBuild:
@@ -257,21 +258,21 @@ class TestBuild:
 
     def test_a_backbone_from_a_whole_network(self, tmp_path: Path) -> None:
         given = checkpoint.load_weights(save_weights(tmp_path / "network.safetensors"))
-        estimator = build(self.SETTINGS, tmp_path).train()
+        estimator = build(self.SETTINGS, tmp_path, skeleton=COCO_PERSON).train()
         estimator(torch.zeros(2, 3, HEIGHT, WIDTH))  # moves no statistics: they belong to the weights
         for name, tensor in estimator.backbone.state_dict().items():
             assert torch.equal(tensor, given[f"backbone.{name}"]), name
 
     def test_a_trained_estimator_does_not_need_them(self, tmp_path: Path) -> None:
         save_weights(tmp_path / "network.safetensors")
-        estimator = build(self.SETTINGS, tmp_path).eval()
+        estimator = build(self.SETTINGS, tmp_path, skeleton=COCO_PERSON).eval()
         checkpoint.save(tmp_path / "estimator.safetensors", estimator.state_dict(), estimator.card({}))
         (tmp_path / "network.safetensors").unlink()
         image = torch.randint(0, 256, (1, 3, HEIGHT, WIDTH))
-        loaded = from_checkpoint(tmp_path / "estimator.safetensors")
+        loaded = from_checkpoint(tmp_path / "estimator.safetensors", skeleton=COCO_PERSON)
         assert torch.equal(loaded(image).heatmap, estimator(image).heatmap)
 
     def test_another_backbone_is_refused(self, tmp_path: Path) -> None:
         save_weights(tmp_path / "network.safetensors")
         with pytest.raises(UserError, match="do not fit"):
-            build(self.SETTINGS.model_copy(update={"width": 4}), tmp_path)
+            build(self.SETTINGS.model_copy(update={"width": 4}), tmp_path, skeleton=COCO_PERSON)

@@ -17,6 +17,7 @@ from personlab.data.images import pixels
 from personlab.data.transform import PADDING, ImageArray, Transform
 from personlab.errors import UserError
 from personlab.people import Annotation, BoolArray
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import FLIP, KEYPOINTS, K
 from tests.reference.scenes import figure, mirrored
 
@@ -83,7 +84,7 @@ def row(image: ImageArray, *people: Annotation) -> Mapping[str, Any]:
 
 
 def seen(transform: Transform, *people: Annotation, stride: int = 8) -> Instances:
-    return project_people(people, transform, height=HEIGHT, width=WIDTH, stride=stride)
+    return project_people(people, transform, height=HEIGHT, width=WIDTH, stride=stride, skeleton=COCO_PERSON)
 
 
 # people
@@ -113,7 +114,8 @@ def test_a_mirrored_transform_gives_mirrored_targets() -> None:
     """Encoding mirrored annotations gives the mirrored fields."""
     people = (person(), person(2, keypoints=figure(90.0, 20.0, 60.0).numpy()))
     plain, other = (
-        encode(seen(transform, *people), stride=8, radius=32.0).fields for transform in (PLAIN, MIRRORED)
+        encode(seen(transform, *people), stride=8, radius=32.0, skeleton=COCO_PERSON).fields
+        for transform in (PLAIN, MIRRORED)
     )
     for name, tensor in mirrored(plain).tensors().items():
         assert torch.allclose(other.tensors()[name], tensor, atol=1e-4), name
@@ -140,7 +142,7 @@ def test_no_people() -> None:
     assert people.labelled.shape == (0, K)
     assert people.masks.shape == (0, 7, 9)
     assert people.crowd.shape == (0,)
-    encode(people, stride=16, radius=32.0)
+    encode(people, stride=16, radius=32.0, skeleton=COCO_PERSON)
 
 
 def test_masks_are_the_run_lengths() -> None:
@@ -165,7 +167,7 @@ def test_keypoints_stay_on_their_pixels() -> None:
         (Transform(0.5, (3.0, 5.0), 57, 73), LEFT),
         (Transform(2.0, (0.0, 0.0), 193, 257, mirror_width=WIDTH), RIGHT),
     ):
-        found = example(row(image, one), transform, stride=8)
+        found = example(row(image, one), transform, stride=8, skeleton=COCO_PERSON)
         column, line = found.people.keypoints[0, wrist].round().int().tolist()
         assert found.image[:, line, column].min() > 200
         others = [k for k in range(K) if k != wrist]
@@ -176,7 +178,9 @@ def test_keypoints_stay_on_their_pixels() -> None:
 
 def test_shapes_and_channel_order() -> None:
     image = np.full((HEIGHT, WIDTH, 3), (200, 100, 30), np.uint8)
-    found = example(row(image, person()), Transform(1.0, (0.0, 0.0), 105, 137), stride=8)
+    found = example(
+        row(image, person()), Transform(1.0, (0.0, 0.0), 105, 137), stride=8, skeleton=COCO_PERSON
+    )
     assert found.image_id == 42
     assert found.image.shape == (3, 105, 137)
     assert found.image.dtype == torch.uint8

@@ -1,5 +1,7 @@
 """Grouping: seeds, tracing and acceptance by hand, the slow reference, and what must not matter."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,14 @@ from personlab.codec.fields import Fields
 from personlab.codec.group import find_people, presence
 from personlab.codec.hough import HoughMap, Seeds
 from personlab.codec.pyramid import Frame, Level
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import EDGES, K
 from tests.reference import codec as reference
 from tests.reference.scenes import adversarial, figure, predicted, random_fields, scene
 from tests.test_hough import Votes, accumulate
 from tests.test_score import at, random_poses
 
+encode, find_people = partial(encode, skeleton=COCO_PERSON), partial(find_people, skeleton=COCO_PERSON)
 RADIUS, NMS_RADIUS, THRESHOLD = 32.0, 10.0, 0.01
 
 

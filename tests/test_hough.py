@@ -15,6 +15,7 @@ from personlab.codec.fields import Fields, cells
 from personlab.codec.hough import FAINTEST_VOTE, HoughMap, accumulator, cast_votes
 from personlab.codec.hough import vote as vote_levels
 from personlab.codec.pyramid import Frame, Level
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import K
 from tests.reference import codec as reference
 from tests.reference.scenes import random_fields
@@ -63,7 +64,7 @@ def perfect(x: float, y: float, *, side: int, stride: int) -> Fields:
     n = cells(side, stride)
     no = torch.tensor([False])
     people = Instances(keypoints, labelled, torch.zeros(1, n, n), crowd=no, unmasked=no)
-    return encode(people, stride=stride, radius=RADIUS).fields
+    return encode(people, stride=stride, radius=RADIUS, skeleton=COCO_PERSON).fields
 
 
 # votes by hand

@@ -16,6 +16,7 @@ from personlab.data.example import Example
 from personlab.data.loader import ReadChunk, image_groups, load_batches, plan
 from personlab.errors import UserError
 from personlab.params import Train
+from personlab.skeleton import COCO_PERSON
 from personlab.tables.shards import row_groups
 from tests.test_example import HEIGHT, WIDTH, person, row
 
@@ -132,7 +133,7 @@ def shards(tmp_path: Path) -> Path:
 
 def load(shards: Path, train: Train, **changes: Any) -> list[list[Example]]:
     options: dict[str, Any] = {"rank": 0, "workers": 1, "done": 0, "threads": 1, "overlap": True} | changes
-    return list(load_batches(shards / "images", shards / "targets", train, **options))
+    return list(load_batches(shards / "images", shards / "targets", train, **options, skeleton=COCO_PERSON))
 
 
 def test_examples_do_not_depend_on_threads_workers_or_interruptions(shards: Path) -> None:

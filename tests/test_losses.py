@@ -14,6 +14,7 @@ from personlab import params
 from personlab.codec.fields import Fields, Targets
 from personlab.codec.refine import refine
 from personlab.model.losses import Losses, Objective, losses, positions
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import FLIP, E, K
 from tests.reference import losses as reference
 from tests.reference.scenes import EDGE_FLIP, mirrored
@@ -139,7 +140,7 @@ def test_what_stands_at_undefined_positions_does_not_matter(garbage: float) -> N
 def test_nothing_defined_is_exactly_0_with_gradient_0() -> None:
     fields, targets = random_case(2)
     fields = with_gradients(fields)
-    objective = Objective(radius=32.0, weights=params.LossWeights(), steps=2)
+    objective = Objective(radius=32.0, weights=params.LossWeights(), steps=2, skeleton=COCO_PERSON)
     found = objective(fields, nowhere(targets))
     assert values(found) == dict.fromkeys(NAMES, 0.0)
     found.total(objective.weights).backward()
@@ -210,9 +211,9 @@ def test_parts_of_a_batch_make_up_its_loss_however_uneven_they_are() -> None:
 def test_the_objective_judges_refined_offsets() -> None:
     fields, targets = random_case(4)
     fields = with_gradients(fields)
-    objective = Objective.of(params.Model(radius=20.0), params.Train())
+    objective = Objective.of(params.Model(radius=20.0), params.Train(), skeleton=COCO_PERSON)
     found = objective(fields, targets)
-    refined = refine(fields, mid_steps=2, long_steps=2)
+    refined = refine(fields, mid_steps=2, long_steps=2, skeleton=COCO_PERSON)
     assert values(found) == values(losses(refined, targets, radius=20.0))
     # The errors of mid- and long-range offsets reach the short-range branch too.
     (found.mid + found.long).backward()
@@ -221,14 +222,14 @@ def test_the_objective_judges_refined_offsets() -> None:
 
 def test_the_objective_without_refinement_judges_raw_offsets() -> None:
     fields, targets = random_case(4)
-    objective = Objective.of(params.Model(refine=False), params.Train())
+    objective = Objective.of(params.Model(refine=False), params.Train(), skeleton=COCO_PERSON)
     assert values(objective(fields, targets)) == values(losses(fields, targets, radius=32.0))
 
 
 def test_float32_whatever_comes_in() -> None:
     fields, targets = random_case(5)
     rounded = fields.map(Tensor.bfloat16)
-    objective = Objective.of(params.Model(), params.Train())
+    objective = Objective.of(params.Model(), params.Train(), skeleton=COCO_PERSON)
     expected = values(objective(rounded.float(), targets))
     with torch.autocast("cpu", torch.bfloat16):
         found = objective(rounded, targets)
@@ -239,6 +240,6 @@ def test_float32_whatever_comes_in() -> None:
 def test_without_fields_for_masks_the_poses_cost_the_same() -> None:
     fields, targets = random_case(4)
     poses_only = fields.replace(seg=fields.seg[:, :0, :0], long=fields.long[..., :0, :0])
-    objective = Objective.of(params.Model(), params.Train())
+    objective = Objective.of(params.Model(), params.Train(), skeleton=COCO_PERSON)
     found, expected = values(objective(poses_only, targets)), values(objective(fields, targets))
     assert found == expected | {"seg": 0, "long": 0}

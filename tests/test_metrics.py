@@ -1,6 +1,7 @@
 import io
 import json
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from pycocotools.cocoeval import COCOeval
 from personlab.metrics import bootstrap, oks
 from personlab.metrics.coco import Matches, Scores, evaluate, ground_truth, match
 from personlab.people import Detection
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import KAPPAS, KEYPOINTS, K
 
+ground_truth = partial(ground_truth, skeleton=COCO_PERSON)
 HEIGHT, WIDTH = 300, 400
 
 

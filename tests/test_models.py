@@ -22,6 +22,7 @@ from personlab.params import Compute, Decode, Params, load
 from personlab.registry import provenance
 from personlab.registry.cli import _predict_again
 from personlab.registry.models import Candidate, Lineage, Registry, Version
+from personlab.synthetic.dataset import LIMBS
 from tests import rehearsal
 from tests.conftest import ROOT
 from tests.rehearsal import BAD, BEST, USUAL, commit
@@ -30,9 +31,6 @@ from tests.rehearsal import BAD, BEST, USUAL, commit
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A Git repository in which a model of ordinary quality has been made and committed."""
-    for split in ("train", "val"):
-        rehearsal.write_shards(tmp_path / "data/ingest" / split, "images", first=1001)
-        rehearsal.write_shards(tmp_path / "data/targets" / split, "people", first=1001)
     (tmp_path / ".gitignore").write_text("/data/\n/models/\n")
     rehearsal.run(tmp_path, "git", "init", "-q")
     made(tmp_path, USUAL)
@@ -41,13 +39,22 @@ def project(tmp_path: Path) -> Path:
 
 
 def made(
-    folder: Path, learning_rate: float, val: str = "val-1", decode: dict[str, Any] | None = None
+    folder: Path,
+    learning_rate: float,
+    val: str = "val-1",
+    decode: dict[str, Any] | None = None,
+    keypoints: int = 17,
 ) -> Candidate:
     """What `dvc repro` would have left in the folder, DVC's lock file included."""
     params = rehearsal.PARAMS | {"train": {**rehearsal.PARAMS["train"], "learning_rate": learning_rate}}
     params["decode"] = {**params["decode"], **(decode or {})}
+    params["acquire"] = {"source": "sample", "sample": {"keypoints": keypoints}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     settings = load(folder / "params.yaml")
+    skeleton = rehearsal.skeleton_of(settings)
+    for split in ("train", "val"):
+        rehearsal.write_shards(folder / "data/ingest" / split, "images", 1001, skeleton)
+        rehearsal.write_shards(folder / "data/targets" / split, "people", 1001, skeleton)
     for stage in ("train", "infer", "evaluate"):
         (folder / "data" / stage).mkdir(parents=True, exist_ok=True)
     with chdir(folder):
@@ -131,7 +138,7 @@ def test_worse_stays_out_better_comes_in_and_rollback_restores_the_bytes(project
     assert verdict.promoted
     assert second
     assert second.lineage.replaces == 1
-    assert second.lineage.why.startswith("weekly; person keypoints")
+    assert second.lineage.why.startswith("weekly; keypoints")
     assert registry.champion() == second
     for name in ("model.safetensors", "model.json"):  # the card has the decoding
         served = project / "data/infer" / name
@@ -342,6 +349,22 @@ def md5_of(folder: Path) -> str:
     return hashlib.md5((folder / "data/train/model.safetensors").read_bytes()).hexdigest()
 
 
+def test_a_model_of_other_keypoints_is_promoted_by_the_rule_always_alone(project: Path) -> None:
+    registry = Registry(project)
+    registry.promote(Candidate(project), "better", never_again)
+    other = made(project, BEST, keypoints=14)
+    commit(project)
+    message = r"\(14 of person: left_shoulder, .*\) are not the champion's \(17 of person: nose, .*'always'"
+    with pytest.raises(UserError, match=message):
+        registry.promote(other, "better", never_again)
+    assert not registry.judge(other, "never", never_again).promoted
+    _, version = registry.promote(other, "always", never_again)
+    assert version
+    assert version.skeleton.keypoints == LIMBS
+    worse = registry.judge(made(project, BAD, keypoints=14), "better", never_again)
+    assert worse.why == "keypoints and segmentation got worse"
+
+
 def test_promotions_at_once_get_a_version_each(project: Path) -> None:
     """Each is judged against what the one before it left."""
     made(project, BEST)
@@ -390,7 +413,7 @@ def test_the_command_line(
     commit(project)
     status, said = models("promote", "--json", "verdict.json")
     assert status == 1
-    assert said.startswith("not promoted: person keypoints and person segmentation got worse")
+    assert said.startswith("not promoted: keypoints and segmentation got worse")
     verdict = json.loads(Path("verdict.json").read_text())
     assert verdict["outcome"] == "not promoted"
     assert verdict["version"] is None

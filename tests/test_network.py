@@ -25,7 +25,7 @@ MODEL = params.Model(backbone="resnet18", width=8)
 
 def network(stride: params.Stride = 16, model: params.Model = MODEL) -> PersonLab:
     torch.manual_seed(0)
-    return build(model, stride=stride)
+    return build(model, stride=stride, skeleton=COCO_PERSON)
 
 
 def lively(made: PersonLab) -> PersonLab:
@@ -196,7 +196,7 @@ def test_starting_from_a_checkpoint_takes_the_heads_too(tmp_path: Path) -> None:
     given = lively(network())
     saved(tmp_path, given)
     model = MODEL.model_copy(update={"init": "other.safetensors"})
-    made = build(model, stride=8, root=tmp_path)
+    made = build(model, stride=8, root=tmp_path, skeleton=COCO_PERSON)
     for name, tensor in made.state_dict().items():
         assert torch.equal(tensor, given.state_dict()[name])
     assert made.backbone.freeze_bn
@@ -207,7 +207,7 @@ def test_starting_from_a_checkpoint_without_its_heads(tmp_path: Path) -> None:
     saved(tmp_path, given)
     model = MODEL.model_copy(update={"init": "other.safetensors", "init_heads": False})
     torch.manual_seed(0)
-    made = build(model, stride=8, root=tmp_path)
+    made = build(model, stride=8, root=tmp_path, skeleton=COCO_PERSON)
     for name, tensor in made.state_dict().items():
         expected = given if name.startswith("backbone.") else fresh
         assert torch.equal(tensor, expected.state_dict()[name]), name
@@ -218,8 +218,8 @@ def test_starting_from_another_radius_is_refused_unless_heads_are_left_out(tmp_p
     path = saved(tmp_path, network())
     model = MODEL.model_copy(update={"init": str(path), "radius": 10.0})
     with pytest.raises(UserError, match=r"model\.radius 32, not 10.*set model\.init_heads to false"):
-        build(model, stride=8)
-    build(model.model_copy(update={"init_heads": False}), stride=8)
+        build(model, stride=8, skeleton=COCO_PERSON)
+    build(model.model_copy(update={"init_heads": False}), stride=8, skeleton=COCO_PERSON)
 
 
 HAND = Skeleton("hand", ("wrist", "thumb", "index"), ((0, 1), (0, 2)), flip=None, sigmas=(0.1, 0.1, 0.1))
@@ -259,7 +259,7 @@ def test_starting_from_the_same_keypoints_in_another_order_takes_the_backbone(
 def test_without_masks_the_heads_of_poses_are_taken(tmp_path: Path) -> None:
     given = lively(network())
     model = MODEL.model_copy(update={"init": str(saved(tmp_path, given))})
-    made = build(model, stride=8, masks=False)
+    made = build(model, stride=8, masks=False, skeleton=COCO_PERSON)
     assert list(made.heads) == ["heatmap", "short", "mid"]
     assert torch.equal(made.heads["mid"].weight, given.heads["mid"].weight)
 
@@ -277,7 +277,7 @@ def torchvision_file(folder: Path, width: int = 8) -> tuple[Path, ResNet]:
 
 def test_starting_from_a_torchvision_backbone(tmp_path: Path) -> None:
     path, given = torchvision_file(tmp_path)
-    made = build(MODEL.model_copy(update={"init": str(path)}), stride=8).train()
+    made = build(MODEL.model_copy(update={"init": str(path)}), stride=8, skeleton=COCO_PERSON).train()
     for name, tensor in made.backbone.state_dict().items():
         assert torch.equal(tensor, given.state_dict()[name])
     before = made.backbone.bn1.running_mean.clone()
@@ -288,12 +288,17 @@ def test_starting_from_a_torchvision_backbone(tmp_path: Path) -> None:
 def test_starting_from_weights_that_do_not_fit(tmp_path: Path) -> None:
     path, _ = torchvision_file(tmp_path, width=16)
     with pytest.raises(UserError, match=r"resnet18\.safetensors: the weights do not fit .* misshapen: conv1"):
-        build(MODEL.model_copy(update={"init": str(path)}), stride=8)
+        build(MODEL.model_copy(update={"init": str(path)}), stride=8, skeleton=COCO_PERSON)
     deeper = MODEL.model_copy(update={"init": str(path), "backbone": "resnet50"})
     with pytest.raises(UserError, match=r"missing: layer1\.0\.conv3\.weight"):
-        build(deeper, stride=8)
+        build(deeper, stride=8, skeleton=COCO_PERSON)
     with pytest.raises(UserError, match="no such file"):
-        build(MODEL.model_copy(update={"init": "nowhere.safetensors"}), stride=8, root=tmp_path)
+        build(
+            MODEL.model_copy(update={"init": "nowhere.safetensors"}),
+            stride=8,
+            root=tmp_path,
+            skeleton=COCO_PERSON,
+        )
 
 
 def test_from_scratch_the_statistics_train() -> None:

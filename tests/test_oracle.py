@@ -13,8 +13,10 @@ from personlab.codec.decode import Decoder
 from personlab.codec.extensions import EXTENSIONS
 from personlab.errors import UserError
 from personlab.metrics import oracle
+from personlab.metrics.coco import has_masks
 from personlab.people import Annotation
 from personlab.utils.progress import progress
+from tests import layouts
 from tests.coco_person import KEYPOINTS, TREE, K
 
 MEAN = oracle.MeanPose(np.stack([np.linspace(0.1, 0.9, K), np.linspace(0, 1, K)], 1).astype(np.float32))
@@ -83,6 +85,15 @@ def test_errors_name_a_file_that_is_not_cocos(tmp_path: Path, content: str) -> N
     path.write_text(content)
     with pytest.raises(UserError, match=r"broken\.json"):
         oracle.read(path)
+
+
+def test_the_mask_of_a_crowd_leaves_out_no_person(tmp_path: Path) -> None:
+    crowd = layouts.person(6, 1, iscrowd=1, keypoints=[0] * 51)
+    people = [layouts.person(5, 1, segmentation=[]), crowd]
+    path = layouts.write_json(tmp_path, "val", layouts.document([layouts.image(1)], people))
+    truth = oracle.read(path).truth
+    assert len(truth.anns) == 2
+    assert not has_masks(truth)
 
 
 @pytest.mark.testdata

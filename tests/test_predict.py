@@ -72,7 +72,9 @@ def run(
     folder: Path, *places: Path, form: Format = "json", masks: bool = True, annotations: Path | None = None
 ) -> list[str]:
     annotated = AnnotatedImages.read(annotations) if annotations else None
-    output = Output(folder, form, params_hash="abc", person=annotated.person if annotated else 1)
+    output = Output(
+        folder, form, params_hash="abc", person=annotated.person if annotated else 1, skeleton=COCO_PERSON
+    )
     listings, failures = list_all(map(str, places), leave_out=output.left_out)
     predictor: Any = FixedPredictor(masks)
     return failures + predict(
@@ -117,7 +119,7 @@ def test_images_beside_each_other_have_the_files_of_each_alone(tmp_path: Path, t
     predictor = Predictor.from_checkpoint(V01, Infer(sides=(129,)))
 
     def predict_all(folder: Path, *places: Path) -> None:
-        output = Output(folder, "json", params_hash="")
+        output = Output(folder, "json", params_hash="", skeleton=COCO_PERSON)
         listings, _ = list_all(map(str, places), leave_out=())
         assert predict(predictor, listings, output, progress=progress, report=print) == []
 
@@ -331,8 +333,10 @@ def test_the_largest_polygon_comes_first() -> None:
     rle = rle_tools.encode(mask)["counts"]
     keypoints = np.full((K, 2), 30, np.float32)
     scores = np.array([0.9] + [0.1] * (K - 1), np.float32)
-    result = Result(1, "a.jpg", HEIGHT, WIDTH, [Detection(keypoints, scores, 0.5, 0.5, rle)])
-    (record,) = coco_dataset([result])["annotations"]
+    result = Result(
+        1, "a.jpg", HEIGHT, WIDTH, [Detection(keypoints, scores, 0.5, 0.5, rle)], skeleton=COCO_PERSON
+    )
+    (record,) = coco_dataset([result], skeleton=COCO_PERSON)["annotations"]
     assert [polygon[:2] for polygon in record["segmentation"]] == [
         [20.25, 20.25],
         [2.25, 2.25],

@@ -63,8 +63,10 @@ class Clairvoyant(nn.Module):
             scale, height, width = fit(HEIGHT, WIDTH, side)
             transform = Transform(scale, (0.0, 0.0), padded_side(height, STRIDE), padded_side(width, STRIDE))
             if (transform.height, transform.width) == tuple(images.shape[-2:]):
-                seen = project_people(PEOPLE, transform, height=HEIGHT, width=WIDTH, stride=STRIDE)
-                fields = encode(seen, stride=STRIDE, radius=MODEL.radius).fields
+                seen = project_people(
+                    PEOPLE, transform, height=HEIGHT, width=WIDTH, stride=STRIDE, skeleton=COCO_PERSON
+                )
+                fields = encode(seen, stride=STRIDE, radius=MODEL.radius, skeleton=COCO_PERSON).fields
                 # as logits, which is what a network gives
                 return fields.replace(heatmap=40 * fields.heatmap - 20, seg=40 * fields.seg - 20)
         raise AssertionError(f"unexpected input {tuple(images.shape)}")
@@ -86,7 +88,7 @@ def test_people_are_found_in_the_pixels_of_the_image(sides: tuple[int, ...]) -> 
 
 def save(path: Path, radius: float = 32.0, **card: object) -> Path:
     torch.manual_seed(0)
-    network = build(MODEL.model_copy(update={"radius": radius}), stride=16)
+    network = build(MODEL.model_copy(update={"radius": radius}), stride=16, skeleton=COCO_PERSON)
     checkpoint.save(path, network.state_dict(), network.card({}) | card)
     return path
 
@@ -102,7 +104,7 @@ def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
 
 
 def test_a_network_trained_without_refinement_is_decoded_without() -> None:
-    made = decoder(build(params.Model(width=8, refine=False), stride=16))
+    made = decoder(build(params.Model(width=8, refine=False), stride=16, skeleton=COCO_PERSON))
     assert (made.trace_refinements, made.long_refinements) == (0, 0)
 
 
@@ -160,7 +162,7 @@ def test_what_other_versions_put_into_a_card_does_not_matter(tmp_path: Path) -> 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (200, 3)])
 def test_odd_shapes_are_images_too(height: int, width: int) -> None:
     torch.manual_seed(0)
-    network = build(MODEL, stride=16).eval()
+    network = build(MODEL, stride=16, skeleton=COCO_PERSON).eval()
     predictor = Predictor(network, decoder(network), (65,), torch.device("cpu"))
     for detection in predictor(np.zeros((height, width, 3), np.uint8)):
         assert rle_tools.decode({"size": [height, width], "counts": detection.rle}).shape == (height, width)
@@ -168,7 +170,7 @@ def test_odd_shapes_are_images_too(height: int, width: int) -> None:
 
 def test_a_network_without_mask_heads_finds_poses_without_masks() -> None:
     torch.manual_seed(0)
-    network = PersonLab(MODEL, stride=16, masks=False).eval()
+    network = PersonLab(MODEL, stride=16, masks=False, skeleton=COCO_PERSON).eval()
     for weight in network.heads.parameters():
         nn.init.normal_(weight, std=0.1)
     predictor = Predictor(network, decoder(network), (65, 97), torch.device("cpu"))

@@ -7,6 +7,7 @@ import pytest
 from personlab.metrics.coco import ground_truth
 from personlab.registry import promotion
 from personlab.registry.promotion import Comparison, Predictions, Verdict
+from personlab.skeleton import COCO_PERSON
 from personlab.tables import shards
 from tests import rehearsal
 
@@ -22,17 +23,17 @@ def compared(task: promotion.Task, change: tuple[float, float, float]) -> Compar
 @pytest.mark.parametrize(
     ("keypoints", "segm", "rule", "promoted", "why"),
     [
-        (BETTER, SAME, "better", True, "person keypoints got better"),
-        (SAME, BETTER, "better", True, "person segmentation got better"),
-        (BETTER, WORSE, "better", False, "person segmentation got worse"),
-        (WORSE, WORSE, "better", False, "person keypoints and person segmentation got worse"),
+        (BETTER, SAME, "better", True, "keypoints got better"),
+        (SAME, BETTER, "better", True, "segmentation got better"),
+        (BETTER, WORSE, "better", False, "segmentation got worse"),
+        (WORSE, WORSE, "better", False, "keypoints and segmentation got worse"),
         (HIGHER, HIGHER, "better", False, "nothing got better beyond chance"),
-        (HIGHER, SAME, "not-worse", True, "AP of person keypoints is higher"),
+        (HIGHER, SAME, "not-worse", True, "AP of keypoints is higher"),
         (SAME, SAME, "not-worse", False, "no AP is higher"),
-        (BETTER, WORSE, "not-worse", False, "person segmentation got worse"),
+        (BETTER, WORSE, "not-worse", False, "segmentation got worse"),
         (WORSE, WORSE, "always", True, "the rule says always"),
         (BETTER, BETTER, "never", False, "the rule says never"),
-        (BETTER, NO_PEOPLE, "better", True, "person keypoints got better"),
+        (BETTER, NO_PEOPLE, "better", True, "keypoints got better"),
         (NO_PEOPLE, NO_PEOPLE, "not-worse", False, "no AP is higher"),
     ],
 )
@@ -45,9 +46,9 @@ def test_the_rule(keypoints, segm, rule, promoted: bool, why: str) -> None:
 def test_a_verdict_reads_well() -> None:
     verdict = promotion.decide((compared("keypoints", BETTER), compared("segm", NO_PEOPLE)), "better")
     assert str(verdict).splitlines() == [
-        "promoted: person keypoints got better, nothing got worse",
-        "  Person keypoints: AP 0.500 -> 0.600, +0.100 (95%: +0.050 to +0.150), better",
-        "  Person segmentation: no annotated people",
+        "promoted: keypoints got better, nothing got worse",
+        "  Keypoints: AP 0.500 -> 0.600, +0.100 (95%: +0.050 to +0.150), better",
+        "  Segmentation: no annotated people",
     ]
     same = Verdict(False, "it is the champion, version 3", unchanged=True)
     assert str(same) == "unchanged: it is the champion, version 3"
@@ -70,7 +71,7 @@ def predictions(folder: Path, blur: float) -> Predictions:
 
 
 def compare(folder: Path, champion: float, candidate: float) -> tuple[Comparison, ...]:
-    truth = ground_truth(shards.annotated(folder / "val", folder / "people").values())
+    truth = ground_truth(shards.annotated(folder / "val", folder / "people").values(), skeleton=COCO_PERSON)
     return promotion.compare(truth, predictions(folder, champion), predictions(folder, candidate))
 
 
@@ -92,7 +93,7 @@ def test_the_comparison_is_paired(val: Path) -> None:
     from personlab.metrics.bootstrap import interval, resampled_ap
     from personlab.metrics.coco import match
 
-    truth = ground_truth(shards.annotated(val / "val", val / "people").values())
+    truth = ground_truth(shards.annotated(val / "val", val / "people").values(), skeleton=COCO_PERSON)
     alone = resampled_ap(match(truth, predictions(val, 1.0).people, "keypoints"), samples=300)
     low, high = interval(alone)
     (keypoints, _) = compare(val, champion=1.0, candidate=0.9)

@@ -11,6 +11,7 @@ from personlab.codec.decode import Decoder, Level
 from personlab.codec.group import find_people
 from personlab.codec.hough import Seeds
 from personlab.codec.pyramid import Frame
+from personlab.skeleton import COCO_PERSON
 from tests.reference.scenes import predicted, random_fields, scene
 from tests.test_decode import DECODER, TWO, apart, assert_pyramid_matches_reference, nearest, perfect, poses
 
@@ -53,7 +54,7 @@ def test_a_finer_level_has_more_to_say() -> None:
     off = off.replace(mid=off.mid + torch.tensor([5.0, 0.0]).view(2, 1, 1))
     frame = Frame.common(levels, 257, 257)
     seeds = Seeds((pose[:1] * frame.scale), torch.tensor([0]), torch.ones(1))
-    options = {"trace_refinements": 0, "nms_radius": 10.0, "most": 1}
+    options = {"trace_refinements": 0, "nms_radius": 10.0, "most": 1, "skeleton": COCO_PERSON}
     found = find_people([Level(off, 1.0), levels[1]], frame, seeds, **options)
     eye = found[0, 1] / frame.scale
     assert torch.allclose(eye, pose[1] + torch.tensor([1.0, 0.0]), atol=1e-2)

@@ -1,5 +1,7 @@
 """Refinement: closed forms on linear fields, gradients, the slow reference, and what must not matter."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor
 from personlab.codec.encode import encode
 from personlab.codec.fields import Fields, cell_positions
 from personlab.codec.refine import refine, sample
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import EDGES, E, K
 from tests.reference import codec as reference
 from tests.reference.scenes import figure, image, mirrored, random_fields, scene
 
+encode, refine = partial(encode, skeleton=COCO_PERSON), partial(refine, skeleton=COCO_PERSON)
 STRIDES = st.sampled_from([8, 16, 32])
 
 

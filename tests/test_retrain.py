@@ -121,7 +121,7 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
     sabotaged = retrain(sabotage, project, return_state=True)
     assert sabotaged.is_completed()
     assert sabotaged.name == "Not promoted"
-    assert "person keypoints and person segmentation got worse" in str(sabotaged.message)
+    assert "keypoints and segmentation got worse" in str(sabotaged.message)
     ran = {"acquire", "train", "infer", "evaluate"}
     assert outcomes(sabotaged) == {stage: "Completed" if stage in ran else "Cached" for stage in STAGES}
     reasons = {row["stage"]: row["reason"] for row in table_of(run_of(sabotaged), "retrain-stages")}
@@ -134,7 +134,7 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
         "retrain-report", "retrain-promotion",
     }  # fmt: skip
     assert str(shown["retrain-promotion"].data).startswith("# Not promoted: ")
-    assert "| Person keypoints | 0." in str(shown["retrain-promotion"].data)
+    assert "| Keypoints | 0." in str(shown["retrain-promotion"].data)
     (parameter,) = table_of(run_of(sabotaged), "retrain-parameters")
     assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BAD}
     scores = {row["metric"]: row for row in table_of(run_of(sabotaged), "retrain-scores")}
@@ -148,7 +148,7 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
     better = retrain(Retraining(overrides=learning_rate(BEST)), project, return_state=True)
     assert (30, "the report cannot be shown: OSError: no room") in log_of(run_of(better))
     assert better.name == "Promoted"
-    assert str(better.message).startswith("promoted to version 2: person keypoints")
+    assert str(better.message).startswith("promoted to version 2: keypoints")
     assert of_champion(project) != before
     (parameter,) = table_of(run_of(better), "retrain-parameters")  # beside the previous champion
     assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BEST}

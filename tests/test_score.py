@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from personlab.codec.score import (
 from tests.coco_person import KAPPAS, K
 from tests.reference import codec as reference
 from tests.reference.scenes import figure
+
+expected_oks, hard_nms = partial(expected_oks, kappas=KAPPAS), partial(hard_nms, kappas=KAPPAS)
 
 BIN, RADIUS, NMS_RADIUS = 2.0, 32.0, 10.0
 POSE = figure(60.0, 30.0, 100.0)

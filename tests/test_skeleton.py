@@ -56,7 +56,7 @@ def test_records_come_back(skeleton: Skeleton) -> None:
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        ("keypoints", ("wrist", "wrist", "index"), "name of its own"),
+        ("keypoints", ("wrist", "wrist", "index"), "2 keypoints do not have a name of their own: wrist"),
         ("keypoints", ("wrist",), "two or more"),
         ("tree", ((0, 1),), "reach every keypoint"),
         ("tree", ((0, 1), (1, 0)), "reach every keypoint"),
@@ -81,7 +81,9 @@ def test_a_card_of_version_01_has_cocos_skeleton(tmp_path: Path) -> None:
         Skeleton.of_card({}, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["left_eye", "Left eye", "leftEye", "l_eye", "eye.L", "L_Eye"])
+@pytest.mark.parametrize(
+    "name", ["left_eye", "Left eye", "leftEye", "lefteye", "LEFTEYE", "l_eye", "eye.L", "L_Eye"]
+)
 def test_a_name_is_its_words(name: str) -> None:
     assert words(name) == {"left", "eye"}
     assert side(name) == "left"
@@ -91,4 +93,5 @@ def test_names_say_what_a_mirror_swaps() -> None:
     assert mirrored(["nose", "L_Eye", "R_Eye"]) == (0, 2, 1)
     assert mirrored(["thumb_1", "thumb_2"]) is None  # nothing is known
     assert mirrored(["left_eye", "nose"]) is None  # its partner is missing
+    assert mirrored(["snout", "leftear", "rightear", "upright_pole"]) == (0, 2, 1, 3)  # as DeepLabCut writes
     assert mirrored(["left_wing_1", "right_wing_2", "left_wing_2", "right_wing_1"]) == (3, 2, 1, 0)

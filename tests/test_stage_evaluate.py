@@ -140,7 +140,7 @@ def test_a_person_has_one_colour_on_both_sides(tmp_path):
     write(tmp_path, found=FOUND | found)
     images = shards.annotated(tmp_path / "data/ingest/val", tmp_path / "data/targets/val")
     seen = shards.detections(tmp_path / "data/infer", images, tmp_path / "data/ingest/val")
-    matches = match(ground_truth(images.values()), seen, "keypoints")
+    matches = match(ground_truth(images.values(), skeleton=COCO_PERSON), seen, "keypoints")
     assert matches.partners(1) == {0: 1, 2: 0}
     assert matches.partners(3) == matches.partners(4) == {}
 
@@ -184,7 +184,7 @@ def test_errors_are_in_metrics_plots_and_report(tmp_path):
     assert len(shares) == 5 * K
     report = (tmp_path / "data/evaluate/report.md").read_text()
     for expected in (
-        "## Errors: person keypoints",
+        "## Errors: keypoints",
         "3 people matched, 1 missed; 0 duplicates, 1 false positives, 0 detections",
         "| size | good | jitter | inversion | swap | miss | keypoints |",
         "| left wrist | 0.667 | 0.000 | 0.000 | 0.000 | 0.333 | 3 |",
@@ -222,7 +222,7 @@ def test_report_shows_the_tables(tmp_path, caplog):
         "![](gallery.jpg)",
     ):
         assert expected in report
-    assert "Person keypoints" in caplog.text
+    assert "Keypoints" in caplog.text
     assert "0.752" in caplog.text
 
 

@@ -257,7 +257,7 @@ class TestActor:
         return str(row["failure"])
 
     def test_a_damaged_image(self, ingested: Path, tmp_path: Path) -> None:
-        path, network = tmp_path / "estimator.safetensors", Estimator(PARAMS.estimator)
+        path, network = tmp_path / "estimator.safetensors", Estimator(PARAMS.estimator, skeleton=COCO_PERSON)
         checkpoint.save(path, network.state_dict(), network.card({}))
         assert "is not an image" in self.failure(path, ingested, tmp_path)
 

@@ -16,7 +16,7 @@ from personlab.data.images import pixels, read
 from personlab.errors import UserError
 from personlab.params import Acquire, Ingest, Params, Sample
 from personlab.stages import acquire, ingest
-from personlab.tables import IMAGES, PEOPLE, REJECTS, read_table
+from personlab.tables import IMAGES, PEOPLE, REJECTS, read_dataset, read_table
 from personlab.utils.files import digest
 from tests.layouts import HEIGHT, WIDTH, image, person, without, write_image, write_layout
 from tests.layouts import layout as coco_layout
@@ -92,6 +92,13 @@ def test_tables_and_counts(project: Path, caplog: pytest.LogCaptureFixture) -> N
         },
     }
     assert "ingest: train: 2 images in = 1 out + 1 without people left out + 0 rejected" in caplog.messages
+
+
+def test_the_mask_of_a_crowd_does_not_make_a_dataset_with_masks(project: Path) -> None:
+    people = [person(51, 1, segmentation=[]), person(52, 1, iscrowd=1, keypoints=[0] * 51)]
+    write_layout(project.parent / "layout", "train", [image(1)], people)
+    run(project)
+    assert not read_dataset(project / "data").masks
 
 
 def test_images_without_people_can_be_kept(project: Path) -> None:

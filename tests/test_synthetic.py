@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 
 from personlab.errors import UserError
 from personlab.people import BoolArray, FloatArray
+from personlab.skeleton import COCO_PERSON
 from personlab.synthetic.appearance import Appearance, solid
 from personlab.synthetic.body import Body, Build, rotation
 from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
@@ -288,7 +289,7 @@ def test_polygons_keep_pieces_and_holes_apart() -> None:
 
 def test_polygons_follow_rendered_masks() -> None:
     for seed in range(6):
-        for person in make_scene(np.random.default_rng(seed), 240, 180).people:
+        for person in make_scene(np.random.default_rng(seed), 240, 180, names=COCO_PERSON.keypoints).people:
             polygons = mask_to_polygons(person.mask)
             if person.mask.sum() > 200:
                 rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *person.mask.shape))
@@ -297,6 +298,6 @@ def test_polygons_follow_rendered_masks() -> None:
 
 
 def test_the_canvas_is_finer_than_the_image() -> None:
-    scene = make_scene(np.random.default_rng(1), 96, 64)
+    scene = make_scene(np.random.default_rng(1), 96, 64, names=COCO_PERSON.keypoints)
     assert scene.image.shape == (64, 96, 3)
     assert Canvas(96, 64).size == (64 * SUPERSAMPLING, 96 * SUPERSAMPLING)

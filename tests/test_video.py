@@ -52,7 +52,7 @@ def run(
     failures = video.predict(
         predictor,
         list(map(str, places)),
-        Output(folder, form, params_hash="abc"),
+        Output(folder, form, params_hash="abc", skeleton=COCO_PERSON),
         images=images,
         progress=progress,
         report=lines.append,

@@ -18,6 +18,7 @@ from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab
 from personlab.people import Annotation, Detection
+from personlab.skeleton import COCO_PERSON
 from personlab.viz.fields import draw_fields
 from personlab.viz.people import LEFT, PEOPLE, RIGHT
 from tests.coco_person import KEYPOINTS, E, K
@@ -59,18 +60,18 @@ def input_is_not_modified():
 
 
 def test_no_people_and_empty_masks_leave_the_image_equal():
-    assert viz.draw_people(GREY, []) is not GREY
+    assert viz.draw_people(GREY, [], skeleton=COCO_PERSON) is not GREY
     empty = Detection(lattice(0, 0, 9, 9), np.zeros(K, np.float32), 0.9, 0.9, rectangle(0, 0, 0, 0))
     for picture in (
-        viz.draw_people(GREY, []),
-        viz.draw_annotations(GREY, []),
-        viz.draw_people(GREY, [empty]),
+        viz.draw_people(GREY, [], skeleton=COCO_PERSON),
+        viz.draw_annotations(GREY, [], skeleton=COCO_PERSON),
+        viz.draw_people(GREY, [empty], skeleton=COCO_PERSON),
     ):
         np.testing.assert_array_equal(picture, GREY)
 
 
 def test_pixels_change_inside_the_mask_only():
-    touched = changed(viz.draw_people(GREY, [detection(scores=0.0)]))
+    touched = changed(viz.draw_people(GREY, [detection(scores=0.0)], skeleton=COCO_PERSON))
     assert touched[10:70, 20:60].all()
     touched[8:72, 18:62] = False
     assert not touched.any()
@@ -78,8 +79,8 @@ def test_pixels_change_inside_the_mask_only():
 
 def test_the_first_person_is_on_top():
     first, second = detection(), detection(x=40)
-    both = viz.draw_people(GREY, [first, second])
-    alone = viz.draw_people(GREY, [first])
+    both = viz.draw_people(GREY, [first, second], skeleton=COCO_PERSON)
+    alone = viz.draw_people(GREY, [first], skeleton=COCO_PERSON)
     inside = (slice(14, 66), slice(24, 36))  # of the first alone
     np.testing.assert_array_equal(both[inside], alone[inside])
     assert tuple(both[65, 38]) != tuple(both[65, 70])
@@ -88,10 +89,13 @@ def test_the_first_person_is_on_top():
 def test_people_without_masks_are_their_poses():
     posed = detection()
     bare = Detection(posed.keypoints, posed.keypoint_scores, 0.9, 0.9, rle=b"")
-    picture = viz.draw_people(GREY, [bare])
-    np.testing.assert_array_equal(picture, viz.draw_pose(GREY, posed.keypoints, posed.keypoint_scores))
+    picture = viz.draw_people(GREY, [bare], skeleton=COCO_PERSON)
     np.testing.assert_array_equal(
-        viz.draw_people(GREY, [bare, detection(x=70)])[:, :60], viz.draw_people(GREY, [bare])[:, :60]
+        picture, viz.draw_pose(GREY, posed.keypoints, posed.keypoint_scores, skeleton=COCO_PERSON)
+    )
+    np.testing.assert_array_equal(
+        viz.draw_people(GREY, [bare, detection(x=70)], skeleton=COCO_PERSON)[:, :60],
+        viz.draw_people(GREY, [bare], skeleton=COCO_PERSON)[:, :60],
     )
 
 
@@ -119,7 +123,9 @@ def test_scores_stay_within_the_image(x, y):
 def test_tiny_images_are_drawn_on(size):
     image = np.full((*size, 3), 128, np.uint8)
     person = Detection(lattice(0, 0, size[1], size[0]), np.ones(K, np.float32), 0.9, 0.9, b"")
-    assert viz.draw_scores(viz.draw_people(image, [person]), [person]).shape == image.shape
+    assert (
+        viz.draw_scores(viz.draw_people(image, [person], skeleton=COCO_PERSON), [person]).shape == image.shape
+    )
 
 
 def test_people_who_are_not_drawn_have_no_score():
@@ -129,7 +135,9 @@ def test_people_who_are_not_drawn_have_no_score():
 def share_drawn(side: int, person: int) -> float:
     """The number of drawn pixels on a square image, relative to the person's area."""
     image = np.zeros((side, side, 3), np.uint8)
-    picture = viz.draw_pose(image, lattice(20, 20, person, person), np.ones(K, np.float32))
+    picture = viz.draw_pose(
+        image, lattice(20, 20, person, person), np.ones(K, np.float32), skeleton=COCO_PERSON
+    )
     return np.count_nonzero(picture.any(axis=-1)) / person**2
 
 
@@ -143,8 +151,15 @@ def test_bigger_people_have_thicker_limbs():
 
 def test_keypoints_below_the_threshold_are_left_out():
     unsure = detection(scores=0.3)
-    assert changed(viz.draw_pose(GREY, unsure.keypoints, unsure.keypoint_scores, min_score=0.4)).sum() == 0
-    shown = changed(viz.draw_pose(GREY, unsure.keypoints, unsure.keypoint_scores, min_score=0.3))
+    assert (
+        changed(
+            viz.draw_pose(GREY, unsure.keypoints, unsure.keypoint_scores, min_score=0.4, skeleton=COCO_PERSON)
+        ).sum()
+        == 0
+    )
+    shown = changed(
+        viz.draw_pose(GREY, unsure.keypoints, unsure.keypoint_scores, min_score=0.3, skeleton=COCO_PERSON)
+    )
     for x, y in unsure.keypoints.round().astype(int):
         assert shown[y, x]
 
@@ -155,7 +170,7 @@ def test_left_is_orange_and_right_is_blue():
         for column, joint in ((20, "elbow"), (100, "wrist")):
             index = KEYPOINTS.index(f"{side}_{joint}")
             points[index], scores[index] = (column, row), 1
-    picture = viz.draw_pose(GREY, points, scores)
+    picture = viz.draw_pose(GREY, points, scores, skeleton=COCO_PERSON)
     assert tuple(picture[20, 60]) == LEFT
     assert tuple(picture[70, 60]) == RIGHT
 
@@ -196,21 +211,36 @@ def test_an_image_without_people_says_so():
 
 def test_drawing_beyond_the_border_is_clipped():
     far = Detection(lattice(-500, -500, 3000, 3000), np.ones(K, np.float32), 0.9, 0.9, rectangle(0, 0, 5, 5))
-    assert viz.draw_people(GREY, [far]).shape == GREY.shape
+    assert viz.draw_people(GREY, [far], skeleton=COCO_PERSON).shape == GREY.shape
 
 
 def test_hidden_keypoints_differ_and_unlabelled_ones_are_not_drawn():
     box = (10, 2, 110, 92)
     seen, hidden, unlabelled = (
-        viz.draw_annotations(GREY, [annotation(*box, visibility=v)]) for v in (2, 1, 0)
+        viz.draw_annotations(GREY, [annotation(*box, visibility=v)], skeleton=COCO_PERSON) for v in (2, 1, 0)
     )
-    np.testing.assert_array_equal(unlabelled, viz.draw_people(GREY, [detection(*box, scores=0.0)]))
+    np.testing.assert_array_equal(
+        unlabelled, viz.draw_people(GREY, [detection(*box, scores=0.0)], skeleton=COCO_PERSON)
+    )
     assert (seen != hidden).any()
     np.testing.assert_array_equal(changed(seen), changed(hidden))
 
 
+def test_people_without_masks_have_their_boxes_drawn_and_crowds_hatched():
+    box = replace(annotation(visibility=0), rle=b"")
+    touched = changed(viz.draw_annotations(GREY, [box], skeleton=COCO_PERSON))
+    assert touched[[10, 69], 20:60].all()
+    assert touched[10:70, [20, 59]].all()
+    assert not touched[13:67, 23:57].any()
+    crowd = annotation(crowd=True)
+    hatched = [
+        viz.draw_annotations(GREY, [c], skeleton=COCO_PERSON) for c in (crowd, replace(crowd, rle=b""))
+    ]
+    np.testing.assert_array_equal(*hatched)
+
+
 def test_crowds_are_hatched_without_a_pose():
-    picture = viz.draw_annotations(GREY, [annotation(crowd=True)])
+    picture = viz.draw_annotations(GREY, [annotation(crowd=True)], skeleton=COCO_PERSON)
     inside = picture[10:70, 20:60].reshape(-1, 3)
     assert len(np.unique(inside, axis=0)) == 2
     assert not changed(picture)[:, 60:].any()
@@ -257,8 +287,8 @@ def panels(sheet: np.ndarray, columns: int) -> list[np.ndarray]:
 
 
 def test_fields_are_drawn_where_they_are_likely():
-    nothing = panels(draw_fields(GREY, fields_at(None, None)), 3)
-    image, *drawn = panels(draw_fields(GREY, fields_at((3, 4), (8, 9))), 3)
+    nothing = panels(draw_fields(GREY, fields_at(None, None), skeleton=COCO_PERSON), 3)
+    image, *drawn = panels(draw_fields(GREY, fields_at((3, 4), (8, 9)), skeleton=COCO_PERSON), 3)
     np.testing.assert_array_equal(image, GREY)
     for index, at in enumerate([(24, 32), (64, 72), (24, 32), (24, 32), (64, 72)]):
         changed_pixels = np.argwhere((drawn[index] != nothing[index + 1]).any(axis=-1))
@@ -266,20 +296,20 @@ def test_fields_are_drawn_where_they_are_likely():
 
 
 def test_fields_of_a_resized_image_are_drawn_on_the_image():
-    half = draw_fields(GREY, fields_at((3, 4), (4, 5), stride=8), scale=0.5)
-    whole = draw_fields(GREY, fields_at((3, 4), (4, 5), stride=16, length=2.0))
+    half = draw_fields(GREY, fields_at((3, 4), (4, 5), stride=8), scale=0.5, skeleton=COCO_PERSON)
+    whole = draw_fields(GREY, fields_at((3, 4), (4, 5), stride=16, length=2.0), skeleton=COCO_PERSON)
     np.testing.assert_array_equal(half, whole)
 
 
 def test_fields_without_masks_have_four_panels():
     poses = fields_at((3, 4), None).replace(seg=torch.zeros(1, 0, 0), long=torch.zeros(1, K, 2, 0, 0))
-    sheet = draw_fields(GREY, poses)
+    sheet = draw_fields(GREY, poses, skeleton=COCO_PERSON)
     assert sheet.shape[1] == 12 + 2 * (WIDTH + 12)
     np.testing.assert_array_equal(panels(sheet, 2)[0], GREY)
 
 
 def test_the_command_line_draws_fields(tmp_path: Path) -> None:
-    network = PersonLab(params.Model(backbone="mobilenet16", width=2), stride=16)
+    network = PersonLab(params.Model(backbone="mobilenet16", width=2), stride=16, skeleton=COCO_PERSON)
     checkpoint.save(tmp_path / "net.safetensors", network.state_dict(), network.card({}))
     PIL.Image.fromarray(GREY).save(tmp_path / "grey.png")
 

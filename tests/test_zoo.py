@@ -15,6 +15,7 @@ from personlab.data import download
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab, from_checkpoint
+from personlab.skeleton import COCO_PERSON
 from personlab.weights import zoo
 from tests import tfjs_models
 from tests.test_download import Server
@@ -196,7 +197,12 @@ def test_sizes_follow_from_the_architecture(network: zoo.Network) -> None:
         *multiplier or ["resnet"], ("slim-resnet50", 64)
     )
     with torch.device("meta"):
-        model = PersonLab(params.Model(backbone=backbone, width=width), stride=16, masks=family == "bodypix")
+        model = PersonLab(
+            params.Model(backbone=backbone, width=width),
+            stride=16,
+            masks=family == "bodypix",
+            skeleton=COCO_PERSON,
+        )
     parameters = [p for name, p in model.named_parameters() if not name.startswith("intermediate")]
     count = sum(math.prod(parameter.shape) for parameter in parameters)
     if network.masks:  # heads for body parts, and two constants

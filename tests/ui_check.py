@@ -122,7 +122,7 @@ def check(project: Path, url: str, api: Api) -> None:
         for key, says in (
             ("retrain-promotion", "got worse"),
             ("retrain-scores", "keypoints.AP"),
-            ("retrain-curves", "Person segmentation"),
+            ("retrain-curves", "Segmentation"),
         ):
             page.open(f"{url}/artifacts/artifact/{api.artifacts(second)[key]}", says)
             page.picture(PICTURES / f"{key}.jpg")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from personlab.codec.fields import Fields, Targets, cell_positions
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Instances:
         return type(self)(*(tensor.to(device) for tensor in vars(self).values()))
 
 
-def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton = COCO_PERSON) -> Targets:
+def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton) -> Targets:
     """Target fields of one image (a batch of one), on the device of `people`.
 
     heatmap   1 within `radius` of a type-k keypoint of anyone
@@ -68,7 +68,7 @@ def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton 
     ordinary = people.masks * masked[:, None, None]  # P x H x W
     crowd = (people.masks * people.crowd[:, None, None] > 0).any(0)
     unknown = (people.masks * (people.unmasked & ~people.crowd)[:, None, None] > 0).any(0)
-    unknown |= people.unmasked[:-1].all() & (len(people.unmasked) > 1)
+    unknown |= people.unmasked.any() & ~masked[:-1].any()
     covers = ordinary >= 0.5
     owner = covers.to(torch.uint8).argmax(0)  # H x W: the only person there, where it is one
     long = _towards(people.keypoints[owner].permute(2, 0, 1, 3), position)

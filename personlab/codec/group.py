@@ -15,7 +15,7 @@ from torch import Tensor
 from personlab.codec.hough import Seeds
 from personlab.codec.loops import Array, Index, array, cell_at, compiled, sample
 from personlab.codec.pyramid import Frame, Level, View, views
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 # Avoids 0/0 where no level is confident.
 _EPSILON: Final = 1e-6
@@ -29,7 +29,7 @@ def find_people(
     trace_refinements: int,
     nms_radius: float,
     most: int,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
 ) -> Tensor:
     """Trace the poses of seeds that no accepted person claims: N x K x 2, frame pixels.
 

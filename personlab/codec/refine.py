@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from personlab.codec.fields import Fields, cell_positions
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 # Refinement steps of the paper, for mid-range (eq. 2) and long-range offsets (eq. 5) alike.
 STEPS: Final = 2
@@ -30,7 +30,7 @@ def refine(
     *,
     mid_steps: int = STEPS,
     long_steps: int = STEPS,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
 ) -> Fields:
     """Fields whose mid- and long-range offsets have been refined; the other three are unchanged.
 

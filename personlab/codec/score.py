@@ -14,7 +14,6 @@ from torch import Tensor
 from personlab.codec.group import is_claimed
 from personlab.codec.hough import HoughMap, bins_between
 from personlab.codec.loops import Array, array, compiled, dot, total
-from personlab.skeleton import COCO_PERSON
 
 # A keypoint counts as detected, and so into a person's extent, from this presence on.
 DETECTED: Final = 0.5
@@ -90,7 +89,7 @@ def expected_oks(
     presence: Tensor,
     *,
     radius: float,
-    kappas: Sequence[float] = COCO_PERSON.kappas,
+    kappas: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Equation 3: p_k(y) times the mean of exp(-|x - y|^2 / (2 lambda^2 kappa_k^2)) over the disk around y,
     weighted by the score map: N x K. Where the disk holds no votes, the score is 0.
@@ -160,7 +159,7 @@ def _claimed(keypoints: Array, squared_radius: float) -> npt.NDArray[np.bool_]:
     return found
 
 
-def hard_nms(poses: Poses, *, kappas: Sequence[float] = COCO_PERSON.kappas) -> Poses:
+def hard_nms(poses: Poses, *, kappas: Sequence[float]) -> Poses:
     """Drop every pose whose OKS with a better, kept pose is above 0.5; the others, best first."""
     poses = poses.select(best_first(poses.scores))
     squared = (poses.keypoints[:, None] - poses.keypoints[None]).square().sum(-1)  # N x N x K

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from personlab.codec.hough import HoughMap, bins_between
 from personlab.codec.loops import Array, array, compiled, dot, total
-from personlab.skeleton import COCO_PERSON
 
 # Deviation of the kernel: this share of lambda_j kappa_k, the tolerance of OKS, but at least this share of R.
 OF_TOLERANCE: Final = 1 / 2
@@ -26,7 +25,7 @@ def mean_shift(
     extents: Tensor,
     *,
     radius: float,
-    kappas: Sequence[float] = COCO_PERSON.kappas,
+    kappas: Sequence[float],
 ) -> Tensor:
     """One step of mean shift on the score maps: N x K x 2, frame pixels.
 

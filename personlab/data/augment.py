@@ -9,7 +9,7 @@ from personlab.data.example import Example, example
 from personlab.data.transform import Transform
 from personlab.params import Train
 from personlab.people import Box
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 # With `train.person_sizes`, the share of crops that are drawn from the whole image nevertheless: a network
 # trained only near people detects people in the background.
@@ -19,9 +19,7 @@ _WHOLE_IMAGE_SHARE: Final = 0.1
 _MAX_MAGNIFICATION: Final = 2.0
 
 
-def augmented(
-    row: Mapping[str, Any], train: Train, *, epoch: int, skeleton: Skeleton = COCO_PERSON
-) -> Example:
+def augmented(row: Mapping[str, Any], train: Train, *, epoch: int, skeleton: Skeleton) -> Example:
     """A random crop of a row of tables.IMAGES with its `people`: the paper's, or around a person
     (`train.person_sizes`).
 

@@ -1,7 +1,8 @@
 """The category of an annotation file that is trained on, and its keypoints.
 
 The category is `person` if it has keypoints, or if no category has. Otherwise all that have are taken
-together, if their keypoints are the same (breeds, species); `acquire.categories` names others. K is the
+together, if their keypoints are the same (breeds, species); `acquire.categories` names others. Categories
+without any annotation do not count, if others have some: label tools list all that a project has. K is the
 number of keypoints that the annotations hold.
 
 The skeleton is COCO's for COCO's 17 names. For others, the tree is a spanning tree of the category's links:
@@ -85,9 +86,11 @@ def choose(
         )
     mine = [a for a in annotations if isinstance(a, dict) and whole(a.get("category_id")) in ids]
     title = _title(chosen)
-    names = _keypoint_names(title, _listed(chosen[0]), _count(mine))
-    links, flip = _links(chosen[0].get("skeleton"), len(names)), _given_flip(chosen[0], len(names))
-    return Category(ids, title, names, len(_listed(chosen[0])), links, flip)
+    listed = _listed(chosen[0])
+    names = _keypoint_names(title, listed, _count(mine))
+    named = len(listed) - sum(given != name for given, name in zip(listed, names, strict=False))
+    links, flip = _links(chosen[0].get("skeleton"), names), _given_flip(chosen[0], len(names))
+    return Category(ids, title, names, named, links, flip)
 
 
 def _named(path: Path, categories: Sequence[Any], annotations: Sequence[Any], name: str) -> Any:
@@ -106,9 +109,12 @@ def _named(path: Path, categories: Sequence[Any], annotations: Sequence[Any], na
 
 
 def _default(path: Path, categories: Sequence[Any], annotations: Sequence[Any]) -> list[Any]:
-    """`person`, or all that have keypoints if it has none."""
-    posed = {whole(a.get("category_id")) for a in annotations if isinstance(a, dict) and a.get("keypoints")}
+    """`person`, or all that have keypoints if it has none; of these, those with annotations if any has."""
+    records = [a for a in annotations if isinstance(a, dict)]
+    used = {whole(a.get("category_id")) for a in records}
+    posed = {whole(a.get("category_id")) for a in records if a.get("keypoints")}
     found = [c for c in categories if isinstance(c, dict) and (_listed(c) or record_id(c) in posed)]
+    found = [category for category in found if record_id(category) in used] or found
     if not found or any(_name(category) == "person" for category in found):
         return [_named(path, categories, annotations, "person")]
     return found
@@ -127,9 +133,11 @@ def _title(categories: Sequence[Any]) -> str:
 
 
 def _listed(category: Any) -> tuple[str, ...]:
-    """The names of keypoints that a category lists."""
+    """The names of keypoints that a category lists; "" where there is none."""
     names = category.get("keypoints")
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    return (
+        tuple("" if name is None else str(name).strip() for name in names) if isinstance(names, list) else ()
+    )
 
 
 # --- which keypoints ----------------------------------------------------------------------------------------
@@ -156,22 +164,28 @@ def _given_flip(category: Any, count: int) -> tuple[int, ...] | None:
 
 
 def _keypoint_names(title: str, listed: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """A name for each of `count` keypoints; those of the category as far as they go."""
+    """A name for each of `count` keypoints: the category's or, where it is missing or repeated, with the
+    keypoint's number."""
     count = count or len(listed) or len(COCO_PERSON.keypoints)
-    are_numbers = all(name.strip().isdigit() for name in listed)
+    are_numbers = all(not name or name.isdigit() for name in listed)
     if title in _PEOPLE and are_numbers and count == len(COCO_PERSON.keypoints):
         return COCO_PERSON.keypoints
-    return listed[:count] + tuple(f"keypoint_{k + 1}" for k in range(len(listed), count))
+    names = (*listed[:count], *[""] * (count - len(listed)))
+    return tuple(
+        name if name and name not in names[:k] else f"{name or 'keypoint'}_{k + 1}"
+        for k, name in enumerate(names)
+    )
 
 
-def _links(value: Any, count: int) -> tuple[Edge, ...]:
-    """COCO's pairs of keypoint numbers, from 1 (from 0 if there is a 0), as indices; others are ignored."""
+def _links(value: Any, names: Sequence[str]) -> tuple[Edge, ...]:
+    """Pairs of names, or of numbers from 1 (from 0 if there is a 0), as indices; others are ignored."""
     listed = value if isinstance(value, list) else []
-    pairs = [[whole(end) for end in pair] for pair in listed if isinstance(pair, list) and len(pair) == 2]
+    ends = [pair for pair in listed if isinstance(pair, list) and len(pair) == 2]
+    pairs = [[names.index(end) + 1 if end in names else whole(end) for end in pair] for pair in ends]
     numbers = [(a, b) for a, b in pairs if a is not None and b is not None]
     base = 0 if any(0 in pair for pair in numbers) else 1
     links = ((a - base, b - base) for a, b in numbers)
-    return tuple((a, b) for a, b in links if 0 <= a < count and 0 <= b < count and a != b)
+    return tuple((a, b) for a, b in links if 0 <= a < len(names) and 0 <= b < len(names) and a != b)
 
 
 def check_order(path: Path, names: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -284,11 +285,13 @@ def as_on_disk(folder: Path, name: PurePosixPath, names_in: NamesIn = _names_in)
 def _inside(folder: Path, name: PurePosixPath, names_in: NamesIn) -> PurePosixPath:
     """The file's name `as_on_disk`, inside the folder even after links are resolved.
 
-    Folders in front of it that do not exist are left out: tools write paths from a folder of their own.
+    Folders in front of it that do not exist are left out: tools write paths from a folder of their own, and
+    URLs, in which other characters are percent-encoded.
     """
     try:
-        parts = [] if ".." in name.parts else name.parts
-        names = [as_on_disk(folder, PurePosixPath(*parts[k:]), names_in) for k in range(len(parts))]
+        spelled = [each.parts for each in (name, PurePosixPath(unquote(str(name)))) if ".." not in each.parts]
+        paths = [PurePosixPath(*parts[k:]) for parts in spelled for k in range(len(parts))]
+        names = (as_on_disk(folder, path, names_in) for path in paths)
         name = next((each for each in names if (folder / each).is_file()), as_on_disk(folder, name, names_in))
         path = (folder / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an invalid name

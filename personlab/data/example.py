@@ -14,7 +14,7 @@ from personlab.codec.fields import cells
 from personlab.data.images import pixels
 from personlab.data.transform import Transform
 from personlab.people import Annotation, BoolArray
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,7 @@ class Example:
     people: Instances
 
 
-def example(
-    row: Mapping[str, Any], transform: Transform, *, stride: int, skeleton: Skeleton = COCO_PERSON
-) -> Example:
+def example(row: Mapping[str, Any], transform: Transform, *, stride: int, skeleton: Skeleton) -> Example:
     """Apply a transform to a row of tables.IMAGES with its `people`.
 
     Args:
@@ -55,7 +53,7 @@ def project_people(
     height: int,
     width: int,
     stride: int,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
 ) -> Instances:
     """Apply a transform to the annotated people of a height x width image, for `codec.encode`.
 

@@ -24,7 +24,7 @@ from personlab.data.augment import augmented
 from personlab.data.example import Example
 from personlab.errors import UserError
 from personlab.params import Train
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 from personlab.tables.shards import RowGroup, row_groups, with_people
 from personlab.utils.prefetch import prefetch
 
@@ -137,7 +137,7 @@ def load_batches(
     done: int,
     threads: int,
     overlap: bool,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
 ) -> Iterator[list[Example]]:
     """One worker's share of every batch after step `done`.
 

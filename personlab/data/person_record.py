@@ -1,7 +1,7 @@
 """Check a person's record of a COCO annotation file against the size of its image.
 
 Values are those that COCO's own tools use:
-- unlabelled keypoints (visibility 0) are (0, 0);
+- unlabelled keypoints (visibility 0) are (0, 0), whatever the file has there;
 - labelled keypoints and boxes may exceed the image's border by up to `MARGIN` pixels (COCO rounds) and are
   kept as annotated, so that scores equal those of COCO's tools;
 - polygons with fewer than three points are ignored; an empty mask is rejected.
@@ -13,7 +13,7 @@ What other files leave out or write otherwise is inferred, and noted:
 - visibility 3 (AI Challenger: not in the image) is 0, and a fraction, a confidence (COCO-WholeBody), is 2;
 - labelled keypoints farther outside the image are unlabelled, and boxes are cut off at its border.
 
-Missing is also what is null or an empty list, an area of 0, and a box of zeros.
+Missing is also what is null or empty, a keypoint of visibility null, an area of 0, and a box of zeros.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def annotation(
     notes = list[str]()
     keypoints, visibility = _keypoints(record.get("keypoints"), height, width, names, notes)
     segmentation, area, rle = record.get("segmentation"), record.get("area"), b""
-    if segmentation not in (None, [], [[]]):
+    if segmentation not in (None, [], [[]], {}):
         rle, mask_area = rle_and_area(segmentation, height, width)
         area = area or mask_area
     else:
@@ -83,7 +83,7 @@ def _keypoints(
     count = len(names)
     if value in (None, []):
         return np.zeros((count, 2), np.float32), np.zeros(count, np.int8)
-    triples = numbers(value, "keypoints")
+    triples = numbers(_without_unlabelled(value), "keypoints")
     if len(triples) != 3 * count:
         raise BadRecordError(
             f"keypoints holds {len(triples)} numbers, not {3 * count}: x, y, visibility of {count} keypoints"
@@ -111,6 +111,14 @@ def _keypoints(
     labelled = labelled & ~outside
     visibility = np.where(labelled, np.where(visibility < 1, 2, visibility), 0)
     return np.where(labelled[:, None], xy, 0).astype(np.float32), visibility.astype(np.int8)
+
+
+def _without_unlabelled(value: Any) -> Any:
+    """Keypoints as in the file, with zeros for those of visibility 0 or null, whatever their coordinates."""
+    if not isinstance(value, list) or len(value) % 3:
+        return value
+    triples = zip(value[::3], value[1::3], value[2::3], strict=True)
+    return [number for x, y, seen in triples for number in ((0, 0, 0) if seen in (0, None) else (x, y, seen))]
 
 
 def _box(

@@ -109,7 +109,7 @@ def predict(
     malloc.disable_trim()
     predictor = Predictor.from_checkpoint(_find(weights), infer, max_people=max_people, gpu=device == "cuda")
     digest = tables.params_hash(infer, decoding(predictor.network, max_people))
-    output = Output(out, form, digest, annotated.person if annotated else PERSON, predictor.skeleton)
+    output = Output(out, form, digest, predictor.skeleton, annotated.person if annotated else PERSON)
     videos = [place for place in images if video.is_video(place)]
     stills = [place for place in images if place not in videos]
     listings, failures = list_all(stills, leave_out=output.left_out)
@@ -214,4 +214,4 @@ def fields(
     infer = _infer(side, None, stride)
     predictor = Predictor.from_checkpoint(zoo.find(weights), infer)
     level = predictor.level(pixels, infer.sides[0])
-    write_atomic(out, viz.jpeg(draw_fields(pixels, level.fields, level.scale, predictor.skeleton)))
+    write_atomic(out, viz.jpeg(draw_fields(pixels, level.fields, level.scale, skeleton=predictor.skeleton)))

@@ -29,7 +29,7 @@ from personlab.inference.results import Result
 from personlab.metrics.coco import PERSON
 from personlab.people import SHOWN
 from personlab.predictor import Predictor, side_by_side
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 from personlab.utils import storage
 from personlab.utils.files import write_atomic, write_json
 from personlab.utils.prefetch import prefetch
@@ -128,8 +128,8 @@ class Output:
     folder: Path
     form: Format
     params_hash: str  # recorded in tables
+    skeleton: Skeleton
     person: int = PERSON  # category
-    skeleton: Skeleton = COCO_PERSON
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -146,7 +146,7 @@ class Output:
             write_json(self.folder / f"{image.stem}.json", results.named_record(result), indent=1)
 
     def _dataset(self, predicted: Sequence[Result]) -> Any:
-        return results.coco_dataset(predicted, self.person, self.skeleton)
+        return results.coco_dataset(predicted, self.person, skeleton=self.skeleton)
 
     def write_all(self, predicted: Sequence[Result]) -> None:
         """Write the files of all images together."""

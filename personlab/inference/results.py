@@ -20,7 +20,7 @@ from pycocotools import mask as rle_tools
 
 from personlab.metrics.coco import PERSON
 from personlab.people import SHOWN, SHOWN_KEYPOINT, BoolArray, Detection
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 Record = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Result:
     height: int
     width: int
     people: Sequence[Detection]
-    skeleton: Skeleton = COCO_PERSON
+    skeleton: Skeleton
 
     @property
     def shown(self) -> list[Detection]:
@@ -58,9 +58,7 @@ def coco_records(result: Result, category: int = PERSON) -> list[Record]:
     return [_coco(result, person, category) for person in result.people]
 
 
-def coco_dataset(
-    results: Sequence[Result], category: int = PERSON, skeleton: Skeleton = COCO_PERSON
-) -> Record:
+def coco_dataset(results: Sequence[Result], category: int = PERSON, *, skeleton: Skeleton) -> Record:
     """A COCO annotation file of the people with scores of at least SHOWN, as annotation tools expect it.
 
     File names are relative to the images' common folder; masks are polygons; people without a mask have no

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # --help must not wait for pycocotools
     from personlab.metrics.coco import Matches
     from personlab.metrics.files import Found
 
-AnnotationsFile = Annotated[Path, Parameter(name="--annotations", help="COCO person keypoints JSON.")]
+AnnotationsFile = Annotated[Path, Parameter(name="--annotations", help="COCO keypoints JSON.")]
 Results = Annotated[
     str,
     Parameter(

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from personlab.people import Detection
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 Task = Literal["keypoints", "segm"]
 Array = npt.NDArray[np.float64]
@@ -60,7 +60,7 @@ class Assignment:
     person: npt.NDArray[np.intp]  # D; index of the matched person, -1 without
 
 
-def ground_truth(rows: Iterable[Mapping[str, Any]], skeleton: Skeleton = COCO_PERSON) -> COCO:
+def ground_truth(rows: Iterable[Mapping[str, Any]], skeleton: Skeleton) -> COCO:
     """The people of rows of tables.IMAGES with their `people` as pycocotools' ground truth.
 
     Its category holds the names of the keypoints and, beyond COCO's own keys, their `sigmas` and `flip`. Only
@@ -87,13 +87,18 @@ def subset(truth: COCO, people: list[dict[str, Any]]) -> COCO:
     return _coco(truth.dataset["images"], people, truth.cats[PERSON])
 
 
+def has_masks(truth: COCO) -> bool:
+    """Whether any annotated person has a mask; crowds do not count."""
+    return any(person["segmentation"] and not person["iscrowd"] for person in truth.anns.values())
+
+
 def with_masks(truth: COCO) -> COCO:
     """The ground truth for masks: the boxes of people without a mask are ignored, as crowds are.
 
     Without any mask there is no ground truth.
     """
     people = truth.dataset["annotations"]
-    if not any(person["segmentation"] for person in people):
+    if not has_masks(truth):
         people = []
     elif all(person["segmentation"] for person in people):
         return truth

@@ -19,7 +19,7 @@ from personlab.data import category, coco, units
 from personlab.data.json_fields import BadRecordError, integer, number, numbers, repeated, whole
 from personlab.data.segmentation import rle
 from personlab.errors import UserError
-from personlab.metrics.coco import PERSON, Task, ground_truth
+from personlab.metrics.coco import PERSON, Task, ground_truth, has_masks
 from personlab.people import Annotation, Detection
 from personlab.skeleton import Skeleton
 
@@ -212,7 +212,7 @@ def scorable(tasks: dict[Task, Found], annotations: Annotations) -> dict[Task, F
     Raises:
         UserError: there are masks alone to score, and none annotated.
     """
-    if "segm" not in tasks or any(person["segmentation"] for person in annotations.truth.anns.values()):
+    if "segm" not in tasks or has_masks(annotations.truth):
         return tasks
     if "keypoints" not in tasks:
         raise UserError("the results are masks without keypoints, and no annotated person has a mask")

@@ -21,10 +21,10 @@ from personlab.data.example import project_people
 from personlab.data.mean_pose import MeanPose
 from personlab.data.transform import Transform, fit
 from personlab.errors import UserError
-from personlab.metrics.coco import Matches, match, subset
+from personlab.metrics.coco import Matches, has_masks, match, subset
 from personlab.metrics.files import Annotations, read_annotations
 from personlab.people import Annotation, Detection
-from personlab.skeleton import COCO_PERSON, Edge, Skeleton
+from personlab.skeleton import Edge, Skeleton
 from personlab.utils.progress import Tracker
 
 # The position of unconnected keypoints: so far away that their OKS is 0.
@@ -32,16 +32,15 @@ _FAR_AWAY = -1e6
 
 
 def read(path: Path) -> Annotations:
-    """The people of a COCO keypoints file who have a mask; all, if none has one.
+    """The people and crowds of a COCO keypoints file that have a mask; all, if no person has one.
 
     Raises:
         UserError: as `read_annotations`, or none of these people has keypoints.
     """
     annotations = read_annotations(path)
     truth = annotations.truth
-    masked = [person for person in truth.anns.values() if person["segmentation"]]
-    if masked and len(masked) < len(truth.anns):
-        truth = subset(truth, masked)
+    if has_masks(truth):
+        truth = subset(truth, [person for person in truth.anns.values() if person["segmentation"]])
     if not any(record["num_keypoints"] for record in truth.anns.values()):
         raise UserError(f"{path}: no person has keypoints (and, if any has one, a mask)")
     return replace(annotations, truth=truth)
@@ -61,7 +60,7 @@ def round_trip(
         people, height=height, width=width, side=side, stride=stride, skeleton=skeleton
     )
     fields = encode(instances, stride=stride, radius=decoder.radius, skeleton=skeleton).fields
-    if not any(person.rle for person in people):
+    if not any(person.rle and not person.crowd for person in people):
         fields = fields.replace(seg=fields.seg[:, :0, :0], long=fields.long[..., :0, :0])
     return list(decoder.people([Level(fields, scale)], height=height, width=width))
 
@@ -73,7 +72,7 @@ def project(
     width: int,
     side: int,
     stride: int,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
 ) -> tuple[Instances, float]:
     """The people of a height x width image on an input of longest side `side`, and that input's scale."""
     scale, scaled_height, scaled_width = fit(height, width, side)

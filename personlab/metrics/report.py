@@ -11,7 +11,7 @@ from personlab.metrics.errors import KINDS, Errors, Shares
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
 
-TITLES: Final = {"keypoints": "Person keypoints", "segm": "Person segmentation"}
+TITLES: Final = {"keypoints": "Keypoints", "segm": "Segmentation"}
 MEASURES: Final = {"keypoints": "OKS", "segm": "IoU"}
 _THRESHOLDS: Final = {"0.50": 0.5, "0.75": 0.75, "mean of 0.50 to 0.95": None}
 

@@ -25,7 +25,7 @@ from personlab.errors import UserError, first
 from personlab.model import backbones as backbone
 from personlab.model import checkpoint
 from personlab.people import FloatArray
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 # Weight of the heatmap loss against the offset loss (G-RMI).
 _HEATMAP_WEIGHT: Final = 4.0
@@ -46,7 +46,7 @@ class PersonFields:
 class Estimator(nn.Module):
     """An atrous backbone with one 1x1 convolution per field."""
 
-    def __init__(self, settings: params.Estimator, skeleton: Skeleton = COCO_PERSON) -> None:
+    def __init__(self, settings: params.Estimator, skeleton: Skeleton) -> None:
         super().__init__()
         self.settings, self.skeleton = settings, skeleton
         self.backbone = backbone.make(
@@ -105,7 +105,7 @@ class Estimator(nn.Module):
         }
 
 
-def build(settings: params.Estimator, root: Path = Path(), skeleton: Skeleton = COCO_PERSON) -> Estimator:
+def build(settings: params.Estimator, root: Path = Path(), *, skeleton: Skeleton) -> Estimator:
     """An estimator to train; its backbone has random weights or those of `settings.init`, relative to `root`.
 
     Raises:
@@ -117,7 +117,7 @@ def build(settings: params.Estimator, root: Path = Path(), skeleton: Skeleton = 
     return estimator
 
 
-def from_checkpoint(path: Path, skeleton: Skeleton = COCO_PERSON) -> Estimator:
+def from_checkpoint(path: Path, skeleton: Skeleton) -> Estimator:
     """Load a checkpoint (*.safetensors) as an estimator in evaluation mode.
 
     Raises:

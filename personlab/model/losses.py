@@ -15,7 +15,7 @@ from torch import Tensor
 from personlab import params
 from personlab.codec.fields import Fields, Targets
 from personlab.codec.refine import STEPS, refine
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Objective:
     radius: float  # R, input pixels
     weights: params.LossWeights
     steps: int  # of offset refinement; 0 without refinement
-    skeleton: Skeleton = COCO_PERSON
+    skeleton: Skeleton
 
     @classmethod
-    def of(cls, model: params.Model, train: params.Train, skeleton: Skeleton = COCO_PERSON) -> Self:
+    def of(cls, model: params.Model, train: params.Train, skeleton: Skeleton) -> Self:
         return cls(model.radius, train.loss_weights, STEPS if model.refine else 0, skeleton)
 
     def __call__(self, predicted: Fields, targets: Targets, counts: Tensor | None = None) -> Losses:

@@ -20,7 +20,7 @@ from personlab.codec.fields import FIELDS, Fields, cells, channels
 from personlab.errors import UserError
 from personlab.model import backbones as backbone
 from personlab.model import checkpoint
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 
 log = logging.getLogger("personlab")
 
@@ -87,7 +87,7 @@ class PersonLab(nn.Module):
         model: params.Model,
         *,
         stride: params.Stride,
-        skeleton: Skeleton = COCO_PERSON,
+        skeleton: Skeleton,
         masks: bool = True,
         decode: params.Decode | None = None,
     ) -> None:
@@ -139,7 +139,7 @@ def build(
     model: params.Model,
     *,
     stride: params.Stride,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
     masks: bool = True,
     root: Path = Path(),
 ) -> PersonLab:

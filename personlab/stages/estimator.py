@@ -148,7 +148,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.manual_seed(settings.seed)
     device = get_device()
     skeleton = tables.read_dataset(root / "data").skeleton
-    estimator = build(settings, root, skeleton).to(device).train()
+    estimator = build(settings, root, skeleton=skeleton).to(device).train()
     optimizer = torch.optim.Adam(estimator.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=settings.learning_rate, total_steps=settings.steps + 1

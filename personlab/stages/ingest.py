@@ -108,7 +108,7 @@ def _dataset(splits: Mapping[Split, Ingested], given: parameters.Skeleton) -> Da
     people = [person.annotation for person in splits["train"].people]
     skeleton = category.skeleton(train, people, given)
     category.warn(skeleton, given)
-    return Dataset(skeleton, masks=any(person.rle for person in people))
+    return Dataset(skeleton, masks=any(person.rle and not person.crowd for person in people))
 
 
 def _pack(

@@ -93,9 +93,7 @@ def write_sample(
         write_atomic(folder / "annotations" / f"person_keypoints_{split}.json", content)
 
 
-def annotate(
-    scene: Scene, rng: Rng, image_id: int, names: Sequence[str] = COCO_PERSON.keypoints
-) -> list[dict[str, Any]]:
+def annotate(scene: Scene, rng: Rng, image_id: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """The COCO annotations of a scene, without people who are hardly visible.
 
     rng: decides which hidden keypoints are labelled.

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab.people import BoolArray, FloatArray
-from personlab.skeleton import COCO_PERSON
 from personlab.synthetic.appearance import Appearance
 from personlab.synthetic.body import Body, Build, compose, rotation
 from personlab.synthetic.canvas import SUPERSAMPLING, Canvas
@@ -87,7 +86,7 @@ COUNT_PROBABILITIES: Final = (0.07, 0.23, 0.19, 0.16, 0.12, 0.09, 0.06, 0.05, 0.
 CROWD_PROBABILITY: Final = 0.06
 
 
-def make_scene(rng: Rng, width: int, height: int, names: Sequence[str] = COCO_PERSON.keypoints) -> Scene:
+def make_scene(rng: Rng, width: int, height: int, names: Sequence[str]) -> Scene:
     """A random scene, rendered as an image of width x height pixels. names: of the true keypoints."""
     view = _random_view(rng, SUPERSAMPLING * width, SUPERSAMPLING * height)
     people = list(_place_people(rng, view))

@@ -11,16 +11,14 @@ from torch import Tensor
 from personlab.codec.fields import Fields
 from personlab.data.transform import ImageArray, Transform
 from personlab.people import FloatArray
-from personlab.skeleton import COCO_PERSON, Skeleton
+from personlab.skeleton import Skeleton
 from personlab.viz.people import PEOPLE, RIM, Floats, side_colours, to_pixels
 from personlab.viz.sheet import contact_sheet
 
 _LONGEST: Final = 640  # side of a panel, pixels
 
 
-def draw_fields(
-    image: ImageArray, fields: Fields, scale: float = 1.0, skeleton: Skeleton = COCO_PERSON
-) -> ImageArray:
+def draw_fields(image: ImageArray, fields: Fields, scale: float = 1.0, *, skeleton: Skeleton) -> ImageArray:
     """Draw an image and the fields predicted for it, in panels with captions.
 
     An output cell shows its likeliest keypoint: the heatmap in the colour of the body side, the short-range

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as rle_tools
 
 from personlab.data.transform import ImageArray
-from personlab.people import Annotation, BoolArray, Detection
+from personlab.people import Annotation, BoolArray, Box, Detection
 from personlab.skeleton import COCO_PERSON, Edge, Skeleton, side
 
 Colour = tuple[int, int, int]
@@ -46,7 +46,7 @@ _COCO_BONES: Final = (
 def draw_people(
     image: ImageArray,
     detections: Sequence[Detection],
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
     *,
     colours: Sequence[int] | None = None,
     min_keypoint_score: float = 0.2,
@@ -103,11 +103,13 @@ def draw_note(image: ImageArray, text: str) -> ImageArray:
 def draw_annotations(
     image: ImageArray,
     annotations: Sequence[Annotation],
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
     *,
     colours: Sequence[int] | None = None,
 ) -> ImageArray:
-    """Draw annotated masks and keypoints; hidden and imputed ones have dark cores, crowds are hatched.
+    """Draw annotated masks, boxes where there is none, and keypoints; crowds are hatched.
+
+    Hidden and imputed keypoints have dark cores.
 
     colours: numbers of colours, one per annotation; by default in order.
     """
@@ -117,8 +119,13 @@ def draw_annotations(
     masks = [_decode(p.rle, image) if p.rle else None for p in people]
     canvas = _paint_masks(image, masks, [colour for colour, _ in shown])
     for annotation in annotations:
-        if annotation.crowd and annotation.rle:
-            _hatch(canvas, _decode(annotation.rle, image))
+        if annotation.crowd:
+            _hatch(
+                canvas, _decode(annotation.rle, image) if annotation.rle else _inside(annotation.box, image)
+            )
+    for colour, person in reversed(shown):
+        if not person.rle:
+            _paint_box(canvas, person.box, _colour(colour))
     for person in reversed(people):
         visible = (person.visibility == 2) & (not person.imputed)
         _paint_pose(canvas, skeleton, person.keypoints, person.visibility > 0, visible.astype(np.float32))
@@ -129,7 +136,7 @@ def draw_pose(
     image: ImageArray,
     keypoints: Floats,
     scores: Floats,
-    skeleton: Skeleton = COCO_PERSON,
+    skeleton: Skeleton,
     *,
     min_score: float = 0.2,
 ) -> ImageArray:
@@ -142,6 +149,25 @@ def draw_pose(
 def _decode(rle: bytes, image: ImageArray) -> BoolArray:
     mask: BoolArray = rle_tools.decode({"size": list(image.shape[:2]), "counts": rle}).astype(bool)
     return mask
+
+
+def _inside(box: Box, image: ImageArray) -> BoolArray:
+    left, top, right, bottom = _corners(box)
+    mask = np.zeros(image.shape[:2], bool)
+    mask[max(top, 0) : bottom, max(left, 0) : right] = True
+    return mask
+
+
+def _paint_box(canvas: ImageArray, box: Box, colour: Colour) -> None:
+    left, top, right, bottom = _corners(box)
+    thickness = round(2 * _magnification(canvas))
+    cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), _lighter(colour), thickness, cv2.LINE_AA)
+
+
+def _corners(box: Box) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom; whole pixels."""
+    x, y, width, height = box
+    return round(x), round(y), round(x + width), round(y + height)
 
 
 def _paint_masks(image: ImageArray, masks: Sequence[BoolArray | None], colours: Sequence[int]) -> ImageArray:

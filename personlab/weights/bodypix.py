@@ -21,6 +21,7 @@ from personlab.model import checkpoint
 from personlab.model.backbones.mobilenet import MobileNet
 from personlab.model.network import PersonLab
 from personlab.people import FloatArray
+from personlab.skeleton import COCO_PERSON
 from personlab.weights import tfjs
 from personlab.weights.tfjs import GraphModel
 
@@ -64,7 +65,9 @@ def _network(graph: GraphModel) -> PersonLab:
     model = _architecture(graph)
     masks = any(name in graph.arrays for name in (*_HEADS["seg"], *_HEADS["long"]))
     with torch.device("meta"):
-        networks = [PersonLab(model, stride=stride, masks=masks) for stride in (8, 16, 32)]
+        networks = [
+            PersonLab(model, stride=stride, skeleton=COCO_PERSON, masks=masks) for stride in (8, 16, 32)
+        ]
     _check_names(graph, networks[0])
     network = min(networks, key=lambda each: len(_differences(graph, each)))
     if differences := _differences(graph, network):

@@ -70,7 +70,7 @@ def targets(keypoints, labelled, masks, crowd, unmasked, *, stride: int, radius:
             here = [j for j in outlined if masks[j][cell] >= 0.5]
             # Pixels of people without a mask are unknown, and all pixels where there are no masks at all.
             unknown = any(unmasked[j] and masks[j][cell] > 0 for j in people)
-            unknown |= len(unmasked) > 0 and all(unmasked)
+            unknown |= any(unmasked) and not outlined
             in_crowd = any(crowd[j] and masks[j][cell] > 0 for j in range(len(crowd)))
             unannotated = any(not any(labelled[j]) and masks[j][cell] > 0 for j in people)
             t.heatmap_valid[cell] = not in_crowd and not unannotated

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Fields, cells
+from personlab.skeleton import COCO_PERSON
 from tests.coco_person import EDGES, FLIP, E, K
 
 # Directed edge e of a mirrored image is edge EDGE_FLIP[e] of the original.
@@ -142,7 +143,7 @@ def predicted(scene: Scene, *, radius: float, noise: float = 1.0, seed: int = 0)
 
     No two votes are then exactly equal, so that the order of people does not hang on rounding.
     """
-    fields = encode(scene.people, stride=scene.stride, radius=radius).fields
+    fields = encode(scene.people, stride=scene.stride, radius=radius, skeleton=COCO_PERSON).fields
     off = random_fields(
         seed, rows=fields.seg.shape[1], columns=fields.seg.shape[2], stride=scene.stride, spread=noise
     )
