@@ -1,5 +1,6 @@
 """Commands, sub-flows and the Prefect server, for all flows."""
 
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,24 @@ from prefect import Flow, State, get_run_logger, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from flows.progress import ProgressBar
+from personlab.errors import UserError
 from personlab.utils import process
-from personlab.utils.process import OutputLine
+from personlab.utils.process import CommandError, OutputLine
+
+
+def is_unexpected(record: logging.LogRecord) -> bool:
+    """Whether a record reports another error than those that are messages of failed runs."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, UserError | CommandError | FailedRun)
+
+
+# The process of a deployment's run ends with a traceback of every error, expected or not.
+logging.getLogger("prefect.engine").addFilter(is_unexpected)
 
 
 def run_module(

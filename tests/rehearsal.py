@@ -141,7 +141,7 @@ def impute(out: Path, params: Any) -> None:
 def targets(out: Path, params: Any) -> None:
     write_shards(out / "train", "people", first=1)
     write_shards(out / "val", "people", first=1001)
-    metrics("targets", images=48)
+    metrics("targets", train={"images": IMAGES}, val={"images": IMAGES})
 
 
 def train(out: Path, params: Any) -> None:
@@ -163,7 +163,7 @@ def infer(out: Path, params: Any) -> None:
     metrics("infer", people=48)
 
 
-def metrics(stage: str, **values: float) -> None:
+def metrics(stage: str, **values: Any) -> None:
     Path("data/metrics").mkdir(parents=True, exist_ok=True)
     Path("data/metrics", f"{stage}.json").write_text(json.dumps(values))
 

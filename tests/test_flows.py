@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -27,6 +28,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
+from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import Crashed, Running
 
@@ -34,12 +36,14 @@ import personlab.utils.supervisor
 from flows.artifacts import PICTURE_BYTES, publish, with_pictures
 from flows.deployments import deployments
 from flows.progress import ProgressBar
-from flows.results import verdict_text
+from flows.results import summary
 from flows.retrain import Retraining, retrain
 from flows.stages import downloads, repro_with_retries, run_stage, stages
 from flows.tools import end_sub_flows
 from flows.ui import crash_orphans
+from personlab.errors import UserError
 from personlab.report import data_uri
+from personlab.report.differences import Difference
 from personlab.utils.files import write_tsv
 from personlab.utils.process import CommandError, OutputLine, Progress, error_text, parse_line, supervised
 from personlab.utils.supervisor import end_group
@@ -50,7 +54,7 @@ STAGES = stages(ROOT)
 SERVED = [
     "retrain/retrain",
     "batch-inference/batch-inference",
-    "evaluation/evaluation",
+    "scoring/scoring",
     *(f"stage/{name}" for name in STAGES),
 ]
 
@@ -129,6 +133,7 @@ def test_a_stage_shows_what_it_made(prefect_server: None, project: Project) -> N
     first = run_stage("evaluate", project.folder, return_state=True)
     shown = artifacts_of(run_of(first))
     assert shown.keys() == {f"evaluate-{key}" for key in ("metrics", "gallery", "report", "progress")}
+    assert all(artifact.description for artifact in shown.values())
     assert shown["evaluate-progress"].data == 75
     report = shown["evaluate-report"].data
     assert isinstance(report, str)
@@ -464,11 +469,28 @@ def test_flows_load_neither_torch_nor_ray() -> None:
     assert not {"torch", "ray"} & set(loaded_by("flows.deployments"))
 
 
-def test_a_verdict_begins_with_a_capital() -> None:
+def test_a_summary_says_whether_why_what_and_where() -> None:
     verdict = {"outcome": "not promoted", "why": "no AP is higher", "comparisons": [], "version": None}
-    assert verdict_text(verdict, "not-worse").startswith(
-        "# Not promoted: no AP is higher\n\nRule *not-worse*"
+    results = Mock(facts=["data set: sample"], parameters=[Difference("train.steps", 10, 20)])
+    text = summary(verdict, "not-worse", results, ["saved as `retrain-1`"])
+    assert text.startswith("# Not promoted: no AP is higher\n\nRule *not-worse*")
+    assert text.endswith(
+        "## What was trained\n\n- data set: sample\n- unlike the champion: train.steps: 10 → 20\n\n"
+        "## Where it is\n\n- saved as `retrain-1`"
     )
+
+
+@pytest.mark.parametrize("error", [UserError("a.json: bad"), CommandError("a.json: bad"), FailedRun("bad")])
+def test_the_runner_prints_no_traceback_of_an_error_that_is_a_run_s_message(error: Exception) -> None:
+    engine = logging.getLogger("prefect.engine")
+
+    def is_printed(error: Exception) -> bool:
+        record = engine.makeRecord("", 40, "", 1, "unexpected", (), (type(error), error, None))
+        return bool(engine.filter(record))
+
+    assert not is_printed(error)
+    assert is_printed(ValueError("a fault"))
+    assert engine.filter(engine.makeRecord("", 40, "", 1, "no error", (), None))
 
 
 @pytest.mark.slow
