@@ -1,10 +1,11 @@
 """Commands, sub-flows and the Prefect server, for all flows."""
 
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prefect import Flow, State, get_run_logger, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -18,6 +19,11 @@ from flows.progress import ProgressBar
 from personlab.errors import UserError
 from personlab.utils import process
 from personlab.utils.process import CommandError, OutputLine
+
+# Ray reports as an error that a pool of actors of Ray Data, which can always be restarted, can be restarted.
+NOISE: Final = re.compile(
+    r"\[[^]]*\] core_worker\.cc:\d+: Actor with class name.* has constructor arguments in "
+)
 
 
 def is_unexpected(record: logging.LogRecord) -> bool:
@@ -46,6 +52,8 @@ def run_module(
     logger, bar, lines = get_run_logger(), ProgressBar(f"{name}-progress"), list[str]()
 
     def on_line(line: OutputLine) -> None:
+        if NOISE.match(line.text):
+            return
         logger.log(line.level, "%s", line.text)
         bar.on_line(line)
         lines.append(line.text)

@@ -31,6 +31,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger
 from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import Crashed, Running
+from prefect.utilities.callables import parameter_schema
 
 import personlab.utils.supervisor
 from flows.artifacts import PICTURE_BYTES, publish, with_pictures
@@ -51,12 +52,7 @@ from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
 
 STAGES = stages(ROOT)
-SERVED = [
-    "retrain/retrain",
-    "batch-inference/batch-inference",
-    "scoring/scoring",
-    *(f"stage/{name}" for name in STAGES),
-]
+SERVED = ["retrain", "batch-inference", "scoring", "stage"]
 
 SMALL = ("acquire", "ingest", "targets", "evaluate")
 
@@ -394,11 +390,11 @@ def test_curves_are_a_row_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
 
 
-def test_every_flow_and_stage_is_deployed_one_run_at_a_time() -> None:
+def test_every_flow_is_deployed_under_its_name_one_run_at_a_time() -> None:
     made = list(deployments())
-    assert [f"{each.flow_name}/{each.name}" for each in made] == SERVED
+    assert [each.name for each in made] == [each.flow_name for each in made] == SERVED
     assert {each.concurrency_limit for each in made} == {1}
-    assert [each.parameters["stage"] for each in made if each.flow_name == "stage"] == list(STAGES)
+    assert all(each.description and each.tags for each in made)
     assert made[0].entrypoint == "flows.retrain.retrain"
     (weekly,) = made[0].schedules or []
     assert getattr(weekly.schedule, "cron", None) == "0 3 * * 1"
@@ -406,10 +402,10 @@ def test_every_flow_and_stage_is_deployed_one_run_at_a_time() -> None:
     assert not any(each.schedules for each in made[1:])
 
 
-def test_deployments_of_stages_have_the_descriptions_of_dvc_yaml() -> None:
-    described = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    deployed = {each.name: each.description for each in deployments() if each.flow_name == "stage"}
-    assert deployed == {name: stage["desc"] for name, stage in described.items()}
+def test_the_form_of_a_stage_offers_those_of_dvc_yaml() -> None:
+    form = parameter_schema(run_stage).properties["stage"]
+    assert form["enum"] == list(STAGES)
+    assert form["description"].startswith("acquire: Render the sample dataset, ")
 
 
 @pytest.mark.slow
@@ -422,8 +418,8 @@ def test_prefect_deploys_the_file_to_a_work_pool(prefect_server: None) -> None:
         client.create_work_pool(WorkPoolCreate(name="personlab", type="process"))
         subprocess.run(deploy, cwd=ROOT, env=environment, check=True)
         deployed = {each.name: each for each in client.read_deployments()}
-    assert deployed.keys() >= {name.partition("/")[2] for name in SERVED}
-    assert deployed["train"].parameters == {"stage": "train"}
+    assert deployed.keys() >= set(SERVED)
+    assert deployed["stage"].parameters == {"stage": "evaluate"}
     assert deployed["retrain"].work_pool_name == "personlab"
 
 

@@ -58,8 +58,6 @@ def connect(address: str | None = None) -> Iterator[None]:
         return
     source = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "compute.ray_address"
     address = os.environ.get("RAY_ADDRESS") or address
-    # Ray's C++ side prints an error about every pool of actors of Ray Data, restartable as ours are.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if not address or address == "local":
         _start()
     else:
