@@ -33,7 +33,8 @@ def is_unexpected(record: logging.LogRecord) -> bool:
 
 
 # The process of a deployment's run ends with a traceback of every error, expected or not.
-logging.getLogger("prefect.engine").addFilter(is_unexpected)
+for _name in ("prefect.engine", "prefect.flow_runs"):
+    logging.getLogger(_name).addFilter(is_unexpected)
 
 
 def run_module(

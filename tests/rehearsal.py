@@ -73,7 +73,7 @@ def project(folder: Path, weights: Path | None = None) -> None:
             "outs": [f"data/{stage}"],
             "metrics": [] if stage == "acquire" else [{f"data/metrics/{stage}.json": {"cache": False}}],
         }
-    stages["evaluate"]["plots"] = [{"data/plots/evaluate": {"cache": False}}]
+    stages["evaluate"]["outs"].append({"data/plots/evaluate": {"cache": False}})
     artifacts = {ARTIFACT: {"path": "data/infer", "type": "model"}}
     (folder / "dvc.yaml").write_text(
         yaml.safe_dump({"stages": stages, "artifacts": artifacts}, sort_keys=False)
