@@ -183,7 +183,7 @@ def check_demo(project: Path, url: str, api: Api) -> None:
         page.picture(PICTURES / "deployments.jpg")
 
         open_form(page, url, api, "stage")
-        run = submit(page, api, PICTURES / "stage.jpg")
+        run = submit(page, api)
         bar = wait(lambda: api.progress(run, "train: "))
         page.open(f"{url}/artifacts/artifact/{bar}", "train: ")
         page.picture(PICTURES / "progress.jpg")
