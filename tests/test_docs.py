@@ -69,7 +69,8 @@ def test_links_resolve(page: Path) -> None:
 
 def test_the_score_that_people_are_shown_from_is_the_same_everywhere() -> None:
     files = [*CURRENT, *ROOT.glob("personlab/**/*.py"), *ROOT.glob("flows/*.py")]
-    named = [number for file in files for number in re.findall(r"score (?:of )?at least (0\.\d+)", text(file))]
+    said = re.compile(r"score (?:of )?at least (0\.\d+)")
+    named = [number for file in files for number in said.findall(text(file))]
     assert len(named) > 2
     assert {*map(float, named)} == {SHOWN}
 
