@@ -53,14 +53,16 @@ def publish(stage: str, project: Path) -> None:
                 dict(zip(columns, map(shown, row), strict=True))
                 for row in zip(*columns.values(), strict=True)
             ]
-            create_table_artifact(rows, key=artifact_key(stage, file), description=f"{file.stem} by step")
+            create_table_artifact(
+                rows, key=artifact_key(stage, file), description=f"Curve of {stage}: {file.stem} by step"
+            )
     for file in sorted(folder.glob("*")):
-        key = artifact_key(stage, file)
+        key, place = artifact_key(stage, file), file.relative_to(project)
         if file.suffix in PICTURES:  # markdown, because the UI prints the whole URL below an image artifact
             markdown = picture(file, PICTURE_BYTES, title=file.name)
-            create_markdown_artifact(markdown, key=key, description=file.name)
+            create_markdown_artifact(markdown, key=key, description=f"Picture of {stage}: {place}")
         elif file.suffix == ".md":
-            create_markdown_artifact(with_pictures(file), key=key)
+            create_markdown_artifact(with_pictures(file), key=key, description=f"Report of {stage}: {place}")
 
 
 def artifact_key(stage: str, path: Path) -> str:
@@ -79,7 +81,7 @@ def publish_metrics(key: str, file: Path, project: Path) -> None:
     create_table_artifact(
         metrics_rows(compare(committed_metrics(file, project), metrics), before="last commit"),
         key=f"{key}-metrics",
-        description=f"{file.as_posix()} against the last commit",
+        description=f"Metrics of {key}: {file.as_posix()} beside the last commit",
     )
 
 

@@ -7,10 +7,10 @@ Run it from the UI (`make ui`), or in a terminal:
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import pyarrow.parquet as pq
@@ -23,13 +23,17 @@ from flows.artifacts import PICTURE_BYTES, Row, for_show, picture
 from flows.stages import HERE
 from flows.tools import personlab
 from personlab.errors import UserError
+from personlab.inference.weights import DEFAULT_NETWORK
 from personlab.people import SHOWN
+from personlab.registry.models import Registry
 from personlab.utils.process import CommandError
 from personlab.utils.storage import Folder
 
-CHAMPION = "models/champion/model.safetensors"
+TRAINED = "data/infer/model.safetensors"
+OVERLAYS = Path("runs/overlays")
 ERRORS_SHOWN = 100
 SAMPLES = 6
+THRESHOLD = f"a score of at least {SHOWN:g}"
 
 
 class Batch(BaseModel):
@@ -41,7 +45,11 @@ class Batch(BaseModel):
         description="Folder, pattern, Parquet file or list of paths; local or s3://, gs://, ..."
     )
     out: str = Field(description="Folder or URI: empty, or of a run to resume")
-    weights: str = Field(default=CHAMPION, description="Checkpoint; by default the champion")
+    weights: str | None = Field(
+        default=None,
+        description="Checkpoint, or a name of 'personlab weights list'; by default the champion, else the "
+        f"model of the last 'dvc repro', else {DEFAULT_NETWORK}",
+    )
     sides: list[PositiveInt] = Field(
         default=[801], min_length=1, description="Longest side of the network's input; several make a pyramid"
     )
@@ -49,12 +57,14 @@ class Batch(BaseModel):
     device: Literal["cpu", "cuda"] = "cpu"
     ray_address: str | None = Field(default=None, description="A Ray cluster; by default this machine")
 
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """The arguments of `personlab infer-batch`."""
-        options = ("--weights", self.weights, "--out", self.out, "--stride", str(self.stride))
+    def arguments(self, project: Path) -> tuple[str, ...]:
+        """The arguments of `personlab infer-batch`; it finds the champion and the default network itself."""
+        weights = self.weights
+        if not weights and (project / TRAINED).is_file() and not Registry(project).champion():
+            weights = TRAINED
+        options = ("--out", self.out, "--stride", str(self.stride), "--device", self.device)
         scales = ("--side" if len(self.sides) == 1 else "--pyramid", *map(str, self.sides))
-        return (self.images, *options, "--device", self.device, *scales)
+        return (self.images, *(("--weights", weights) if weights else ()), *options, *scales)
 
     def folder(self, project: Path) -> Folder:
         return Folder(self.out if "://" in self.out else str(project / self.out))
@@ -72,7 +82,7 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
     folder = batch.folder(project)
     environment = {"RAY_ADDRESS": batch.ray_address} if batch.ray_address else {}
     try:
-        personlab("infer-batch", *batch.arguments, project=project, environment=environment)
+        personlab("infer-batch", *batch.arguments(project), project=project, environment=environment)
     except (CommandError, UserError) as failure:
         return Failed(message=str(failure), data=failure)
     manifest = json.loads(folder.read("manifest.json"))
@@ -81,10 +91,12 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
         publish(folder, counts)
     with for_show("the samples"):
         samples = sample_pictures(batch, project)
-        create_markdown_artifact(samples, key="batch-samples", description="some of the images")
+        create_markdown_artifact(
+            samples, key="batch-samples", description=f"Some of the images; people with {THRESHOLD}"
+        )
     message = (
         "{images} images in = {predictions} predictions + {errors} errors; {proposals} proposals, {people} "
-        f"with a score of at least {SHOWN:g}"
+        f"with {THRESHOLD}"
     )
     return Completed(message=message.format(**counts), data=counts)
 
@@ -92,11 +104,11 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
 def publish(folder: Folder, counts: Row) -> None:
     """Publish tables of counts and of images that cannot be read."""
     rows = [{"what": name, "value": value} for name, value in counts.items()]
-    create_table_artifact(rows, key="batch-counts", description=folder.place)
+    create_table_artifact(rows, key="batch-counts", description=f"Images and people of {folder.place}")
     create_table_artifact(
         list(islice(errors(folder), ERRORS_SHOWN)),
         key="batch-errors",
-        description=f"{counts['errors']} images that cannot be read (the first {ERRORS_SHOWN})",
+        description=f"{counts['errors']} images that cannot be read, at most {ERRORS_SHOWN} of them listed",
     )
 
 
@@ -109,10 +121,9 @@ def errors(folder: Folder) -> Iterator[Row]:
 
 
 def sample_pictures(batch: Batch, project: Path) -> str:
-    """Some images with the predicted people, as markdown."""
-    with TemporaryDirectory() as name:
-        out = Path(name) / "overlays"
-        options = ("--run", batch.out, "--out", str(out), "--count", str(SAMPLES))
-        personlab("overlays", batch.images, *options, project=project)
-        files = sorted(out.glob("*.jpg"))
-        return "\n\n".join(picture(file, PICTURE_BYTES // SAMPLES, title=file.stem) for file in files)
+    """Some images with the predicted people, as markdown; the files stay in runs/overlays."""
+    shutil.rmtree(project / OVERLAYS, ignore_errors=True)
+    options = ("--run", batch.out, "--out", str(OVERLAYS), "--count", str(SAMPLES))
+    personlab("overlays", batch.images, *options, project=project)
+    files = sorted((project / OVERLAYS).glob("*.jpg"))
+    return "\n\n".join(picture(file, PICTURE_BYTES // SAMPLES, title=file.stem) for file in files)

@@ -9,29 +9,33 @@ from flows.artifacts import PICTURE_BYTES, metrics_rows, picture
 from personlab.metrics.report import TITLES
 from personlab.registry.promotion import COVERAGE, RULES, Rule
 from personlab.report import data_uri
-from personlab.report.differences import NOTHING
+from personlab.report.differences import NOTHING, shown
 from personlab.report.page import Results
 
 Verdict = dict[str, Any]  # what `personlab models promote --json` writes
 
 
 def publish(results: Results) -> None:
-    """Publish everything but the verdict as artifacts of the running flow."""
+    """Publish everything but the summary as artifacts of the running flow."""
     create_table_artifact(
         metrics_rows(results.scores, before="champion"),
         key="retrain-scores",
-        description="COCO scores beside the champion's",
+        description="Scores: all columns of COCO, beside the champion's",
     )
     create_table_artifact(
         [{"parameter": each.name, "champion": each.before, "now": each.now} for each in results.parameters],
         key="retrain-parameters",
-        description="parameters that differ from the champion's",
+        description="Parameters that differ from the champion's",
     )
     curves = [f"### {TITLES[task]}\n\n![]({data_uri.svg(svg)})" for task, svg in results.curves.items()]
-    create_markdown_artifact("\n\n".join(curves), key="retrain-curves", description="precision over recall")
+    create_markdown_artifact(
+        "\n\n".join(curves),
+        key="retrain-curves",
+        description="Curves: precision over recall, the champion's dashed",
+    )
     if pictures := "\n\n".join(_pictures(results)):
         create_markdown_artifact(
-            pictures, key="retrain-gallery", description="left: annotations, right: predictions"
+            pictures, key="retrain-gallery", description="Pictures: annotations left, predictions right"
         )
 
 
@@ -51,19 +55,26 @@ def headline(verdict: Verdict) -> str:
     return f"{verdict['outcome']}: {verdict['why']}"
 
 
-def verdict_text(verdict: Verdict, rule: Rule) -> str:
-    """The verdict and its reasons as markdown."""
+def summary(verdict: Verdict, rule: Rule, results: Results, places: Sequence[str]) -> str:
+    """What was trained, on what, whether it is better, why, and where it is, as markdown.
+
+    places: sentences that say where the results are.
+    """
     head = headline(verdict)
     sections = [f"# {head[0].upper()}{head[1:]}", f"Rule *{rule}*: {RULES[rule]}."]
     if verdict["comparisons"]:
         sections.append(comparison_table(verdict["comparisons"]))
+    changes = [f"{each.name}: {shown(each.before)} → {shown(each.now)}" for each in results.parameters]
+    unlike = [f"unlike the champion: {'; '.join(changes)}"] if changes else []
+    sections += ["## What was trained", _listed([*results.facts, *unlike])]
     if version := verdict["version"]:
-        commit = version["experiment"] or version["commit"]
-        sections.append(
-            f"Made by `{commit}`, which Git has tagged `champion/*` (`git tag`, `gto show`). "
-            "`personlab models rollback` undoes the promotion."
-        )
-    return "\n\n".join(sections)
+        promoted = f"`models/champion` is version {version['version']}; Git has tagged it `champion/*`"
+        places = [*places, f"{promoted}; `personlab models rollback` undoes the promotion"]
+    return "\n\n".join([*sections, "## Where it is", _listed(places)])
+
+
+def _listed(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def comparison_table(comparisons: Sequence[Verdict]) -> str:

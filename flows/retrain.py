@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from prefect import State, flow
+from prefect import State, flow, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,7 +62,12 @@ class Retraining(BaseModel):
     )
 
 
-@flow(persist_result=False, on_crashed=[end_sub_flows])
+def run_name() -> str:
+    """Name of a run, of its DVC experiment and of its report."""
+    return f"retrain-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+@flow(flow_run_name=run_name, persist_result=False, on_crashed=[end_sub_flows])
 def retrain(settings: Retraining = Retraining(), project: Path = HERE) -> State[Verdict]:  # noqa: B008
     """Bring every stage up to date in a checkout, each as a sub-flow, and promote the model if it is better.
 
@@ -90,7 +95,7 @@ def run_stages(folder: Path, *, refresh: bool) -> str | None:
         create_table_artifact(
             [{"stage": name, "outcome": s.name, "reason": s.message} for name, s in outcomes.items()],
             key="retrain-stages",
-            description="outcome of each stage",
+            description="Stages: the outcome of each, with the reason",
         )
     last, state = outcomes.popitem()
     return None if state.is_completed() else f"{last}: {state.message}"
@@ -98,18 +103,21 @@ def run_stages(folder: Path, *, refresh: bool) -> str | None:
 
 def conclude(folder: Path, project: Path, rule: Rule) -> State[Verdict]:
     """Save, judge and perhaps promote what the stages made, and show it beside the previous champion."""
-    name = f"retrain-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    name = str(runtime.flow_run.name)
     saved = save(folder, name)
     shown = page.Results(folder, Registry(project).champion())
     verdict = judge(folder, project, rule, why=name)
+    places = [f"saved as `{saved.experiment or saved.commit}`: `dvc exp apply` or `git checkout` restores it"]
+    report = project / "runs" / "reports" / f"{name}.html"
     with for_show("the report"):
-        publish_report(shown, project / "runs" / "reports" / f"{name}.html", saved.experiment or saved.commit)
+        page.write(shown, report)
+        places.append(f"everything on one page: [{report.name}]({report.as_uri()}), `{report}`")
     with for_show("scores and pictures"):
         results.publish(shown)
-    with for_show("the verdict"):
+    with for_show("the summary"):
         create_markdown_artifact(
-            results.verdict_text(verdict, rule),
-            key="retrain-promotion",
+            results.summary(verdict, rule, shown, places),
+            key="retrain-summary",
             description=results.headline(verdict),
         )
     return Completed(name=verdict["outcome"].capitalize(), message=results.headline(verdict), data=verdict)
@@ -122,16 +130,6 @@ def save(folder: Path, name: str) -> provenance.State:
     except UserError:
         run_module("dvc", "exp", "save", "--name", name, name="dvc-exp-save", project=folder)
         return provenance.state_of(folder)
-
-
-def publish_report(shown: page.Results, report: Path, saved: str) -> None:
-    page.write(shown, report)
-    create_markdown_artifact(
-        f"[{report.name}]({report.as_uri()}): everything on one page. If the browser does not "
-        f"follow the link, open `{report}`.\n\nSaved as `{saved}`.",
-        key="retrain-report",
-        description="everything on one page",
-    )
 
 
 def judge(folder: Path, project: Path, rule: Rule, why: str) -> Verdict:

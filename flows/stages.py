@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml as Prefect flows: one flow, one deployment per stage.
+"""The stages of dvc.yaml as a Prefect flow, which takes the name of the stage.
 
 A run brings a stage up to date with `dvc repro <stage>`, shows its log and progress, and publishes its
 results. Stages that it depends on and that are out of date run first. If the stage is up to date, the run
@@ -13,12 +13,13 @@ Ray restarts the workers of a training from their last checkpoint.
 import argparse
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import yaml
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows.artifacts import for_show, publish
 from flows.tools import require_server, run_module
@@ -29,17 +30,29 @@ from personlab.utils.process import CommandError
 HERE: Final = Path()  # flows run in the project's folder unless told otherwise
 
 
-def stages(project: Path) -> list[str]:
-    """The stages of dvc.yaml, in its order."""
-    return list(yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+def stages(project: Path) -> dict[str, str]:
+    """The stages of dvc.yaml, in its order, with their descriptions."""
+    found = yaml.safe_load((project / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return {name: stage.get("desc", "") for name, stage in found.items()}
+
+
+OURS: Final = stages(Path(__file__).parent.parent)
+Stage = Annotated[
+    str,
+    Field(  # for the form alone: another project may have other stages
+        json_schema_extra={
+            "enum": [*OURS],
+            "description": "; ".join(f"{name}: {what}" for name, what in OURS.items()),
+        },
+    ),
+]
 
 
 @flow(name="stage", flow_run_name="{stage}", persist_result=False)
-def run_stage(stage: str, project: Path = HERE, refresh: bool = False) -> State[bool]:
-    """Bring a stage of dvc.yaml up to date.
+def run_stage(stage: Stage, project: Path = HERE, refresh: bool = False) -> State[bool]:
+    """Bring a stage of dvc.yaml up to date, and the stages before it.
 
     Args:
-        stage: its name.
         project: the folder with dvc.yaml.
         refresh: run it, and none before it, even if it is up to date: DVC does not watch data outside the
             project.

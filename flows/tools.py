@@ -1,20 +1,40 @@
 """Commands, sub-flows and the Prefect server, for all flows."""
 
+import logging
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prefect import Flow, State, get_run_logger, runtime
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed
 
 from flows.progress import ProgressBar
+from personlab.errors import UserError
 from personlab.utils import process
-from personlab.utils.process import OutputLine
+from personlab.utils.process import CommandError, OutputLine
+
+# Ray reports as an error that a pool of actors of Ray Data, which can always be restarted, can be restarted.
+NOISE: Final = re.compile(
+    r"\[[^]]*\] core_worker\.cc:\d+: Actor with class name.* has constructor arguments in "
+)
+
+
+def is_unexpected(record: logging.LogRecord) -> bool:
+    """Whether a record reports another error than those that are messages of failed runs."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, UserError | CommandError | FailedRun)
+
+
+# The process of a deployment's run ends with a traceback of every error, expected or not.
+for _name in ("prefect.engine", "prefect.flow_runs"):
+    logging.getLogger(_name).addFilter(is_unexpected)
 
 
 def run_module(
@@ -33,6 +53,8 @@ def run_module(
     logger, bar, lines = get_run_logger(), ProgressBar(f"{name}-progress"), list[str]()
 
     def on_line(line: OutputLine) -> None:
+        if NOISE.match(line.text):
+            return
         logger.log(line.level, "%s", line.text)
         bar.on_line(line)
         lines.append(line.text)

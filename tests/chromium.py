@@ -79,6 +79,27 @@ class Page:
         """Type into what has the focus."""
         self.call("Input.insertText", text=text)
 
+    def fill(self, label: str, text: str) -> None:
+        """Type into the field with just this label."""
+        label = json.dumps(label)
+        self.run(
+            f"""[...document.querySelectorAll('label')].find(e => e.innerText.trim() === {label})
+            .closest('.p-label').querySelector('textarea, input').focus()"""
+        )
+        self.type(text)
+
+    def drop(self, file: Path, where: str) -> None:
+        """Drop a file on the element with this id."""
+        content = base64.b64encode(file.read_bytes()).decode()
+        self.run(
+            f"""(() => {{
+                const bytes = Uint8Array.from(atob("{content}"), c => c.charCodeAt(0));
+                const dataTransfer = new DataTransfer();
+                dataTransfer.items.add(new File([bytes], {json.dumps(file.name)}));
+                document.getElementById("{where}").dispatchEvent(new DragEvent("drop", {{dataTransfer}}));
+            }})()"""
+        )
+
     def picture(self, path: Path) -> None:
         shot = self.call("Page.captureScreenshot", format="jpeg", quality=80)
         path.write_bytes(base64.b64decode(shot["data"]))

@@ -76,7 +76,7 @@ def project(folder: Path, weights: Path | None = None) -> None:
             "outs": [f"data/{stage}"],
             "metrics": [] if stage == "acquire" else [{f"data/metrics/{stage}.json": {"cache": False}}],
         }
-    stages["evaluate"]["plots"] = [{"data/plots/evaluate": {"cache": False}}]
+    stages["evaluate"]["outs"].append({"data/plots/evaluate": {"cache": False}})
     artifacts = {ARTIFACT: {"path": "data/infer", "type": "model"}}
     (folder / "dvc.yaml").write_text(
         yaml.safe_dump({"stages": stages, "artifacts": artifacts}, sort_keys=False)
@@ -144,7 +144,7 @@ def impute(out: Path, params: Any) -> None:
 def targets(out: Path, params: Any) -> None:
     write_shards(out / "train", "people", first=1, skeleton=skeleton_of(params))
     write_shards(out / "val", "people", first=1001, skeleton=skeleton_of(params))
-    metrics("targets", images=48)
+    metrics("targets", train={"images": IMAGES}, val={"images": IMAGES})
 
 
 def train(out: Path, params: Any) -> None:
@@ -165,7 +165,7 @@ def infer(out: Path, params: Any) -> None:
     metrics("infer", people=48)
 
 
-def metrics(stage: str, **values: float) -> None:
+def metrics(stage: str, **values: Any) -> None:
     Path("data/metrics").mkdir(parents=True, exist_ok=True)
     Path("data/metrics", f"{stage}.json").write_text(json.dumps(values))
 

@@ -199,7 +199,7 @@ def test_a_photo_is_enough(
     with caplog.at_level("INFO"):
         status, printed = command("predict", "photo.jpg")
     assert status == 0, printed
-    assert "weights: bodypix-mobilenet-075, the default where no model has been promoted" in caplog.text
+    assert "personlab/bodypix-mobilenet-075.safetensors; --weights takes others" in caplog.text
     assert re.search(r"^photo.jpg: (\d+ people|1 person), people/overlays/photo.jpg$", printed, re.MULTILINE)
     assert everything(tmp_path / "people") == {"photo.json", "overlays/photo.jpg"}
 
@@ -213,7 +213,7 @@ def test_the_champion_comes_before_the_default_network(
     with caplog.at_level("INFO"):
         status, printed = command("predict", "photo.jpg")
     assert status == 0, printed
-    assert f"weights: {champion}, the champion of this folder" in caplog.text
+    assert f"weights: {champion}; --weights takes others" in caplog.text
 
 
 def test_videos_and_images_are_predicted_together(tmp_path: Path, weights: Path, command: Call) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from personlab.cli import app
 from personlab.params import Params
+from personlab.people import SHOWN
 from tests.conftest import ROOT
 
 GENERATED = ROOT / "docs/ablations.md"  # its commands and parameters are those of the commit that made it
@@ -64,6 +65,14 @@ def test_links_resolve(page: Path) -> None:
             target = page.parent / file if file else page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+def test_the_score_that_people_are_shown_from_is_the_same_everywhere() -> None:
+    files = [*CURRENT, *ROOT.glob("personlab/**/*.py"), *ROOT.glob("flows/*.py")]
+    said = re.compile(r"score (?:of )?at least (0\.\d+)")
+    named = [number for file in files for number in said.findall(text(file))]
+    assert len(named) > 2
+    assert {*map(float, named)} == {SHOWN}
 
 
 @current

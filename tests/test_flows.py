@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -27,19 +28,23 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.events.schemas.automations import AutomationCore, EventTrigger
+from prefect.exceptions import FailedRun
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 from prefect.states import Crashed, Running
+from prefect.utilities.callables import parameter_schema
 
 import personlab.utils.supervisor
 from flows.artifacts import PICTURE_BYTES, publish, with_pictures
 from flows.deployments import deployments
 from flows.progress import ProgressBar
-from flows.results import verdict_text
+from flows.results import summary
 from flows.retrain import Retraining, retrain
 from flows.stages import downloads, repro_with_retries, run_stage, stages
 from flows.tools import end_sub_flows
 from flows.ui import crash_orphans
+from personlab.errors import UserError
 from personlab.report import data_uri
+from personlab.report.differences import Difference
 from personlab.utils.files import write_tsv
 from personlab.utils.process import CommandError, OutputLine, Progress, error_text, parse_line, supervised
 from personlab.utils.supervisor import end_group
@@ -47,12 +52,7 @@ from tests.conftest import ROOT
 from tests.served import artifacts_of, is_alive, log_of, run_of, table_of
 
 STAGES = stages(ROOT)
-SERVED = [
-    "retrain/retrain",
-    "batch-inference/batch-inference",
-    "evaluation/evaluation",
-    *(f"stage/{name}" for name in STAGES),
-]
+SERVED = ["retrain", "batch-inference", "scoring", "stage"]
 
 SMALL = ("acquire", "ingest", "targets", "evaluate")
 
@@ -129,6 +129,7 @@ def test_a_stage_shows_what_it_made(prefect_server: None, project: Project) -> N
     first = run_stage("evaluate", project.folder, return_state=True)
     shown = artifacts_of(run_of(first))
     assert shown.keys() == {f"evaluate-{key}" for key in ("metrics", "gallery", "report", "progress")}
+    assert all(artifact.description for artifact in shown.values())
     assert shown["evaluate-progress"].data == 75
     report = shown["evaluate-report"].data
     assert isinstance(report, str)
@@ -389,11 +390,11 @@ def test_curves_are_a_row_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
 
 
-def test_every_flow_and_stage_is_deployed_one_run_at_a_time() -> None:
+def test_every_flow_is_deployed_under_its_name_one_run_at_a_time() -> None:
     made = list(deployments())
-    assert [f"{each.flow_name}/{each.name}" for each in made] == SERVED
+    assert [each.name for each in made] == [each.flow_name for each in made] == SERVED
     assert {each.concurrency_limit for each in made} == {1}
-    assert [each.parameters["stage"] for each in made if each.flow_name == "stage"] == list(STAGES)
+    assert all(each.description and each.tags for each in made)
     assert made[0].entrypoint == "flows.retrain.retrain"
     (weekly,) = made[0].schedules or []
     assert getattr(weekly.schedule, "cron", None) == "0 3 * * 1"
@@ -401,10 +402,10 @@ def test_every_flow_and_stage_is_deployed_one_run_at_a_time() -> None:
     assert not any(each.schedules for each in made[1:])
 
 
-def test_deployments_of_stages_have_the_descriptions_of_dvc_yaml() -> None:
-    described = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    deployed = {each.name: each.description for each in deployments() if each.flow_name == "stage"}
-    assert deployed == {name: stage["desc"] for name, stage in described.items()}
+def test_the_form_of_a_stage_offers_those_of_dvc_yaml() -> None:
+    form = parameter_schema(run_stage).properties["stage"]
+    assert form["enum"] == list(STAGES)
+    assert form["description"].startswith("acquire: Render the sample dataset, ")
 
 
 @pytest.mark.slow
@@ -417,8 +418,8 @@ def test_prefect_deploys_the_file_to_a_work_pool(prefect_server: None) -> None:
         client.create_work_pool(WorkPoolCreate(name="personlab", type="process"))
         subprocess.run(deploy, cwd=ROOT, env=environment, check=True)
         deployed = {each.name: each for each in client.read_deployments()}
-    assert deployed.keys() >= {name.partition("/")[2] for name in SERVED}
-    assert deployed["train"].parameters == {"stage": "train"}
+    assert deployed.keys() >= set(SERVED)
+    assert deployed["stage"].parameters == {"stage": "evaluate"}
     assert deployed["retrain"].work_pool_name == "personlab"
 
 
@@ -464,11 +465,28 @@ def test_flows_load_neither_torch_nor_ray() -> None:
     assert not {"torch", "ray"} & set(loaded_by("flows.deployments"))
 
 
-def test_a_verdict_begins_with_a_capital() -> None:
+def test_a_summary_says_whether_why_what_and_where() -> None:
     verdict = {"outcome": "not promoted", "why": "no AP is higher", "comparisons": [], "version": None}
-    assert verdict_text(verdict, "not-worse").startswith(
-        "# Not promoted: no AP is higher\n\nRule *not-worse*"
+    results = Mock(facts=["data set: sample"], parameters=[Difference("train.steps", 10, 20)])
+    text = summary(verdict, "not-worse", results, ["saved as `retrain-1`"])
+    assert text.startswith("# Not promoted: no AP is higher\n\nRule *not-worse*")
+    assert text.endswith(
+        "## What was trained\n\n- data set: sample\n- unlike the champion: train.steps: 10 → 20\n\n"
+        "## Where it is\n\n- saved as `retrain-1`"
     )
+
+
+@pytest.mark.parametrize("name", ["prefect.engine", "prefect.flow_runs"])
+def test_the_log_has_no_traceback_of_an_error_that_is_the_message_of_its_run(name: str) -> None:
+    logger = logging.getLogger(name)
+
+    def is_logged(error: Exception) -> bool:
+        record = logger.makeRecord(name, 40, "", 1, "unexpected", (), (type(error), error, None))
+        return bool(logger.filter(record))
+
+    assert not any(map(is_logged, (UserError("bad"), CommandError("bad"), FailedRun("bad"))))
+    assert is_logged(ValueError("a fault"))
+    assert logger.filter(logger.makeRecord(name, 40, "", 1, "no error", (), None))
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rehearsal.write_predictions(folder / "data/infer", blur=0.5, first=1)
     (folder / "params.yaml").write_text("{train: {learning_rate: 1.0e-5}, evaluate: {gallery: 9}}\n")
     evaluate.run(load(folder / "params.yaml"), folder)
+    counts = {split: {"images": rehearsal.IMAGES} for split in ("train", "val")}
+    (folder / "data/metrics/targets.json").write_text(json.dumps(counts))
     (folder / "data/impute").mkdir()
     rehearsal.picture(folder / "data/impute/imputed.png", "blue")
     return folder

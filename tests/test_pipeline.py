@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,63 +14,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from personlab.params import NO_FOLDER, RANDOM, Params
+from personlab.params import Params
 from personlab.tables import params_hash
-from tests.conftest import ROOT
+from tests import tiny
+from tests.tiny import STAGES, TINY, write_params
 
 pytestmark = pytest.mark.slow
-
-STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
-TINY = {
-    "acquire": {
-        "source": "sample",
-        "sample": {"train_images": 12, "val_images": 4, "width": 320, "height": 240},
-    },
-    "estimator": {"steps": 4, "batch": 4, "width": 8},
-    "ingest": {"row_group": 4},
-    "model": {"backbone": "resnet18", "width": 8, "radius": 12},
-    "train": {"crop": 97, "batch": 2, "steps": 40, "optimizer": "adam"}
-    | {"validate_every": 20, "validate_images": 2, "validate_side": 97}
-    | {"average_from": 0.05},  # before the first checkpoint: what is killed has averaged already
-    "infer": {"sides": [129], "stride": 16},
-    "decode": {"nms_radius": 5, "bin": 1},
-    "evaluate": {"gallery": 2},
-    "compute": {"checkpoint_every": 5},
-}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, ray_local: str) -> Iterator[Path]:
     """A Git and DVC repository with this pipeline, tiny parameters, and nothing run; stages share one Ray."""
     folder = tmp_path_factory.mktemp("project")
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, folder / name)
-    # with numba's cache, but without files that another process may be writing
-    written = shutil.ignore_patterns("*.pyc*", "*.tmp.*")
-    shutil.copytree(ROOT / "personlab", folder / "personlab", ignore=written)
+    tiny.project(folder)
     (folder / "prefect").mkdir()  # before the real one on every stage's path: the pipeline needs none
     (folder / "prefect/__init__.py").write_text('raise ImportError("dvc repro has no use for Prefect")\n')
-    (folder / "models").mkdir()
-    shutil.copy(ROOT / RANDOM, folder / RANDOM)
-    (folder / "data").mkdir()
-    for name in ("data/.gitignore", NO_FOLDER):
-        shutil.copy(ROOT / name, folder / name)
-    write_params(folder, TINY)
-    git = ("git", "-c", "user.name=test", "-c", "user.email=test@localhost")
-    subprocess.run([*git, "init", "-q"], cwd=folder, check=True)
-    dvc("init", "-q", folder=folder)
-    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
-    subprocess.run([*git, "add", "."], cwd=folder, check=True)
-    subprocess.run([*git, "commit", "-qm", "tiny"], cwd=folder, check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", ray_local)
         yield folder
-
-
-def write_params(folder: Path, sections: dict) -> None:
-    """Every parameter spelled out, as DVC wants the ones it watches."""
-    complete = Params.model_validate(sections).model_dump(mode="json")
-    (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
 
 
 def start(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -146,6 +108,9 @@ def test_other_inference_reruns_only_infer_and_evaluate(project: Path) -> None:
     assert "AP" in dvc("metrics", "show", "data/metrics/evaluate.json", folder=project)
     assert "evaluate" in dvc("dag", folder=project)
     dvc("plots", "show", "--out", str(project / "plots"), folder=project)
+    drawn = re.findall(r'<div id ?= ?"(\w+)">', (project / "plots/index.html").read_text())
+    charts = yaml.safe_load((project / "dvc.yaml").read_text())["plots"]
+    assert len(drawn) == sum(isinstance(chart, dict) for chart in charts)  # no others; images are not counted
     write_params(project, TINY)
     assert "Running stage" not in dvc("repro", folder=project)  # from the run cache
 

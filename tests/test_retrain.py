@@ -131,10 +131,17 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
     shown = artifacts_of(run_of(sabotaged))
     assert shown.keys() == {
         "retrain-stages", "retrain-scores", "retrain-parameters", "retrain-curves", "retrain-gallery",
-        "retrain-report", "retrain-promotion",
+        "retrain-summary",
     }  # fmt: skip
-    assert str(shown["retrain-promotion"].data).startswith("# Not promoted: ")
-    assert "| Keypoints | 0." in str(shown["retrain-promotion"].data)
+    assert all(artifact.description for artifact in shown.values())
+    summary = str(shown["retrain-summary"].data)
+    assert summary.startswith("# Not promoted: ")
+    assert "| Keypoints | 0." in summary
+    assert "- data set: sample, 24 images to train on, 24 images to validate on" in summary
+    assert f"- unlike the champion: train.learning_rate: {USUAL} → {BAD}" in summary
+    (name,) = {run_of(sabotaged).name} & set(rehearsal.experiments(project))
+    assert f"- saved as `{name}`" in summary
+    assert (project / f"runs/reports/{name}.html").as_uri() in summary
     (parameter,) = table_of(run_of(sabotaged), "retrain-parameters")
     assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BAD}
     scores = {row["metric"]: row for row in table_of(run_of(sabotaged), "retrain-scores")}

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import uvicorn
 from PIL import Image
+from pycocotools import mask as rle_tools
 
 from personlab.data.transform import ImageArray
 from personlab.people import Detection
@@ -37,9 +38,9 @@ class OnePerson:
         time.sleep(self.seconds)
         height, width = image.shape[:2]
         points = np.linspace((0.2, 0.2), (0.8, 0.8), 17) * (width, height)
-        return [
-            Detection(points.astype(np.float32), np.full(17, 0.9, np.float32), self.score, self.score, b"")
-        ]
+        mask = rle_tools.encode(np.ones((height, width), np.uint8, order="F"))["counts"]
+        scores = np.full(17, 0.9, np.float32)
+        return [Detection(points.astype(np.float32), scores, self.score, self.score / 2, mask)]
 
 
 @contextmanager
@@ -79,6 +80,7 @@ def test_people_are_found_and_drawn(client: httpx.Client) -> None:
     found = answer.json()
     assert (found["height"], found["width"], found["shown"]) == (40, 60, 1)
     assert found["people"][0]["keypoints"]["nose"] == {"x": 12, "y": 8, "score": pytest.approx(0.9)}
+    assert (found["people"][0]["mask_score"], found["people"][0]["segmentation"]["size"]) == (0.45, [40, 60])
     assert "picture" not in found
     drawn = client.post("/predict", params={"picture": True}, content=picture()).json()["picture"]
     assert Image.open(io.BytesIO(base64.b64decode(drawn))).size == (60, 40)

@@ -1,10 +1,18 @@
-"""`make ui-check`: use the UI in headless Chromium and write pictures of it to docs/ui.
+"""`make ui-check`: use the pages in headless Chromium and write pictures of them to docs/ui.
 
-It runs the rehearsal pipeline with its own server: a retraining is started from its form with one override
-and is promoted, another with a bad parameter is not. The texts of the pages are checked; the pictures are
-for people to look at.
+Three times with a server of its own, in temporary folders:
+
+- this pipeline with tiny parameters: all stages are started from a form and watched, then images are
+  predicted, with no weights named, and some that do not exist;
+- the rehearsal pipeline: a retraining is started from its form with one override and is promoted, another
+  with a bad parameter is not;
+- `personlab serve` with the default network, which is downloaded if it has to be: a rendered image is
+  dropped on its page.
+
+The texts of the pages are checked; the pictures are for people to look at.
 """
 
+import json
 import os
 import signal
 import socket
@@ -12,22 +20,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+from uuid import UUID
 
+import numpy as np
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
 from prefect.client.schemas.objects import FlowRun
 
+from flows.deployments import deployments
 from flows.ui import connected
-from tests import rehearsal
+from personlab import viz
+from personlab.synthetic.scene import make_scene
+from personlab.utils.process import supervised
+from tests import rehearsal, tiny
 from tests.chromium import Page, browser
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "ui"
-PATIENCE = 900  # seconds
+PATIENCE = 1800  # seconds
 GRAPH = 10  # seconds to draw the graph of a run
+SCENE = 4  # seed of an image in which the network finds people
+
+Found = TypeVar("Found")
 
 
 class Api:
@@ -40,29 +58,66 @@ class Api:
         (found,) = (each for each in self.client.read_deployments() if each.name == name)
         return str(found.id)
 
-    def finished_run(self, name: str) -> FlowRun:
-        """The run of a name, once it has ended."""
+    def run_named(self, name: str) -> UUID:
+        """The id of the run of a name, which it may change when it starts."""
         which = FlowRunFilter.model_validate({"name": {"any_": [name]}})
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            for run in self.client.read_flow_runs(flow_run_filter=which):
-                if run.state and run.state.is_final():
-                    return run
-            time.sleep(1)
-        raise SystemExit(f"run {name} did not end")
+        return wait(lambda: [run.id for run in self.client.read_flow_runs(flow_run_filter=which)])[0]
+
+    def finished_run(self, run: UUID) -> FlowRun:
+        """The run, once it has ended."""
+
+        def final() -> FlowRun | None:
+            found = self.client.read_flow_run(run)
+            return found if found.state and found.state.is_final() else None
+
+        return wait(final)
+
+    def progress(self, run: UUID, label: str) -> str | None:
+        """The id of the bar of an active run while it shows a loop that has begun and not ended."""
+        state = self.client.read_flow_run(run).state
+        if state and state.is_final():
+            raise SystemExit(f"the run ended as {state.name}: {state.message}")
+        which = ArtifactFilter.model_validate(
+            {"flow_run_id": {"any_": [str(run)]}, "type": {"any_": ["progress"]}}
+        )
+        for bar in self.client.read_artifacts(artifact_filter=which):
+            if str(bar.description).startswith(label) and 0 < float(str(bar.data)) < 100:
+                return str(bar.id)
+        return None
 
     def artifacts(self, run: FlowRun) -> dict[str, str]:
         """Ids by key."""
         which = ArtifactFilter.model_validate({"flow_run_id": {"any_": [str(run.id)]}})
-        return {str(each.key): str(each.id) for each in self.client.read_artifacts(artifact_filter=which)}
+        found = self.client.read_artifacts(artifact_filter=which)
+        expect(f"every artifact of {run.name} is described", all(each.description for each in found))
+        return {str(each.key): str(each.id) for each in found}
+
+    def log(self, run: FlowRun) -> str:
+        which = LogFilter.model_validate({"flow_run_id": {"any_": [str(run.id)]}})
+        return "\n".join(each.message for each in self.client.read_logs(which))
+
+
+def wait(ready: Callable[[], Found | None]) -> Found:
+    """What `ready` returns, once it is true."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if found := ready():
+            return found
+        time.sleep(1)
+    raise SystemExit(f"waited for {PATIENCE} s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @contextmanager
 def served(project: Path) -> Iterator[str]:
     """The address of `make ui` in the project."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = os.environ | {"PERSONLAB_UI_PORT": str(port), "PYTHONPATH": str(ROOT)}
     command = (sys.executable, "-m", "flows.ui")
     with (project / "ui.log").open("w") as log:
@@ -78,17 +133,34 @@ def served(project: Path) -> Iterator[str]:
         ui.wait()
 
 
-def start(page: Page, url: str, deployment: str, override: str, picture: Path | None = None) -> str:
-    """Fill in the form and submit it; the name of the run."""
-    page.open(f"{url}/deployments/deployment/{deployment}/run", "Parameters to change")
-    page.click("Add item")
-    page.run("[...document.querySelectorAll('textarea')].find(e => !e.value).focus()")
-    page.type(override)
+def open_form(page: Page, url: str, api: Api, deployment: str) -> None:
+    page.open(f"{url}/deployments/deployment/{api.deployment(deployment)}/run", "Run Name")
+
+
+def submit(page: Page, api: Api, picture: Path | None = None) -> UUID:
+    """Submit the form; the id of the run."""
     name: str = page.run("document.querySelector('input[type=text], input:not([type])').value")
     if picture:
         page.picture(picture)
     page.click("Submit")
-    return name
+    return api.run_named(name)
+
+
+def retrain(page: Page, url: str, api: Api, override: str, picture: Path | None = None) -> FlowRun:
+    """Start a retraining from its form; the finished run."""
+    open_form(page, url, api, "retrain")
+    page.click("Add item")
+    page.run("[...document.querySelectorAll('textarea')].find(e => !e.value).focus()")
+    page.type(override)
+    return api.finished_run(submit(page, api, picture))
+
+
+def infer_batch(page: Page, url: str, api: Api, images: str, out: str) -> FlowRun:
+    """Start a batch inference from its form; the finished run."""
+    open_form(page, url, api, "batch-inference")
+    page.fill("Images", images)
+    page.fill("Out", out)
+    return api.finished_run(submit(page, api))
 
 
 def message(run: FlowRun) -> str:
@@ -101,33 +173,56 @@ def expect(what: str, true: bool) -> None:
         raise SystemExit(1)
 
 
-def check(project: Path, url: str, api: Api) -> None:
-    deployment = api.deployment("retrain")
+def check_demo(project: Path, url: str, api: Api) -> None:
+    """The pipeline from its form, with its progress; batch inference after it."""
     with browser(height=1100) as page:
-        first = start(page, url, deployment, f"train.learning_rate={rehearsal.BEST}", PICTURES / "form.jpg")
-        run = api.finished_run(first)
-        expect(f"{first}: {message(run)}", run.state_name == "Promoted")
-        second = api.finished_run(start(page, url, deployment, f"train.learning_rate={rehearsal.BAD}"))
+        page.open(f"{url}/deployments", "batch-inference")
+        names = [each.name for each in deployments()]
+        listed = page.run("document.body.innerText").split()
+        expect(f"all deployments are on one page: {', '.join(names)}", {*names} <= {*listed})
+        page.picture(PICTURES / "deployments.jpg")
+
+        open_form(page, url, api, "stage")
+        run = submit(page, api)
+        bar = wait(lambda: api.progress(run, "train: "))
+        page.open(f"{url}/artifacts/artifact/{bar}", "train: ")
+        page.picture(PICTURES / "progress.jpg")
+        done = api.finished_run(run)
+        expect(f"all stages: {message(done)}", done.state_name == "Completed")
+        api.artifacts(done)
+
+        found = infer_batch(page, url, api, "data/acquire/val2017", "found")
+        expect(f"batch inference after the demo: {message(found)}", found.state_name == "Completed")
+        plan = json.loads((project / "found/plan.json").read_text())
+        ours = tiny.TINY["decode"]["nms_radius"]
+        expect("with the model of the pipeline", plan["decode"]["nms_radius"] == ours)
+        page.open(f"{url}/artifacts/artifact/{api.artifacts(found)['batch-samples']}", "Some of the images")
+        page.picture(PICTURES / "batch-samples.jpg")
+        failed = infer_batch(page, url, api, "nothing", "none")
+        expect(f"of no images: {message(failed)}", message(failed).startswith("nothing: no such file"))
+        logs = "\n".join([api.log(failed), api.log(found), api.log(done)]).replace(str(project), "")
+        noise = [word for word in ("Traceback", tempfile.gettempdir(), "core_worker") if word in logs]
+        expect(f"no noise in the logs ({', '.join(noise) or 'none'})", not noise)
+        expect("nor a traceback in the terminal", "Traceback" not in (project / "ui.log").read_text())
+
+
+def check_retraining(project: Path, url: str, api: Api) -> None:
+    with browser(height=1100) as page:
+        first = retrain(page, url, api, f"train.learning_rate={rehearsal.BEST}", PICTURES / "form.jpg")
+        expect(f"{first.name}: {message(first)}", first.state_name == "Promoted")
+        second = retrain(page, url, api, f"train.learning_rate={rehearsal.BAD}")
         expect(f"{second.name}: {message(second)}", second.state_name == "Not promoted")
 
         page.open(f"{url}/runs/flow-run/{second.id}", "Not promoted")
         time.sleep(GRAPH)
-        page.picture(PICTURES / "run.jpg")
-        page.click("Subflow Runs")
-        page.wait_for("evaluate")
-        page.picture(PICTURES / "stages.jpg")
         page.click("Artifacts")
-        page.wait_for("retrain-promotion")
-        page.picture(PICTURES / "artifacts.jpg")
-        for key, says in (
-            ("retrain-promotion", "got worse"),
-            ("retrain-scores", "keypoints.AP"),
-            ("retrain-curves", "Segmentation"),
-        ):
+        page.wait_for("retrain-summary")
+        page.picture(PICTURES / "run.jpg")
+        for key, says in (("retrain-summary", "Where it is"), ("retrain-curves", "Segmentation")):
             page.open(f"{url}/artifacts/artifact/{api.artifacts(second)[key]}", says)
             page.picture(PICTURES / f"{key}.jpg")
         page.open(f"{url}/runs", "Not promoted")  # the page of all runs lists them
-        page.open(f"{url}/deployments/deployment/{deployment}?tab=Upcoming", "Schedules")
+        page.open(f"{url}/deployments/deployment/{api.deployment('retrain')}?tab=Upcoming", "Schedules")
         page.wait_for("At 03:00")
         page.wait_for("auto-scheduled")
         page.picture(PICTURES / "schedule.jpg")
@@ -141,15 +236,40 @@ def check(project: Path, url: str, api: Api) -> None:
         expect("the report uses no server", {a for a in phone.asked if a.startswith("http")} == set())
 
 
+def check_serve(folder: Path) -> None:
+    """People are found in an image that is dropped on the page of `personlab serve`."""
+    scene = make_scene(np.random.default_rng(SCENE), 800, 600)
+    (folder / "rendered.jpg").write_bytes(viz.jpeg(scene.image))
+    port = free_port()
+    command = (sys.executable, "-m", "personlab", "serve", "--port", str(port))
+    with supervised(command, folder, {"PYTHONPATH": str(ROOT)}) as server, browser(900, 900) as page:
+        assert server.stdout is not None
+        wait(lambda: f"http://127.0.0.1:{port}" in server.stdout.readline())
+        page.open(f"http://127.0.0.1:{port}", "Drop pictures here")
+        page.drop(folder / "rendered.jpg", "drop")
+        page.wait_for("proposals")
+        page.picture(PICTURES / "serve.jpg")
+        expect("people were found", "(scores 0." in page.run("document.body.innerText"))
+
+
+@contextmanager
+def temporary(name: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        project = Path(folder) / name
+        project.mkdir()
+        yield project
+
+
 def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        project = Path(name) / "project"
-        rehearsal.project(project)
-        with served(project) as url:
-            print(f"the UI is at {url}", flush=True)
-            with connected(f"{url}/api") as client:
+    for make, check in ((tiny.project, check_demo), (rehearsal.project, check_retraining)):
+        with temporary("project") as project:
+            make(project)
+            with served(project) as url, connected(f"{url}/api") as client:
+                print(f"the UI is at {url}", flush=True)
                 check(project, url, Api(client))
+    with temporary("serve") as folder:
+        check_serve(folder)
     print(f"pictures: {PICTURES.relative_to(ROOT)}")
 
 

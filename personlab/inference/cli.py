@@ -1,6 +1,5 @@
 """The commands that predict people, and the options that they share."""
 
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,16 +10,17 @@ from cyclopts.validators import MutuallyExclusive
 
 from personlab import params
 from personlab.errors import UserError
+from personlab.inference.weights import DEFAULT_NETWORK, find_and_log
 from personlab.utils.files import write_atomic
-
-log = logging.getLogger("personlab")
 
 _scales = cyclopts.Group(validator=MutuallyExclusive())
 
 DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
-DEFAULT_NETWORK = "bodypix-mobilenet-075"
 _weights = "Checkpoint (*.safetensors, its card beside it), or a name of 'personlab weights list'."
 Weights = Annotated[Path, Parameter(help=_weights)]
+AnyWeights = Annotated[
+    Path | None, Parameter(help=f"{_weights} [default: models/champion, else {DEFAULT_NETWORK}]")
+]
 _side = f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
 Side = Annotated[PositiveInt | None, Parameter(group=_scales, help=_side)]
 _several = Parameter(group=_scales, consume_multiple=True, negative="")
@@ -38,22 +38,6 @@ def _infer(side: int | None, pyramid: list[int] | None, stride: params.Stride) -
     return params.Infer(sides=tuple(pyramid or [side or DEFAULTS.sides[0]]), stride=stride)
 
 
-def _find(weights: Path | None) -> Path:
-    """The checkpoint to predict with. A log line says which, unless it was named."""
-    from personlab.registry.models import WEIGHTS, Registry
-    from personlab.weights import zoo
-
-    if weights:
-        return zoo.find(weights)
-    if champion := Registry(Path.cwd()).champion():
-        log.info("weights: %s, the champion of this folder", champion.folder / WEIGHTS)
-        return champion.folder / WEIGHTS
-    log.info(
-        "weights: %s, the default where no model has been promoted; --weights takes others", DEFAULT_NETWORK
-    )
-    return zoo.get(DEFAULT_NETWORK)
-
-
 def predict(
     images: Annotated[
         list[str],
@@ -64,10 +48,7 @@ def predict(
     ],
     /,
     *,
-    weights: Annotated[
-        Path | None,
-        Parameter(help=f"{_weights} [default: models/champion, else {DEFAULT_NETWORK}]"),
-    ] = None,
+    weights: AnyWeights = None,
     out: Annotated[Path, Parameter(help="Folder to write to.")] = Path("people"),
     annotations: Annotated[
         Path | None,
@@ -81,8 +62,8 @@ def predict(
         Literal["json", "coco", "coco-dataset", "parquet"],
         Parameter(
             name="--format",
-            help="A JSON file per image; COCO results; a COCO dataset for annotation tools, of people with a "
-            "score of at least 0.15; or a Parquet table.",
+            help="A JSON file per image; COCO results; a COCO dataset for annotation tools, of the people "
+            "shown; or a Parquet table.",
         ),
     ] = "json",
     device: Device = "cpu",
@@ -107,7 +88,9 @@ def predict(
     infer = _infer(side, pyramid, stride)
     annotated = AnnotatedImages.read(annotations) if annotations else None
     malloc.disable_trim()
-    predictor = Predictor.from_checkpoint(_find(weights), infer, max_people=max_people, gpu=device == "cuda")
+    predictor = Predictor.from_checkpoint(
+        find_and_log(weights), infer, max_people=max_people, gpu=device == "cuda"
+    )
     digest = tables.params_hash(infer, decoding(predictor.network, max_people))
     output = Output(out, form, digest, predictor.skeleton, annotated.person if annotated else PERSON)
     videos = [place for place in images if video.is_video(place)]
@@ -135,7 +118,7 @@ def infer_batch(
     ],
     /,
     *,
-    weights: Weights,
+    weights: AnyWeights = None,
     out: Annotated[str, Parameter(help="Folder to write to, path or URI: empty, or with a run to resume.")],
     side: Side = None,
     pyramid: Pyramid = None,
@@ -156,13 +139,12 @@ def infer_batch(
     from personlab.inference.job import Job, make_plan
     from personlab.inference.listing import list_images
     from personlab.utils.storage import Folder
-    from personlab.weights import zoo
 
     infer = _infer(side, pyramid, stride)
-    weights = zoo.find(weights)
+    checkpoint = find_and_log(weights)
     listing = list_images(images, leave_out=[out])
-    plan = make_plan(listing, weights, infer, max_people=max_people, part_size=part_size)
-    job = Job(plan, listing.root, Folder(out), weights.absolute(), decode, gpu=device == "cuda")
+    plan = make_plan(listing, checkpoint, infer, max_people=max_people, part_size=part_size)
+    job = Job(plan, listing.root, Folder(out), checkpoint.absolute(), decode, gpu=device == "cuda")
     batch.run(job, listing)
 
 

@@ -26,6 +26,7 @@ Row = dict[str, Any]
 
 _PICTURES: Final = 4  # the worst of each task, and the best
 _PICTURE_BYTES, _SHEET_BYTES = 90_000, 400_000
+_USES: Final = {"train": "train on", "val": "validate on"}
 _CURVES: Final = "data/plots/evaluate/precision_recall.tsv"
 
 Columns = Mapping[str, Sequence[float | None]]
@@ -83,9 +84,10 @@ class Results:
         """What was trained, on what, and when."""
         settings = parameters.load(self.folder / "params.yaml")
         data, model, train = settings.acquire, settings.model, settings.train
-        where = data.directory or data.source
+        people = read_json(self.folder / "data/metrics/targets.json")
+        counts = [f"{people[split]['images']} images to {use}" for split, use in _USES.items()]
         return [
-            f"data set: {where}",
+            f"data set: {data.directory or data.source}, {', '.join(counts)}",
             f"network: {model.backbone}, width {model.width}, from {model.init or 'random weights'}",
             f"training: {train.steps} steps of {train.batch} crops of {train.crop} pixels",
             *_commit(self.folder),

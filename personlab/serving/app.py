@@ -9,19 +9,25 @@ from typing import Annotated, Final
 
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
-from personlab import __version__, viz
+from personlab import __version__
 from personlab.errors import UserError
-from personlab.inference.predict import draw_still
 from personlab.inference.results import named_record
+from personlab.people import SHOWN
 from personlab.serving.model import BusyError, Served
 
 LARGEST_BODY: Final = 20_000_000  # bytes
 _PAGE: Final = Path(__file__).with_name("templates") / "page.html"
 
 
-class Keypoint(BaseModel):
+class Answered(BaseModel):
+    """A part of an answer: keys of `named_record` without a field are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Keypoint(Answered):
     """A position in pixels of the image, and its score in [0, 1]."""
 
     x: float
@@ -29,31 +35,32 @@ class Keypoint(BaseModel):
     score: float
 
 
-class Mask(BaseModel):
+class Mask(Answered):
     """COCO's compressed run lengths."""
 
-    size: tuple[int, int]  # height, width
+    size: tuple[int, int] = Field(description="Height, width")
     counts: str
 
 
-class Person(BaseModel):
-    """A detected person; without `segmentation` if the network finds poses only."""
+class Person(Answered):
+    """A detected person; without `segmentation` and `mask_score` if the network finds poses only."""
 
     score: float
     keypoints: dict[str, Keypoint]
-    bbox: tuple[float, float, float, float]  # x, y, width, height
+    bbox: tuple[float, float, float, float] = Field(description="x, y, width, height")
     segmentation: Mask | None = None
+    mask_score: float | None = None
 
 
-class Prediction(BaseModel):
+class Prediction(Answered):
     """The people of an image, best first."""
 
     height: int
     width: int
     people: list[Person]
-    shown: int  # people with a score of at least 0.15
-    seconds: float  # of decoding and prediction
-    picture: str | None = None  # JPEG in base64, if asked for
+    shown: int = Field(description=f"People with a score of at least {SHOWN:g}")
+    seconds: float = Field(description="Of decoding and prediction")
+    picture: str | None = Field(default=None, description="JPEG in base64, if asked for")
 
 
 def make_app(served: Served) -> FastAPI:
@@ -78,25 +85,27 @@ def make_app(served: Served) -> FastAPI:
     async def predict(
         request: Request,
         picture: Annotated[
-            bool, Query(description="Also draw the people with a score of 0.15 or more")
+            bool, Query(description=f"Also draw the people with a score of at least {SHOWN:g}")
         ] = False,
     ) -> Prediction:
         """Find the people in an image, which is the body of the request."""
         content = await _body(request)
         try:
-            answer = await served.predict(content)
+            answer = await served.predict(content, draw=picture)
         except BusyError:
             raise HTTPException(
                 429, "too many requests are waiting; try again", {"Retry-After": "1"}
             ) from None
         except UserError as error:
             raise HTTPException(400, f"the image {error}") from None
-        drawn = viz.jpeg(draw_still(answer.image, answer.result)) if picture else None
+        result = answer.result
         return Prediction(
-            **named_record(answer.result),
-            shown=len(answer.result.shown),
+            height=result.height,
+            width=result.width,
+            people=named_record(result)["people"],
+            shown=len(result.shown),
             seconds=round(answer.seconds, 4),
-            picture=base64.b64encode(drawn).decode() if drawn else None,
+            picture=base64.b64encode(answer.picture).decode() if answer.picture else None,
         )
 
     return app

@@ -1,6 +1,5 @@
 """The command `serve`."""
 
-from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
 from personlab import params
-from personlab.inference.cli import DEFAULT_NETWORK
+from personlab.inference.weights import DEFAULT_NETWORK, find
 
 
 def serve(
@@ -36,22 +35,13 @@ def serve(
     import uvicorn
 
     from personlab.predictor import Predictor
-    from personlab.registry.models import WEIGHTS, Registry
     from personlab.serving.app import make_app
     from personlab.serving.model import Served
-    from personlab.weights import zoo
 
-    registry, infer = Registry(Path.cwd()), params.Infer(sides=(side,), stride=stride)
-    fixed = zoo.find(weights) if weights else None
-    default = cache(lambda: zoo.get(DEFAULT_NETWORK))
-
-    def find() -> Path:
-        if fixed:
-            return fixed
-        champion = registry.champion()
-        return champion.folder / WEIGHTS if champion else default()
-
-    served = Served(find, lambda path: Predictor.from_checkpoint(path, infer), queue=queue)
+    infer = params.Infer(sides=(side,), stride=stride)
+    served = Served(
+        lambda: find(weights, Path.cwd()), lambda path: Predictor.from_checkpoint(path, infer), queue
+    )
     served.predictor()  # fails now rather than at the first request
     print(f"http://{host}:{port}")
     uvicorn.run(make_app(served), host=host, port=port, log_level="warning")

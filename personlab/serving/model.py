@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from personlab import viz
 from personlab.data import images
-from personlab.data.transform import ImageArray
+from personlab.inference.predict import draw_still
 from personlab.inference.results import Result
 from personlab.predictor import Predictor
 
@@ -25,13 +26,13 @@ class Answer:
     """A prediction.
 
     Attributes:
-        image: the picture as it was decoded, height x width x 3 RGB.
-        seconds: of decoding and prediction, without waiting.
+        seconds: of decoding and prediction, without waiting and drawing.
+        picture: JPEG of the image with its people drawn, if asked for.
     """
 
-    image: ImageArray
     result: Result
     seconds: float
+    picture: bytes | None
 
 
 @dataclass
@@ -56,8 +57,8 @@ class Served:
     _waiting: int = 0
     _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    async def predict(self, content: bytes, name: str = "image") -> Answer:
-        """The people in an image file.
+    async def predict(self, content: bytes, *, draw: bool = False) -> Answer:
+        """The people in an image file; with `draw` also a picture of them.
 
         Raises:
             BusyError: the queue is full.
@@ -68,7 +69,7 @@ class Served:
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._predict, content, name
+                self._thread, self._predict, content, draw
             )
         finally:
             self._waiting -= 1
@@ -81,10 +82,11 @@ class Served:
             log.info("serving %s", weights)
         return self._predictor
 
-    def _predict(self, content: bytes, name: str) -> Answer:
+    def _predict(self, content: bytes, draw: bool) -> Answer:
         start = time.monotonic()
         predictor = self.predictor()
         image = images.decode(content, most_pixels=self.most_pixels)
         height, width = image.shape[:2]
-        result = Result(1, name, height, width, predictor(image), predictor.skeleton)
-        return Answer(image, result, time.monotonic() - start)
+        result = Result(1, "image", height, width, predictor(image), predictor.skeleton)
+        seconds = time.monotonic() - start
+        return Answer(result, seconds, viz.jpeg(draw_still(image, result)) if draw else None)

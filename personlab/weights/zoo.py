@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -127,6 +128,12 @@ def get(name: str) -> Path:
 
 
 def _is_intact(path: Path) -> bool:
+    return path.exists() and _can_be_loaded(path, path.stat().st_mtime_ns)
+
+
+@lru_cache
+def _can_be_loaded(path: Path, modified: int) -> bool:
+    """Whether the file as it was modified last can be loaded: a server asks for it again and again."""
     try:
         checkpoint.load(path)
     except UserError:

@@ -1,6 +1,6 @@
 """Score COCO results, or predictions to be made, beside the champion's scores, as a flow.
 
-Run it from the UI (`make ui`), or with `prefect deployment run evaluation/evaluation --param scoring=...`.
+Run it from the UI (`make ui`), or with `prefect deployment run scoring/scoring --param scoring=...`.
 """
 
 import json
@@ -41,7 +41,7 @@ class Scoring(BaseModel):
 
 
 @flow(persist_result=False, on_crashed=[end_sub_flows])
-def evaluation(scoring: Scoring, project: Path = HERE) -> State[Row]:
+def scoring(scoring: Scoring, project: Path = HERE) -> State[Row]:
     """Score results with pycocotools, beside the champion's scores on its own validation images.
 
     Args:
@@ -63,7 +63,7 @@ def evaluation(scoring: Scoring, project: Path = HERE) -> State[Row]:
     with for_show("the scores"):
         create_table_artifact(
             metrics_rows(differences, before="champion, on its own images"),
-            key="evaluation-scores",
+            key="scoring-scores",
             description=f"{scoring.place} against {scoring.annotations}",
         )
     message = ", ".join(f"{task} AP {values['AP']}" for task, values in scores.items())
