@@ -114,7 +114,8 @@ def oracle(
     from personlab.metrics import oracle, report
     from personlab.utils.progress import progress
 
-    annotated = oracle.read(annotations)
+    project = params.of_project()
+    annotated = oracle.read(annotations, project.acquire.categories, project.skeleton)
     scores = oracle.score(
         annotated.truth,
         # targets are refined fields already

@@ -259,6 +259,19 @@ def test_images_get_the_ids_of_an_annotation_file(tmp_path: Path, weights: Path,
     assert {image["file_name"]: image["id"] for image in images} == {"b.jpg": 1, "a.jpg": 2, "c.jpg": 3}
 
 
+def test_the_categories_of_a_project_are_those_that_are_scored(tmp_path: Path, command: Call) -> None:
+    dog = {"id": 4, "name": "dog", "keypoints": ["nose", "tail"]}
+    people = [layouts.person(1, 1), layouts.person(2, 1, category_id=4, keypoints=[12, 8, 2, 14, 7, 2])]
+    content = layouts.document([layouts.image(1)], people)
+    content["categories"].append(dog)
+    annotated = layouts.write_json(tmp_path, "val", content)
+    found = {"image_id": 1, "category_id": 4, "score": 1, "keypoints": [12, 8, 1, 14, 7, 1]}
+    (tmp_path / "results.json").write_text(json.dumps([found]))
+    (tmp_path / "params.yaml").write_text("acquire: { categories: [dog] }")
+    status, printed = command("score", "--annotations", str(annotated), "--results", "results.json")
+    assert (status, printed.splitlines()[1].split()[0]) == (0, "1.000"), printed
+
+
 @pytest.mark.parametrize(
     "environment",
     [ASCII, {"PYTHONIOENCODING": "latin-1"}],

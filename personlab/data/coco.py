@@ -154,6 +154,8 @@ def load(path: Path, wanted: Sequence[str] = ()) -> Records:
     images, annotations, categories = _lists(path, _load_json(path))
     if not images:
         raise UserError(f"{path}: lists no image; there is nothing to do")
+    if not any("id" in a for a in annotations if isinstance(a, dict)):  # results, taken as annotations
+        annotations = [a | {"id": n} if isinstance(a, dict) else a for n, a in enumerate(annotations, 1)]
     category = choose(path, categories, annotations, wanted)
     check_order(path, category.keypoints)
     # Where the category is not a number, the annotation is kept, to be rejected with this reason.
@@ -168,8 +170,11 @@ def load(path: Path, wanted: Sequence[str] = ()) -> Records:
     return Records(images, people, len(annotations) - len(people), category, names)
 
 
-def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
+def load_images(path: Path, wanted: Sequence[str] = ()) -> tuple[dict[int, "Image"], int]:
     """The images of a file with or without annotations, by id, and the id of its category.
+
+    Args:
+        wanted: as `load`.
 
     Raises:
         UserError: as `load`, or an image's record is not COCO's.
@@ -178,7 +183,7 @@ def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
     if isinstance(content, dict):
         content.setdefault("annotations", [])
     images, annotations, categories = _lists(path, content)
-    return images_of(path, images), choose(path, categories, annotations).ids[0]
+    return images_of(path, images), choose(path, categories, annotations, wanted).ids[0]
 
 
 def images_of(path: Path, records: Iterable[Any]) -> dict[int, "Image"]:

@@ -118,10 +118,11 @@ def decode_annotated(image: Path | bytes, height: int, width: int) -> ImageArray
     raise UserError(f"is {stored} pixels{exif}, the annotations say {width} x {height}{swapped}")
 
 
-def orientation(path: Path) -> int:
+def orientation(file: Path | bytes) -> int:
     """The EXIF orientation of an image file, 2 to 8; 1 if it is upright or cannot be read."""
     try:
-        with PIL.Image.open(path, formats=formats()) as image:
+        source = BytesIO(file) if isinstance(file, bytes) else file
+        with PIL.Image.open(source, formats=formats()) as image:
             found: Any = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as in `_explained`
         return 1

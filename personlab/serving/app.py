@@ -37,12 +37,13 @@ class Mask(BaseModel):
 
 
 class Person(BaseModel):
-    """A detected person; without `segmentation` if the network finds poses only."""
+    """A detected person; without mask and its score if the network finds poses only."""
 
     score: float
     keypoints: dict[str, Keypoint]
     bbox: tuple[float, float, float, float]  # x, y, width, height
     segmentation: Mask | None = None
+    mask_score: float | None = None
 
 
 class Prediction(BaseModel):
@@ -71,6 +72,7 @@ def make_app(served: Served) -> FastAPI:
         responses={
             400: {"description": "The body is not an image that can be read, or has too many pixels"},
             413: {"description": f"The body has more than {LARGEST_BODY} bytes"},
+            415: {"description": "The body is a form, not an image"},
             429: {"description": "Too many requests are waiting; try again"},
         },
         response_model_exclude_none=True,
@@ -82,6 +84,8 @@ def make_app(served: Served) -> FastAPI:
         ] = False,
     ) -> Prediction:
         """Find the people in an image, which is the body of the request."""
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise HTTPException(415, "a form; send the file itself: curl --data-binary @photo.jpg")
         content = await _body(request)
         try:
             answer = await served.predict(content)
