@@ -21,7 +21,7 @@ from torch import Tensor
 
 import personlab
 from personlab import predictor
-from personlab.cli import app
+from personlab.cli import app, main
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import build
@@ -257,6 +257,18 @@ def test_images_get_the_ids_of_an_annotation_file(tmp_path: Path, weights: Path,
     assert status == 0, printed
     images = json.loads((tmp_path / "found/images.json").read_text())
     assert {image["file_name"]: image["id"] for image in images} == {"b.jpg": 1, "a.jpg": 2, "c.jpg": 3}
+
+
+@pytest.mark.parametrize("name", ["", "a.json/b.json", 300 * "x"])
+def test_paths_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "a.json").touch()
+    place = str(tmp_path / name)
+    monkeypatch.setattr("personlab.utils.logs.start", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["personlab", "score", "--annotations", place, "--results", "a.json"])
+    with pytest.raises(SystemExit, match=f"^personlab: {re.escape(place)}: (Is a|Not a|File name too)"):
+        main()
 
 
 def test_the_categories_of_a_project_are_those_that_are_scored(tmp_path: Path, command: Call) -> None:

@@ -142,9 +142,9 @@ def test_accents_may_be_composed_otherwise_on_the_disk(tmp_path: Path, stated: A
 
 def test_annotations_without_ids_are_numbered(tmp_path: Path) -> None:
     """As results have none."""
-    people = [without(person(1, 1), "id")] * 2
+    people = [without(person(1, 1), "id"), person(7, 1), person(7, 1, id=None)]
     records = coco.load(write_json(tmp_path, "val", document([image(1)], people)))
-    assert [record["id"] for record in records.people] == [1, 2]
+    assert [record["id"] for record in records.people] == [8, 7, 9]
 
 
 def test_area_and_iscrowd_may_be_missing(tmp_path: Path) -> None:

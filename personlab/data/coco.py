@@ -154,8 +154,7 @@ def load(path: Path, wanted: Sequence[str] = ()) -> Records:
     images, annotations, categories = _lists(path, _load_json(path))
     if not images:
         raise UserError(f"{path}: lists no image; there is nothing to do")
-    if not any("id" in a for a in annotations if isinstance(a, dict)):  # results, taken as annotations
-        annotations = [a | {"id": n} if isinstance(a, dict) else a for n, a in enumerate(annotations, 1)]
+    annotations = list(_numbered(annotations))
     category = choose(path, categories, annotations, wanted)
     check_order(path, category.keypoints)
     # Where the category is not a number, the annotation is kept, to be rejected with this reason.
@@ -222,6 +221,17 @@ def _lists(path: Path, content: Any) -> tuple[list[Any], list[Any], list[Any]]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{path}: no list '{key}' in it; not a COCO annotation file")
     return content["images"], content["annotations"], content["categories"]
+
+
+def _numbered(annotations: Sequence[Any]) -> Iterator[Any]:
+    """Annotations without ids, such as results that are taken as annotations, numbered after the others."""
+    number = max((record_id(each) or 0 for each in annotations), default=0)
+    for each in annotations:
+        if isinstance(each, dict) and each.get("id") is None:
+            number += 1
+            yield each | {"id": number}
+        else:
+            yield each
 
 
 def _category_id(annotation: Any) -> int | None:

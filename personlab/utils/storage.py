@@ -42,8 +42,8 @@ def locate(place: str) -> tuple[FileSystem, str]:
     """
     if "://" not in place:
         return LocalFileSystem(), str(Path(place).absolute())
-    parts = urlsplit(place)
     try:
+        parts = urlsplit(place)
         system, root = _system(parts.scheme, parts.netloc, parts.query)
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise UserError(f"{place}: {error}") from None
