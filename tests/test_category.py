@@ -83,7 +83,9 @@ def test_missing_and_repeated_names_are_numbered(caplog: pytest.LogCaptureFixtur
         FILE, [DOG | {"keypoints": ["left_eye", "right_eye", None, "", "tail", "tail"]}], [posed(2, 6)]
     )
     assert found.keypoints == ("left_eye", "right_eye", "keypoint_3", "keypoint_4", "tail", "tail_6")
-    assert skeleton(found, []).flip is None  # what is not named may be on a side
+    derived = skeleton(found, [])
+    assert derived.flip is None  # what is not named may be on a side
+    category.warn(found, derived, params.Skeleton())
     assert "hold 6 keypoints, the category names 3: others are numbered" in caplog.text
 
 
