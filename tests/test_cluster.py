@@ -108,6 +108,16 @@ def test_folders_that_do_not_suit_rays_sockets_are_not_used(
         assert cluster._temp_dir() is None
 
 
+def test_a_machine_that_is_too_busy_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(cluster, "_PRIVATE", {})  # sets variables
+    monkeypatch.setattr(cluster.ray, "init", init)
+    with pytest.raises(UserError, match=r"^Ray cannot start: .* timed out during startup; RAY_TMPDIR"):
+        cluster._start()
+
+
 @pytest.mark.slow
 def test_ray_starts_where_temporary_files_have_a_long_path_and_names_a_folder_that_it_cannot_make(
     tmp_path: Path,

@@ -234,6 +234,7 @@ BAD_FILES = {
         r"is 30 x 40 pixels, the annotations say 40 x 30",
     ),
     "missing": (lambda path: path.unlink(), r"1\.jpg: no such file"),
+    "other case": (lambda path: path.rename(path.with_suffix(".JPG")), r"no such file; 1\.JPG is there"),
     "link out": (link_out, r"file_name '1\.jpg' is outside the image folder"),
     "circle": (link_to_itself, r"1\.jpg"),
 }

@@ -276,9 +276,17 @@ def _image(layout: Layout, folder: Path, record: Any, names_in: NamesIn) -> Imag
     try:
         images.decode_annotated(folder / file, height, width)
     except UserError as error:
-        raise BadRecordError(f"{name}: {error}") from None
+        raise BadRecordError(f"{name}: {error}{_in_other_case(folder / file, names_in)}") from None
     orientation = images.orientation(folder / file)
     return Image(image_id, (PurePosixPath(layout.folder) / file).as_posix(), height, width, orientation)
+
+
+def _in_other_case(path: Path, names_in: NamesIn) -> str:
+    """A hint, if only upper and lower case differ from a file that is there, as on Windows."""
+    if path.exists():
+        return ""
+    others = (name for name in names_in(path.parent).values() if name != path.name)
+    return next((f"; {name} is there" for name in others if name.lower() == path.name.lower()), "")
 
 
 def _names_in(folder: Path) -> dict[str, str]:

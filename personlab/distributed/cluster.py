@@ -108,8 +108,9 @@ def _start() -> None:
     try:
         ray.init(address="local", _temp_dir=_temp_dir(), **options)
     except Exception as error:  # a bare one if the machine is too busy for its processes to start in 30 s
+        reason = str(error).rstrip(".")
         raise UserError(
-            f"Ray cannot start: {error}; RAY_TMPDIR sets the folder of its files, {_USUAL_FOLDER} by default"
+            f"Ray cannot start: {reason}; RAY_TMPDIR sets the folder of its files, {_USUAL_FOLDER} by default"
         ) from error
 
 
