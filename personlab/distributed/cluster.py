@@ -107,10 +107,13 @@ def _start() -> None:
     options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, **_QUIET}
     try:
         ray.init(address="local", _temp_dir=_temp_dir(), **options)
-    except Exception as error:  # Ray raises plain ones, too, such as when the machine is too busy
+    except (OSError, ValueError) as error:
         raise UserError(
             f"Ray cannot start: {error}; RAY_TMPDIR sets the folder of its files, {_USUAL_FOLDER} by default"
         ) from error
+    except Exception as error:  # a plain one, where a busy machine starts it too slowly
+        reason = str(error).partition(". ")[0]
+        raise UserError(f"Ray cannot start: {reason}; run the command again") from error
 
 
 def _temp_dir() -> str | None:
