@@ -235,6 +235,10 @@ def check_retraining(project: Path, url: str, api: Api) -> None:
         phone.open(report.as_uri(), "Beside the champion")
         phone.picture(PICTURES / "report-phone.jpg")
         expect("the report fits a phone", phone.run("document.documentElement.scrollWidth") <= 390)
+        cut = phone.run(
+            "[...document.querySelectorAll('.card')].filter(e => e.scrollWidth > e.clientWidth).length"
+        )
+        expect(f"and its tables ({cut} do not)", cut == 0)
         expect("the report uses no server", {a for a in phone.asked if a.startswith("http")} == set())
 
 
