@@ -107,11 +107,12 @@ def conclude(folder: Path, project: Path, rule: Rule) -> State[Verdict]:
     saved = save(folder, name)
     shown = page.Results(folder, Registry(project).champion())
     verdict = judge(folder, project, rule, why=name)
-    places = [f"saved as `{saved.experiment or saved.commit}`: `dvc exp apply` or `git checkout` restores it"]
-    report = project / "runs" / "reports" / f"{name}.html"
+    restore = f"dvc exp apply {saved.experiment}" if saved.experiment else f"git checkout {saved.commit}"
+    places = [f"all files: `{restore}`"]
+    report = Path("runs/reports", f"{name}.html")
     with for_show("the report"):
-        page.write(shown, report)
-        places.append(f"everything on one page: [{report.name}]({report.as_uri()}), `{report}`")
+        page.write(shown, project / report)
+        places.append(f"everything on one page: [{report}]({(project / report).as_uri()})")
     with for_show("scores and pictures"):
         results.publish(shown)
     with for_show("the summary"):

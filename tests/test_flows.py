@@ -476,11 +476,11 @@ def test_flows_load_neither_torch_nor_ray() -> None:
 def test_a_summary_says_whether_why_what_and_where() -> None:
     verdict = {"outcome": "not promoted", "why": "no AP is higher", "comparisons": [], "version": None}
     results = Mock(facts=["data set: sample"], parameters=[Difference("train.steps", 10, 20)])
-    text = summary(verdict, "not-worse", results, ["saved as `retrain-1`"])
+    text = summary(verdict, "not-worse", results, ["all files: `git checkout 1`"])
     assert text.startswith("# Not promoted: no AP is higher\n\nRule *not-worse*")
     assert text.endswith(
         "## What was trained\n\n- data set: sample\n- unlike the champion: train.steps: 10 → 20\n\n"
-        "## Where it is\n\n- saved as `retrain-1`"
+        "## Where it is\n\n- all files: `git checkout 1`"
     )
 
 

@@ -140,7 +140,7 @@ def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_t
     assert "- data set: sample, 24 images to train on, 24 images to validate on" in summary
     assert f"- unlike the champion: train.learning_rate: {USUAL} → {BAD}" in summary
     (name,) = {run_of(sabotaged).name} & set(rehearsal.experiments(project))
-    assert f"- saved as `{name}`" in summary
+    assert f"`dvc exp apply {name}`" in summary
     assert (project / f"runs/reports/{name}.html").as_uri() in summary
     (parameter,) = table_of(run_of(sabotaged), "retrain-parameters")
     assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BAD}

@@ -133,8 +133,9 @@ def served(project: Path) -> Iterator[str]:
         ui.wait()
 
 
-def open_form(page: Page, url: str, api: Api, deployment: str) -> None:
-    page.open(f"{url}/deployments/deployment/{api.deployment(deployment)}/run", "Run Name")
+def open_form(page: Page, url: str, api: Api, deployment: str, field: str) -> None:
+    """Open the form of a deployment and wait for a field of its parameters."""
+    page.open(f"{url}/deployments/deployment/{api.deployment(deployment)}/run", field)
 
 
 def submit(page: Page, api: Api, picture: Path | None = None) -> UUID:
@@ -143,12 +144,13 @@ def submit(page: Page, api: Api, picture: Path | None = None) -> UUID:
     if picture:
         page.picture(picture)
     page.click("Submit")
+    page.wait_for(f"{name} scheduled to start")
     return api.run_named(name)
 
 
 def retrain(page: Page, url: str, api: Api, override: str, picture: Path | None = None) -> FlowRun:
     """Start a retraining from its form; the finished run."""
-    open_form(page, url, api, "retrain")
+    open_form(page, url, api, "retrain", "Parameters to change")
     page.click("Add item")
     page.run("[...document.querySelectorAll('textarea')].find(e => !e.value).focus()")
     page.type(override)
@@ -157,7 +159,7 @@ def retrain(page: Page, url: str, api: Api, override: str, picture: Path | None 
 
 def infer_batch(page: Page, url: str, api: Api, images: str, out: str) -> FlowRun:
     """Start a batch inference from its form; the finished run."""
-    open_form(page, url, api, "batch-inference")
+    open_form(page, url, api, "batch-inference", "Images")
     page.fill("Images", images)
     page.fill("Out", out)
     return api.finished_run(submit(page, api))
@@ -182,7 +184,7 @@ def check_demo(project: Path, url: str, api: Api) -> None:
         expect(f"all deployments are on one page: {', '.join(names)}", {*names} <= {*listed})
         page.picture(PICTURES / "deployments.jpg")
 
-        open_form(page, url, api, "stage")
+        open_form(page, url, api, "stage", "refresh")
         run = submit(page, api)
         bar = wait(lambda: api.progress(run, "train: "))
         page.open(f"{url}/artifacts/artifact/{bar}", "train: ")
@@ -233,6 +235,10 @@ def check_retraining(project: Path, url: str, api: Api) -> None:
         phone.open(report.as_uri(), "Beside the champion")
         phone.picture(PICTURES / "report-phone.jpg")
         expect("the report fits a phone", phone.run("document.documentElement.scrollWidth") <= 390)
+        cut = phone.run(
+            "[...document.querySelectorAll('.card')].filter(e => e.scrollWidth > e.clientWidth).length"
+        )
+        expect(f"and its tables ({cut} do not)", cut == 0)
         expect("the report uses no server", {a for a in phone.asked if a.startswith("http")} == set())
 
 
