@@ -10,7 +10,7 @@ from functools import partial
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import cyclopts
 from cyclopts import Parameter
@@ -114,7 +114,8 @@ def oracle(
     from personlab.metrics import oracle, report
     from personlab.utils.progress import progress
 
-    annotated = oracle.read(annotations)
+    project = params.of_project()
+    annotated = oracle.read(annotations, project.acquire.categories, project.skeleton)
     scores = oracle.score(
         annotated.truth,
         # targets are refined fields already
@@ -195,14 +196,22 @@ def export(
 
 
 def main() -> None:
-    """Run a command; a UserError is printed without a traceback, and the exit status is 1."""
+    """Run a command. Errors that users can fix are printed without a traceback; the exit status is 1."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # ASCII and Latin-1 terminals lack the dash of empty columns
     logs.start()
     try:
-        app()
+        app(sys.argv[1:])
     except UserError as error:
-        if not logs.for_programs():
-            sys.exit(f"personlab: {error}")
-        logs.log.error("%s", error)
-        sys.exit(1)
+        _exit(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _exit(f"{error.filename}: {error.strerror}")  # a folder, no permission, a name that is too long
+
+
+def _exit(reason: str) -> NoReturn:
+    if not logs.for_programs():
+        sys.exit(f"personlab: {reason}")
+    logs.log.error("%s", reason)
+    sys.exit(1)

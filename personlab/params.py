@@ -328,6 +328,16 @@ def load(path: Path) -> Params:
         raise UserError(f"{path}: {reasons(error)}") from None
 
 
+def of_project() -> Params:
+    """The parameters of the project in the current folder; the defaults if there is none.
+
+    Raises:
+        UserError: as `load`.
+    """
+    path = Path("params.yaml")
+    return load(path) if path.exists() else Params()
+
+
 def reasons(error: ValidationError) -> str:
     """What is wrong with values, key by key, on one line."""
     return "; ".join(_reason(detail) for detail in error.errors())

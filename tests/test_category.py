@@ -66,7 +66,7 @@ def test_names_go_as_far_as_annotations_and_numbers_further(caplog: pytest.LogCa
     assert fewer.keypoints == ("nose", "tail", "keypoint_3")
     more = choose(FILE, [DOG | {"keypoints": ["a", "b", "c"]}], [posed(2, 2)])
     assert more.keypoints == ("a", "b")
-    skeleton(more, [])
+    category.warn(more, skeleton(more, []), params.Skeleton())
     assert "annotations of dog hold 2 keypoints, the category names 3: the first names" in caplog.text
 
 
@@ -115,13 +115,22 @@ def test_numbered_keypoints_are_not_taken_for_the_middle() -> None:
     assert skeleton(choose(FILE, [named], [posed(2, 5)]), []).flip is None
 
 
-def test_links_may_count_from_one_or_zero_and_what_they_lack_is_ignored() -> None:
+def test_links_may_count_from_one_or_zero_and_others_are_named(caplog: pytest.LogCaptureFixture) -> None:
     def links(pairs: Any) -> tuple[tuple[int, int], ...]:
         return choose(FILE, [DOG | {"skeleton": pairs}], [posed(2)]).links
 
     assert links([["nose", "tail"]]) == ((0, 1),)
     assert links([[1, 2]]) == links([[0, 1]]) == links([[1, 2], [1, 9], [2, 2], "ab", [1]]) == ((0, 1),)
     assert links(None) == links(5) == ()
+    named = choose(FILE, [DOG | {"skeleton": [["nose", "ear"], [1, 9], [1, 2]]}], [posed(2)])
+    category.warn(named, skeleton(named, []), params.Skeleton())
+    assert 'from 1 to 2 are left out: ["nose", "ear"], [1, 9]' in caplog.text
+
+
+@pytest.mark.parametrize("names", [[{"name": "nose"}, {"name": "tail"}], {"1": "nose"}, "nose, tail"])
+def test_keypoints_that_are_no_list_of_names_are_refused(names: Any) -> None:
+    with pytest.raises(UserError, match=r"some\.json: category 'dog': keypoints is .*, not a list of names"):
+        choose(FILE, [DOG | {"keypoints": names}], [posed(2)])
 
 
 # --- the tree -----------------------------------------------------------------------------------------------
@@ -179,9 +188,10 @@ def test_coco_is_known_by_its_names_and_its_parts_can_be_replaced() -> None:
 
 
 def test_pairs_and_tolerances_follow_from_names(caplog: pytest.LogCaptureFixture) -> None:
-    found = skeleton(dataset(["L_Eye", "R_Eye", "tail"], [(0, 1), (1, 2)]), [])
+    eyes = dataset(["L_Eye", "R_Eye", "tail"], [(0, 1), (1, 2)])
+    found = skeleton(eyes, [])
     assert (found.flip, found.sigmas) == ((1, 0, 2), (0.025, 0.025, DEFAULT_SIGMA))
-    category.warn(found, params.Skeleton())
+    category.warn(eyes, found, params.Skeleton())
     assert "no OKS tolerance for tail: 0.07 is used" in caplog.text
 
 
@@ -189,7 +199,7 @@ def test_without_sides_nothing_is_mirrored_unless_pairs_are_given(caplog: pytest
     hand = dataset(["wrist", "thumb"], [(0, 1)])
     unknown = skeleton(hand, [])
     assert unknown.flip is None
-    category.warn(unknown, params.Skeleton())
+    category.warn(hand, unknown, params.Skeleton())
     assert "no image is mirrored in training. Give skeleton.pairs" in caplog.text
     assert skeleton(hand, [], params.Skeleton(pairs=[])).flip == (0, 1)
     assert skeleton(hand, [], params.Skeleton(pairs=[("wrist", "thumb")])).flip == (1, 0)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import personlab
 from personlab import predictor
-from personlab.cli import app
+from personlab.cli import app, main
 from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import build
@@ -271,6 +271,31 @@ def test_images_get_the_ids_of_an_annotation_file(tmp_path: Path, weights: Path,
     assert status == 0, printed
     images = json.loads((tmp_path / "found/images.json").read_text())
     assert {image["file_name"]: image["id"] for image in images} == {"b.jpg": 1, "a.jpg": 2, "c.jpg": 3}
+
+
+@pytest.mark.parametrize("name", ["", "a.json/b.json", 300 * "x"])
+def test_paths_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "a.json").touch()
+    place = str(tmp_path / name)
+    monkeypatch.setattr("personlab.utils.logs.start", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["personlab", "score", "--annotations", place, "--results", "a.json"])
+    with pytest.raises(SystemExit, match=f"^personlab: {re.escape(place)}: (Is a|Not a|File name too)"):
+        main()
+
+
+def test_the_categories_of_a_project_are_those_that_are_scored(tmp_path: Path, command: Call) -> None:
+    dog = {"id": 4, "name": "dog", "keypoints": ["nose", "tail"]}
+    people = [layouts.person(1, 1), layouts.person(2, 1, category_id=4, keypoints=[12, 8, 2, 14, 7, 2])]
+    content = layouts.document([layouts.image(1)], people)
+    content["categories"].append(dog)
+    annotated = layouts.write_json(tmp_path, "val", content)
+    found = {"image_id": 1, "category_id": 4, "score": 1, "keypoints": [12, 8, 1, 14, 7, 1]}
+    (tmp_path / "results.json").write_text(json.dumps([found]))
+    (tmp_path / "params.yaml").write_text("acquire: { categories: [dog] }")
+    status, printed = command("score", "--annotations", str(annotated), "--results", "results.json")
+    assert (status, printed.splitlines()[1].split()[0]) == (0, "1.000"), printed
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,13 @@ def test_accents_may_be_composed_otherwise_on_the_disk(tmp_path: Path, stated: A
     assert read(tmp_path)[0] == [Image(1, f"val2017/{on_disk}", HEIGHT, WIDTH)]
 
 
+def test_annotations_without_ids_are_numbered(tmp_path: Path) -> None:
+    """As results have none."""
+    people = [without(person(1, 1), "id"), person(7, 1), person(7, 1, id=None)]
+    records = coco.load(write_json(tmp_path, "val", document([image(1)], people)))
+    assert [record["id"] for record in records.people] == [8, 7, 9]
+
+
 def test_area_and_iscrowd_may_be_missing(tmp_path: Path) -> None:
     nulls = person(6, 1, area=None, iscrowd=None)
     write_layout(tmp_path, "val", [image(1)], [without(person(5, 1), "area", "iscrowd"), nulls])

@@ -273,7 +273,9 @@ def test_a_server_that_is_not_there(path: Path) -> None:
         download(f"{url}/file.zip", path, pause=0.0)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "images", ""])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "images", "", "http://[::1/x", "http://x:y/z", "http://"]
+)
 def test_other_addresses_are_refused(path: Path, url: str) -> None:
     with pytest.raises(UserError, match="not an http"):
         download(url, path)

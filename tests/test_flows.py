@@ -455,6 +455,14 @@ def test_a_server_that_does_not_answer_is_an_error(tmp_path: Path, command: str,
     assert "Traceback" not in done.stderr
 
 
+def test_a_malformed_address_of_a_server_is_an_error(tmp_path: Path) -> None:
+    environment = os.environ | {"PREFECT_API_URL": "http://[::1", "PYTHONPATH": str(ROOT)}
+    command = (sys.executable, "-m", "flows.stages", "ingest")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    sentence = "error: Prefect's settings (PREFECT_API_URL and so on): Value error, Invalid IPv6 URL\n"
+    assert (done.returncode, done.stderr) == (1, sentence)
+
+
 def loaded_by(module: str) -> Sequence[str]:
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run((sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True, check=True)

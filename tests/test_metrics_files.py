@@ -12,9 +12,11 @@ from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from personlab import params
 from personlab.errors import UserError
 from personlab.metrics.coco import Task, match
 from personlab.metrics.files import read_annotations, read_results, scorable
+from personlab.skeleton import COCO_PERSON
 from tests import layouts
 from tests.coco_person import KEYPOINTS
 
@@ -175,6 +177,29 @@ def test_cocos_category_is_people_unless_the_annotations_use_it_otherwise(tmp_pa
     assert not found[KEYPOINTS]
 
 
+DOG = {"id": 4, "name": "dog", "keypoints": ["nose", "tail"]}
+
+
+def test_results_of_all_categories_that_share_their_keypoints_count(tmp_path: Path) -> None:
+    people = [
+        layouts.person(number, 1, category_id=category, keypoints=[12, 8, 2, 14, 7, 2])
+        for number, category in ((1, 4), (2, 7))
+    ]
+    annotated = read_annotations(annotations(tmp_path, people, [DOG, DOG | {"id": 7, "name": "cat"}]))
+    records = [result(category_id=category, keypoints=[12, 8, 1, 14, 7, 1]) for category in (4, 7)]
+    assert len(read_results(results(tmp_path, records), annotated)[KEYPOINTS][1]) == 2
+
+
+def test_the_projects_categories_and_skeleton_count(tmp_path: Path) -> None:
+    people = [layouts.person(1, 1, category_id=4, keypoints=[12, 8, 2, 14, 7, 2]), layouts.person(2, 1)]
+    path = annotations(tmp_path, people, [DOG, {"id": 1, "name": "person"}])
+    assert read_annotations(path).skeleton == COCO_PERSON
+    annotated = read_annotations(path, ["dog"], params.Skeleton(sigmas=(0.1, 0.2)))
+    assert (annotated.people, annotated.skeleton.sigmas) == ((4,), (0.1, 0.2))
+    with pytest.raises(UserError, match=r"2017\.json: skeleton\.keypoints names 1 keypoints"):
+        read_annotations(path, ["dog"], params.Skeleton(keypoints=("nose",)))
+
+
 def test_of_two_person_categories_the_one_in_use_counts(tmp_path: Path) -> None:
     """Roboflow adds a root category that is named after the project."""
     both = [{"id": 0, "name": "person"}, {"id": 1, "name": "person"}]
@@ -193,7 +218,6 @@ def test_of_two_person_categories_the_one_in_use_counts(tmp_path: Path) -> None:
         ({}, {"id": 2}, "none of its 1 annotations is of category 2, person, but some are of 1"),
         ({"keypoints": []}, {"name": "car"}, "must name 'person' once, not 0 times; its categories: car"),
         ({"category_id": "a"}, {}, 'none of its 1 people can be scored: number 0 .* category_id is "a"'),
-        ({"id": None}, {}, "none of its 1 people can be scored: number 0 .* id is null"),
         ({}, {"keypoints": sorted(NAMES)}, "in another order than COCO's: 'left_ankle' is listed instead of"),
         ({"keypoints": [0.3, 0.2, 2] * 17}, {}, "keypoints of 1 of 1 people looked at are fractions"),
     ],

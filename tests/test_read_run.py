@@ -47,7 +47,8 @@ def seen(number: int, name: str, height: int = layouts.HEIGHT, rle: bytes | None
         "keypoint_scores": [0.5] * 17,
         "mask": counts,
     }
-    return {"image_id": number, "image": name, "height": height, "width": layouts.WIDTH, "people": [person]}
+    size = {"height": height, "width": layouts.WIDTH, "orientation": 1}
+    return {"image_id": number, "image": name, **size, "people": [person]}
 
 
 def run(folder: Path, *parts: Record, errors: tuple[Record, ...] = ()) -> Folder:
@@ -115,7 +116,7 @@ def test_names_match_however_their_accents_are_written(tmp_path: Path) -> None:
 def test_predictions_of_a_project_are_read_by_image_id(tmp_path: Path, annotations: Annotations) -> None:
     rows = [seen(3, "b.jpg"), seen(5, "a.jpg")]
     for row in rows:
-        del row["image"]
+        del row["image"], row["orientation"]
     table = pa.Table.from_pylist(rows, schema=tables.PREDICTIONS)
     tables.write_table(table, tmp_path / "infer/part-00000.parquet", params_hash="0")
     (tmp_path / "infer/model.safetensors").touch()
@@ -127,6 +128,20 @@ def test_predictions_of_a_project_are_read_by_image_id(tmp_path: Path, annotatio
     del annotations.images[3]
     with pytest.raises(UserError, match=r"the annotations lacks 1 images of .*infer, first image 3"):
         read(place, annotations)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_images_that_were_turned_without_a_change_of_size_are_refused(
+    tmp_path: Path, annotations: Annotations, orientation: int
+) -> None:
+    """Their annotations mean the pixels as stored, the predictions those that EXIF shows."""
+    found = run(tmp_path / "run", seen(0, "a.jpg") | {"orientation": orientation}, seen(1, "b.jpg"))
+    reason = f"a.jpg.* was turned as its EXIF orientation, {orientation}, says, and annotations mean"
+    with pytest.raises(UserError, match=reason):
+        read_run(found, annotations)
+    turned = results_beside(tmp_path, image_record(5, "a.jpg") | {"orientation": orientation})
+    with pytest.raises(UserError, match=reason):
+        check_images(turned, annotations)
 
 
 def results_beside(folder: Path, *images: Record) -> Path:

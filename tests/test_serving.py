@@ -113,6 +113,12 @@ def test_other_bodies_are_refused_and_the_next_is_answered(
     assert client.post("/predict", content=picture()).status_code == 200
 
 
+def test_a_form_is_refused_with_what_to_send(client: httpx.Client) -> None:
+    answer = client.post("/predict", files={"file": picture()})
+    assert answer.status_code == 415
+    assert "send the file itself: curl --data-binary @photo.jpg" in answer.json()["detail"]
+
+
 def test_a_full_queue_is_answered_at_once(tmp_path: Path) -> None:
     served = Served(lambda: tmp_path, lambda path: OnePerson(seconds=0.3), queue=2)  # type: ignore[arg-type, return-value]
     with serving(served) as client, ThreadPoolExecutor(6) as pool:

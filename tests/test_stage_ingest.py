@@ -14,7 +14,7 @@ import pytest
 from personlab.data import download
 from personlab.data.images import pixels, read
 from personlab.errors import UserError
-from personlab.params import Acquire, Ingest, Params, Sample
+from personlab.params import Acquire, Ingest, Params, Sample, Skeleton
 from personlab.stages import acquire, ingest
 from personlab.tables import IMAGES, PEOPLE, REJECTS, read_dataset, read_table
 from personlab.utils.files import digest
@@ -147,6 +147,14 @@ def test_too_many_rejects_fail_and_are_listed(project: Path) -> None:
     write_image(project.parent / "layout/train2017/1.jpg")
     run(project)
     assert not (project / "runs/ingest-rejects.csv").exists()
+
+
+def test_a_skeleton_that_does_not_fit_is_known_before_images_are_read(project: Path) -> None:
+    (project.parent / "layout/train2017/1.jpg").write_text("not read")
+    acquire.run(params(), project)
+    given = params().model_copy(update={"skeleton": Skeleton(keypoints=("nose",))})
+    with pytest.raises(UserError, match=r"train2017\.json: skeleton\.keypoints names 1 keypoints"):
+        ingest.run(given, project)
 
 
 def turn(path: Path, orientation: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:

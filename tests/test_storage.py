@@ -1,5 +1,7 @@
 """Folders here and elsewhere: whole files or none, and one run at a time."""
 
+import re
+import socket
 import threading
 from pathlib import Path
 
@@ -71,9 +73,9 @@ def test_uris_are_decoded(tmp_path: Path) -> None:
     assert storage.kind(f"file://{tmp_path}/none") == FileType.NotFound
 
 
-@pytest.mark.parametrize("place", ["ftp://host/x", "nothing://", "http://host/a.jpg"])
+@pytest.mark.parametrize("place", ["ftp://host/x", "nothing://", "http://host/a.jpg", "s3://[::1/x"])
 def test_unknown_file_systems_are_named(place: str) -> None:
-    with pytest.raises(UserError, match=place):
+    with pytest.raises(UserError, match=re.escape(place)):
         storage.locate(place)
 
 
@@ -119,3 +121,14 @@ def test_errors_of_an_object_store_name_the_place(monkeypatch: pytest.MonkeyPatc
     for ask in (storage.kind, lambda place: Folder(place).files()):
         with pytest.raises(UserError, match=r"^abfs://photos: .*failed to get a token"):
             ask("abfs://photos")
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://user:key@bucket/x?region=eu-west-1&", "gs://anonymous@bucket/x?retry_limit_seconds=1&"]
+)
+def test_a_store_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setattr(storage, "_ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place += f"scheme=http&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"^(s3|gs)://.*: no answer within 0.3 s"):
+            storage.kind(place)

@@ -47,7 +47,7 @@ def test_fractions_become_pixels(tmp_path: Path) -> None:
     assert person["bbox"] == pytest.approx([12, 5, 16, 10])
     assert person["keypoints"] == pytest.approx([16, 8, 2, 24, 12, 1])
     assert (person["id"], person["image_id"], person["category_id"]) == (1, 1, 0)
-    assert found["categories"] == [{"id": 0, "name": "tiger", "flip_idx": [1, 0]}]
+    assert found["categories"] == [{"id": 0, "name": "tiger", "keypoints": [], "flip_idx": [1, 0]}]
 
 
 def test_without_visibility_the_origin_is_unlabelled(tmp_path: Path) -> None:
@@ -86,6 +86,10 @@ def test_keypoint_names_of_a_class_are_taken(tmp_path: Path) -> None:
         ("0 0.5 0.5 0.4", {}, r"labels/val/a\.txt, line 1: 4 numbers, not 11: class, box of 4, 2 keypoints"),
         (f"{LINE}\n{LINE}x", {}, r"a\.txt, line 2: could not convert"),
         (f"{LINE[:-1]}nan\n0", {}, r"line 1: holds a number that is not finite \(and 1 more lines\)"),
+        (f"1{LINE[1:]}", {}, r"line 1: class 1 is not in 'names' of data\.yaml"),
+        (LINE, {"names": 3}, r"data\.yaml: names is 3, neither a list nor numbers with names"),
+        (LINE, {"kpt_names": {0: 5}}, r"kpt_names is \{0: 5\}, not a list of names for each class"),
+        (LINE, {"flip_idx": [0]}, r"flip_idx is \[0\], not pairs of 2 keypoints, from 0"),
         (LINE, {"kpt_shape": None}, r"data\.yaml: kpt_shape is None, not \[number of keypoints, 2 or 3\]"),
         (LINE, {"val": [1, 2]}, r"'val' is \[1, 2\], not a folder of images"),
         (LINE, {"val": "elsewhere"}, "elsewhere: nothing of that name inside the dataset"),
@@ -99,7 +103,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, lines: str, changes: dict[str, A
 
 
 def test_a_folder_without_its_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.yaml: no such file; a YOLO dataset has one"):
+    with pytest.raises(UserError, match=r"data\.yaml: no such file; acquire\.directory is the folder"):
         yolo.to_coco(tmp_path, "train")
 
 

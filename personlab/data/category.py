@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from personlab import params
-from personlab.data.json_fields import BadRecordError, integer, record_id, whole
+from personlab.data.json_fields import BadRecordError, integer, record_id, shown, whole
 from personlab.data.mean_pose import MeanPose
 from personlab.errors import UserError, first
 from personlab.people import Annotation
@@ -44,6 +44,7 @@ class Category:
         named: how many of them the file names.
         links: pairs of keypoints that the file connects; may have loops.
         flip: as `Skeleton.flip`, if the file has it.
+        unread_links: what the file lists as links and is none, as text.
     """
 
     ids: tuple[int, ...]
@@ -52,6 +53,7 @@ class Category:
     named: int
     links: tuple[Edge, ...]
     flip: tuple[int, ...] | None = None
+    unread_links: tuple[str, ...] = ()
 
 
 # --- which categories ---------------------------------------------------------------------------------------
@@ -73,15 +75,19 @@ def choose(
             number = integer(category, "id", 0, 2**63)
         except BadRecordError as error:
             raise UserError(f"{path}: category '{_name(category)}': {error}") from None
-        if shared := [_name(c) for c in categories if record_id(c) == number and c is not category]:
+        names = category.get("keypoints") or []
+        if not isinstance(names, list) or not all(isinstance(name, str | int | None) for name in names):
             raise UserError(
-                f"{path}: category id {number} is that of '{_name(category)}' and of '{shared[0]}'"
+                f"{path}: category '{_name(category)}': keypoints is {shown(names)}, not a list of names"
+            )
+        if others := [_name(c) for c in categories if record_id(c) == number and c is not category]:
+            raise UserError(
+                f"{path}: category id {number} is that of '{_name(category)}' and of '{others[0]}'"
             )
     ids = tuple(number for number in map(record_id, chosen) if number is not None)
-    others = [c for c in chosen if _listed(c) != _listed(chosen[0])]
-    if others:
+    if unlike := [c for c in chosen if _listed(c) != _listed(chosen[0])]:
         raise UserError(
-            f"{path}: '{_name(chosen[0])}' and '{_name(others[0])}' have other keypoints: choose categories "
+            f"{path}: '{_name(chosen[0])}' and '{_name(unlike[0])}' have other keypoints: choose categories "
             "that share them (acquire.categories)"
         )
     mine = [a for a in annotations if isinstance(a, dict) and whole(a.get("category_id")) in ids]
@@ -89,8 +95,8 @@ def choose(
     listed = _listed(chosen[0])
     names = _keypoint_names(title, listed, _count(mine))
     named = len(listed) - sum(given != name for given, name in zip(listed, names, strict=False))
-    links, flip = _links(chosen[0].get("skeleton"), names), _given_flip(chosen[0], len(names))
-    return Category(ids, title, names, named, links, flip)
+    links, unread = _links(chosen[0].get("skeleton"), names)
+    return Category(ids, title, names, named, links, _given_flip(chosen[0], len(names)), unread)
 
 
 def _named(path: Path, categories: Sequence[Any], annotations: Sequence[Any], name: str) -> Any:
@@ -103,7 +109,8 @@ def _named(path: Path, categories: Sequence[Any], annotations: Sequence[Any], na
     if len(named) != 1:
         known = ", ".join(map(_name, categories)) or "none"
         raise UserError(
-            f"{path}: 'categories' must name '{name}' once, not {len(named)} times; its categories: {known}"
+            f"{path}: 'categories' must name '{name}' once, not {len(named)} times; its categories: {known} "
+            "(acquire.categories chooses)"
         )
     return named[0]
 
@@ -121,8 +128,8 @@ def _default(path: Path, categories: Sequence[Any], annotations: Sequence[Any]) 
 
 
 def _name(category: Any) -> str:
-    """The name of a category, in lower case."""
-    return str(category.get("name")).strip().lower() if isinstance(category, dict) else ""
+    """The name of a category, in lower case; "object" if it has none."""
+    return str(category.get("name") or "object").strip().lower() if isinstance(category, dict) else ""
 
 
 def _title(categories: Sequence[Any]) -> str:
@@ -177,15 +184,24 @@ def _keypoint_names(title: str, listed: tuple[str, ...], count: int) -> tuple[st
     )
 
 
-def _links(value: Any, names: Sequence[str]) -> tuple[Edge, ...]:
-    """Pairs of names, or of numbers from 1 (from 0 if there is a 0), as indices; others are ignored."""
+def _links(value: Any, names: Sequence[str]) -> tuple[tuple[Edge, ...], tuple[str, ...]]:
+    """Pairs of names, or of numbers from 1 (from 0 if there is a 0), as indices; others as text."""
+    links, unread = list[Edge](), list[str]()
     listed = value if isinstance(value, list) else []
-    ends = [pair for pair in listed if isinstance(pair, list) and len(pair) == 2]
-    pairs = [[names.index(end) + 1 if end in names else whole(end) for end in pair] for pair in ends]
-    numbers = [(a, b) for a, b in pairs if a is not None and b is not None]
-    base = 0 if any(0 in pair for pair in numbers) else 1
-    links = ((a - base, b - base) for a, b in numbers)
-    return tuple((a, b) for a, b in links if 0 <= a < len(names) and 0 <= b < len(names) and a != b)
+    base = 0 if any(isinstance(pair, list) and 0 in map(whole, pair) for pair in listed) else 1
+    for pair in listed:
+        match [_index(end, names, base) for end in pair] if isinstance(pair, list) else []:
+            case [int(a), int(b)] if a != b:
+                links.append((a, b))
+            case _:
+                unread.append(shown(pair))
+    return tuple(links), tuple(unread)
+
+
+def _index(end: Any, names: Sequence[str], base: int) -> int | None:
+    """The index of a keypoint, of which `end` is the name or the number, counted from `base`."""
+    number = names.index(end) + base if end in names else whole(end)
+    return number - base if number is not None and 0 <= number - base < len(names) else None
 
 
 def check_order(path: Path, names: Sequence[str]) -> None:
@@ -223,12 +239,6 @@ def skeleton(
         UserError: the given parts do not fit the keypoints, or two keypoints have the same name.
     """
     given = given or params.Skeleton()
-    if category.named not in (0, len(category.keypoints)) and not given.keypoints:
-        log.warning(
-            "annotations of %s hold %d keypoints, the category names %d: %s",
-            *(category.name, len(category.keypoints), category.named),
-            "the first names are used" if category.named > len(category.keypoints) else "others are numbered",
-        )
     names = given.keypoints or category.keypoints
     if len(names) != len(category.keypoints):
         raise UserError(
@@ -249,8 +259,19 @@ def skeleton(
         raise UserError(f"the keypoints of '{category.name}': {error} (params.yaml: skeleton)") from None
 
 
-def warn(skeleton: Skeleton, given: params.Skeleton) -> None:
+def warn(category: Category, skeleton: Skeleton, given: params.Skeleton) -> None:
     """Log what was not known about the keypoints."""
+    if category.named not in (0, len(category.keypoints)) and not given.keypoints:
+        log.warning(
+            "annotations of %s hold %d keypoints, the category names %d: %s",
+            *(category.name, len(category.keypoints), category.named),
+            "the first names are used" if category.named > len(category.keypoints) else "others are numbered",
+        )
+    if category.unread_links and not given.links and skeleton.tree != COCO_PERSON.tree:
+        log.warning(
+            "links of %s that are neither names of keypoints nor numbers from 1 to %d are left out: %s",
+            *(category.name, len(category.keypoints), first(category.unread_links)),
+        )
     unknown = [name for name in skeleton.keypoints if known_sigma(name) is None]
     if unknown and given.sigmas is None:
         log.warning(

@@ -155,6 +155,7 @@ def load(path: Path, wanted: Sequence[str] = ()) -> Records:
     images, annotations, categories = _lists(path, _load_json(path))
     if not images:
         raise UserError(f"{path}: lists no image; there is nothing to do")
+    annotations = list(_numbered(annotations))
     category = choose(path, categories, annotations, wanted)
     check_order(path, category.keypoints)
     # Where the category is not a number, the annotation is kept, to be rejected with this reason.
@@ -169,8 +170,11 @@ def load(path: Path, wanted: Sequence[str] = ()) -> Records:
     return Records(images, people, len(annotations) - len(people), category, names)
 
 
-def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
+def load_images(path: Path, wanted: Sequence[str] = ()) -> tuple[dict[int, "Image"], int]:
     """The images of a file with or without annotations, by id, and the id of its category.
+
+    Args:
+        wanted: as `load`.
 
     Raises:
         UserError: as `load`, or an image's record is not COCO's.
@@ -179,7 +183,7 @@ def load_images(path: Path) -> tuple[dict[int, "Image"], int]:
     if isinstance(content, dict):
         content.setdefault("annotations", [])
     images, annotations, categories = _lists(path, content)
-    return images_of(path, images), choose(path, categories, annotations).ids[0]
+    return images_of(path, images), choose(path, categories, annotations, wanted).ids[0]
 
 
 def images_of(path: Path, records: Iterable[Any]) -> dict[int, "Image"]:
@@ -218,6 +222,17 @@ def _lists(path: Path, content: Any) -> tuple[list[Any], list[Any], list[Any]]:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(f"{path}: no list '{key}' in it; not a COCO annotation file")
     return content["images"], content["annotations"], content["categories"]
+
+
+def _numbered(annotations: Sequence[Any]) -> Iterator[Any]:
+    """Annotations without ids, such as results that are taken as annotations, numbered after the others."""
+    number = max((record_id(each) or 0 for each in annotations), default=0)
+    for each in annotations:
+        if isinstance(each, dict) and each.get("id") is None:
+            number += 1
+            yield each | {"id": number}
+        else:
+            yield each
 
 
 def _category_id(annotation: Any) -> int | None:

@@ -81,6 +81,15 @@ def fetch_archives(url: str, folder: Path, archives: tuple[Archive, ...] = COCO_
 # --- download -----------------------------------------------------------------------------------------------
 
 
+def is_address(url: str) -> bool:
+    """Whether it is a well-formed http(s) address."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket that is not closed, a port that is no number
+        return False
+
+
 class _InterruptedError(Exception):
     """An attempt failed in a way that another may not."""
 
@@ -110,7 +119,7 @@ def download(
         UserError: the server refuses, sends a file of the wrong size, or cannot be reached; the disk is full;
             the size or checksum is wrong.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not is_address(url):
         raise UserError(f"{url}: not an http(s) address")
     if path.exists():
         if wrong := _wrong(path, size, md5):

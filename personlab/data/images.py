@@ -130,10 +130,11 @@ def pixels(row: Mapping[str, Any]) -> ImageArray:
         raise UserError(f"{row['file_name']}: {error}; run dvc repro --force ingest") from None
 
 
-def orientation(path: Path) -> int:
+def orientation(file: Path | bytes) -> int:
     """The EXIF orientation of an image file, 2 to 8; 1 if it is upright or cannot be read."""
     try:
-        with PIL.Image.open(path, formats=formats()) as image:
+        source = BytesIO(file) if isinstance(file, bytes) else file
+        with PIL.Image.open(source, formats=formats()) as image:
             found: Any = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as in `_explained`
         return 1

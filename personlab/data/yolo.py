@@ -10,13 +10,14 @@ Coordinates are fractions of the image. Images without a text file have no annot
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import yaml
 
 from personlab.data import images
+from personlab.data.json_fields import whole
 from personlab.errors import UserError
 from personlab.tables import Split
 
@@ -35,6 +36,8 @@ def to_coco(folder: Path, split: Split) -> Record:
     folder = folder.resolve()
     content = _load(folder / FILE)
     count, numbers = _shape(folder / FILE, content)
+    categories = _categories(folder / FILE, content, count)
+    classes = {category["id"] for category in categories}
     files = _images(folder, content, split)
     records, annotations, faults = list[Record](), list[Record](), list[str]()
     for number, path in enumerate(files, start=1):
@@ -43,7 +46,7 @@ def to_coco(folder: Path, split: Split) -> Record:
         records.append({"id": number, "file_name": name, "height": height, "width": width})
         for place, line in _lines(folder, path):
             try:
-                found = _annotation(line, count, numbers, height, width)
+                found = _annotation(line, classes, count, numbers, height, width)
             except ValueError as error:
                 faults.append(f"{place}: {error}")
                 continue
@@ -56,14 +59,14 @@ def to_coco(folder: Path, split: Split) -> Record:
         raise UserError(
             f"{first}: no label in it or any other text file of '{split}'; are they in this folder?"
         )
-    return {"images": records, "annotations": annotations, "categories": _categories(content, count)}
+    return {"images": records, "annotations": annotations, "categories": categories}
 
 
 def _load(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a YOLO dataset has one") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such file; acquire.directory is the folder that holds it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -82,7 +85,7 @@ def _shape(path: Path, content: Mapping[str, Any]) -> tuple[int, int]:
         and shape[1] in (2, 3)
     ):
         raise UserError(
-            f"{path}: kpt_shape is {shape}, not [number of keypoints, 2 or 3]; a pose dataset has it"
+            f"{path}: kpt_shape is {shape!r}, not [number of keypoints, 2 or 3]; a pose dataset has it"
         )
     return shape[0], shape[1]
 
@@ -155,7 +158,9 @@ def _lines(folder: Path, image: Path) -> Iterator[tuple[str, str]]:
                 yield f"{path.relative_to(folder).as_posix()}, line {number}", line
 
 
-def _annotation(line: str, count: int, numbers: int, height: int, width: int) -> Record:
+def _annotation(
+    line: str, classes: Collection[int], count: int, numbers: int, height: int, width: int
+) -> Record:
     """A line as a COCO annotation without ids.
 
     Raises:
@@ -164,7 +169,9 @@ def _annotation(line: str, count: int, numbers: int, height: int, width: int) ->
     category, *values = map(float, line.split())
     if not all(map(math.isfinite, values)):
         raise ValueError("holds a number that is not finite")
-    if len(values) != 4 + numbers * count or not category.is_integer():
+    if category not in classes:
+        raise ValueError(f"class {category:g} is not in 'names' of {FILE}")
+    if len(values) != 4 + numbers * count:
         raise ValueError(
             f"{1 + len(values)} numbers, not {5 + numbers * count}: class, box of 4, {count} keypoints of "
             f"{numbers}"
@@ -179,24 +186,38 @@ def _annotation(line: str, count: int, numbers: int, height: int, width: int) ->
     return {"category_id": int(category), "bbox": box, "keypoints": keypoints, "iscrowd": 0}
 
 
-def _categories(content: Mapping[str, Any], count: int) -> list[Record]:
+def _categories(path: Path, content: Mapping[str, Any], count: int) -> list[Record]:
+    """The classes as COCO's categories.
+
+    Raises:
+        UserError: names, kpt_names or flip_idx are not as the module describes.
+    """
     names = content.get("names") or ["person"]
     names = [names] if isinstance(names, str) else names
-    named = names if isinstance(names, dict) else dict(enumerate(names))
-    listed: Any = content.get("kpt_names")  # of each class
-    flip = content.get("flip_idx")
+    named = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(named, dict) or None in (numbers := [whole(number) for number in named]):
+        raise UserError(f"{path}: names is {names!r}, neither a list nor numbers with names")
+    listed = content.get("kpt_names") or []  # of each class, or of all
+    of_class = listed if isinstance(listed, dict) else dict.fromkeys(numbers, listed)
+    if not all(isinstance(each, list) for each in of_class.values()):
+        raise UserError(f"{path}: kpt_names is {listed!r}, not a list of names for each class")
+    flip = content.get("flip_idx") or []
+    if flip and not _is_flip(flip, count):
+        raise UserError(f"{path}: flip_idx is {flip!r}, not pairs of {count} keypoints, from 0")
     return [
         {
             "id": number,
             "name": name,
-            **({"keypoints": _of_class(listed, number)} if listed else {}),
-            **({"flip_idx": flip} if flip else {}),
+            "keypoints": of_class.get(number, []),
+            "flip_idx": flip,
         }
-        for number, name in named.items()
+        for number, name in zip(numbers, named.values(), strict=True)
     ]
 
 
-def _of_class(listed: Any, number: int) -> Sequence[str]:
-    if isinstance(listed, dict):
-        return list(listed.get(number, ()))
-    return list(listed)
+def _is_flip(value: Any, count: int) -> bool:
+    return (
+        isinstance(value, list)
+        and sorted(map(str, value)) == sorted(map(str, range(count)))
+        and all(int(value[int(value[k])]) == k for k in range(count))
+    )

@@ -107,7 +107,7 @@ def _start() -> None:
     options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, **_QUIET}
     try:
         ray.init(address="local", _temp_dir=_temp_dir(), **options)
-    except Exception as error:  # Ray raises plain ones, too, such as when the machine is too busy
+    except Exception as error:  # a bare one if the machine is too busy for its processes to start in 30 s
         raise UserError(
             f"Ray cannot start: {error}; RAY_TMPDIR sets the folder of its files, {_USUAL_FOLDER} by default"
         ) from error

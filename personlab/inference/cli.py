@@ -86,7 +86,9 @@ def predict(
     from personlab.utils.progress import print_line, progress
 
     infer = _infer(side, pyramid, stride)
-    annotated = AnnotatedImages.read(annotations) if annotations else None
+    annotated = (
+        AnnotatedImages.read(annotations, params.of_project().acquire.categories) if annotations else None
+    )
     malloc.disable_trim()
     predictor = Predictor.from_checkpoint(
         find_and_log(weights), infer, max_people=max_people, gpu=device == "cuda"

@@ -33,12 +33,15 @@ class AnnotatedImages:
     by_key: Mapping[str | int, Sequence[coco.Image]]
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, wanted: Sequence[str] = ()) -> Self:
         """
+        Args:
+            wanted: names of categories, instead of the default (`data/category.py`).
+
         Raises:
             UserError: the file cannot be read; an image or the category `person` is not as COCO's.
         """
-        images, person = coco.load_images(path)
+        images, person = coco.load_images(path, wanted)
         return cls.of(str(path), person, images.values())
 
     @classmethod

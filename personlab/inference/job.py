@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from personlab import __version__, tables
+from personlab.data import images
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference.listing import Fetch, Listing
@@ -34,7 +35,6 @@ from personlab.utils.storage import LOCK, Folder, writing
 
 Row = dict[str, Any]
 DecodeImage = Callable[[bytes], ImageArray]
-NamedImage = tuple[str, ImageArray | UserError]  # UserError: the image cannot be read
 T = TypeVar("T")
 
 PLAN: Final = "plan.json"
@@ -44,6 +44,15 @@ _COUNTS: Final = ("predictions", "errors", "proposals", "people")  # of a part, 
 
 _FETCH_THREADS = 8  # object stores are slow to answer
 _FETCH_DEPTH, _DECODE_DEPTH = 16, 2  # images
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """pixels: or why the image cannot be read. orientation: EXIF's, of the file; 1 is upright."""
+
+    name: str
+    pixels: ImageArray | UserError
+    orientation: int = 1
 
 
 class Plan(Section):
@@ -324,21 +333,23 @@ class Worker:
         for image_id, (name, fetch) in zip(self.job.plan.ids(number), self._contents(number), strict=True):
             if this.gives_up(image_id):
                 error = UserError("kills the process that reads it or looks for people in it")
-                yield self._predict((name, error))
+                yield self._predict(NamedImage(name, error))
             else:
                 this.takes(image_id)
                 yield self._predict(self._decode(_fetch((name, fetch))))
 
     def _decode(self, entry: tuple[str, bytes | UserError]) -> NamedImage:
-        return entry[0], _result(self.job.decode, entry[1])
+        name, content = entry
+        orientation = images.orientation(content) if isinstance(content, bytes) else 1
+        return NamedImage(name, _result(self.job.decode, content), orientation)
 
-    def _predict(self, entry: NamedImage) -> Row:
-        name, image = entry
-        people = _result(self.predictor, image)
-        if isinstance(people, UserError) or isinstance(image, UserError):
-            return {"image": name, "reason": str(people)}
-        height, width = image.shape[:2]
-        return {"image": name, "height": height, "width": width, "people": [p.to_row() for p in people]}
+    def _predict(self, image: NamedImage) -> Row:
+        people = _result(self.predictor, image.pixels)
+        if isinstance(people, UserError) or isinstance(image.pixels, UserError):
+            return {"image": image.name, "reason": str(people)}
+        height, width = image.pixels.shape[:2]
+        size = {"height": height, "width": width, "orientation": image.orientation}
+        return {"image": image.name, **size, "people": [person.to_row() for person in people]}
 
     def _write(self, name: str, rows: list[Row], schema: pa.Schema) -> None:
         if not rows and schema == tables.FAILURES:

@@ -63,8 +63,11 @@ class Image:
         """The annotation file's, or the path."""
         return self.annotated.file_name if self.annotated else self.path
 
-    def read(self, fetch: Fetch) -> ImageArray:
+    def read(self, fetch: Fetch) -> tuple[ImageArray, int]:
         """Read the pixels: as the annotations mean them or, without annotations, as viewers show them.
+
+        Returns:
+            The pixels, and the EXIF orientation as which they were turned without annotations.
 
         Raises:
             UserError: it cannot be read, or is of another size than annotated.
@@ -73,8 +76,8 @@ class Image:
             raise UserError(self.fault)
         content = fetch()
         if self.annotated is None:
-            return images.decode(content)
-        return images.decode_annotated(content, self.annotated.height, self.annotated.width)
+            return images.decode(content), images.orientation(content)
+        return images.decode_annotated(content, self.annotated.height, self.annotated.width), 1
 
 
 def plan_images(paths: Sequence[str], annotated: AnnotatedImages | None = None) -> list[Image]:
@@ -214,12 +217,12 @@ def _predict_one(
     """Predict an image and write its files; or the reason why it cannot be read."""
     image, fetch = entry
     try:
-        pixels = image.read(fetch)
+        pixels, orientation = image.read(fetch)
     except UserError as error:
         return image, error
     height, width = pixels.shape[:2]
     people = predictor(pixels)
-    result = Result(image.id, image.file_name, height, width, people, predictor.skeleton)
+    result = Result(image.id, image.file_name, height, width, people, predictor.skeleton, orientation)
     output.write_one(image, draw_still(pixels, result), result)
     return image, result
 

@@ -3,7 +3,7 @@
 import logging
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
     images without people, and a log line counts them; images that are not annotated do not count.
 
     Raises:
-        UserError: the run is not finished, lacks annotated images, or has one in another size.
+        UserError: the run is not finished, lacks annotated images, or has one in another size or orientation.
     """
     if "manifest.json" not in run.files():
         raise UserError(f"{run.place}: no finished run; 'personlab infer-batch' makes or resumes one")
@@ -75,8 +75,8 @@ def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
         log.warning(message, run.place, len(unread))
     advice = "infer-batch turns images as their EXIF orientation says: turn the files and annotate these"
     for image_id, row in rows.items():
-        size = row["height"], row["width"]
-        _check_size(f"{run.place}: {row['image']}", size, annotations.images[image_id], advice)
+        size, orientation = (row["height"], row["width"]), row.get("orientation", 1)  # not of versions to 0.2
+        _check_pixels(f"{run.place}: {row['image']}", size, orientation, annotations.images[image_id], advice)
     return _by_task(
         {image_id: list(map(Detection.from_row, row["people"])) for image_id, row in rows.items()}
     )
@@ -99,10 +99,16 @@ def _rows(run: Folder, kind: str) -> Iterator[Row]:
             yield from pq.read_table(file).to_pylist()
 
 
-def _check_size(what: str, size: tuple[int, int], image: Image, advice: str) -> None:
+def _check_pixels(what: str, size: tuple[int, int], orientation: int, image: Image, advice: str) -> None:
+    """orientation: EXIF's, as which the predicted image was turned."""
     annotated = image.height, image.width
     if size != annotated:
         raise UserError(f"{what} is {size} pixels (height, width), annotated as {annotated}; {advice}")
+    if replace(image, orientation=orientation).orientation_is_unclear:
+        raise UserError(
+            f"{what} was turned as its EXIF orientation, {orientation}, says, and annotations mean the "
+            f"pixels as stored; {advice}"
+        )
 
 
 def check_images(results: Path, annotations: Annotations) -> None:
@@ -111,7 +117,7 @@ def check_images(results: Path, annotations: Annotations) -> None:
     Images whose file name either does not know, or that are not annotated, are not compared.
 
     Raises:
-        UserError: an image has another id, file name or size in the annotations.
+        UserError: an image has another id, file name, size or orientation in the annotations.
     """
     known = AnnotatedImages.of("the annotations", annotations.person, annotations.images.values())
     advice = "'personlab predict --annotations FILE' applies EXIF orientation as these do"
@@ -126,7 +132,8 @@ def check_images(results: Path, annotations: Annotations) -> None:
                 f"{image.file_name if image else 'missing'} in the annotations; 'personlab predict "
                 "--annotations FILE' gives images the ids of the annotations"
             )
-        _check_size(f"{results}: image {number}, {name},", (record.height, record.width), image, advice)
+        size = record.height, record.width
+        _check_pixels(f"{results}: image {number}, {name},", size, record.orientation, image, advice)
 
 
 class _ImageRecord(BaseModel):
@@ -136,6 +143,7 @@ class _ImageRecord(BaseModel):
     file_name: str
     height: int
     width: int
+    orientation: int = 1
 
 
 def _image_records(path: Path) -> list[_ImageRecord]:

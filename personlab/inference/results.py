@@ -35,6 +35,7 @@ class Result:
     width: int
     people: Sequence[Detection]
     skeleton: Skeleton
+    orientation: int = 1  # EXIF's, as which the image was turned
 
     @property
     def shown(self) -> list[Detection]:
@@ -43,9 +44,10 @@ class Result:
 
 
 def image_record(result: Result) -> Record:
-    """The image as in COCO annotation files."""
+    """The image as in COCO annotation files, and the EXIF orientation as which it was turned."""
     size = {"height": result.height, "width": result.width}
-    return {"id": result.image_id, "file_name": result.file_name, **size}
+    turned = {"orientation": result.orientation} if result.orientation > 1 else {}
+    return {"id": result.image_id, "file_name": result.file_name, **size, **turned}
 
 
 def named_record(result: Result) -> Record:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
 
+from personlab import params
 from personlab.utils.files import write_json
 
 if TYPE_CHECKING:  # --help must not wait for pycocotools
@@ -69,7 +70,8 @@ def _matched(annotations: Path, results: str, max_people: int) -> "list[tuple[Ma
     from personlab.metrics import files
     from personlab.metrics.coco import KEYPOINT_BUDGET, match
 
-    annotated = files.read_annotations(annotations)
+    project = params.of_project()
+    annotated = files.read_annotations(annotations, project.acquire.categories, project.skeleton)
     budgets = {"keypoints": KEYPOINT_BUDGET, "segm": max_people}
     return [
         (match(annotated.truth, people, task, budgets[task]), people)

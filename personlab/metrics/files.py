@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
+from personlab import params
 from personlab.data import category, coco, units
 from personlab.data.json_fields import BadRecordError, integer, number, numbers, repeated, whole
 from personlab.data.segmentation import rle
-from personlab.errors import UserError
+from personlab.errors import UserError, about
 from personlab.metrics.coco import PERSON, Task, ground_truth, has_masks
 from personlab.people import Annotation, Detection
 from personlab.skeleton import Skeleton
@@ -34,19 +35,29 @@ class Annotations:
 
     truth: its people, numbered anew from 1, in category 1.
     skeleton: their keypoints.
-    person: the file's id of their category.
+    people: the file's ids of their category, or of several that share their keypoints.
     categories: the names of the file's categories, by id.
     """
 
     truth: COCO
     skeleton: Skeleton
     images: dict[int, coco.Image]
-    person: int
+    people: tuple[int, ...]
     categories: dict[int, str]
 
+    @property
+    def person(self) -> int:
+        return self.people[0]
 
-def read_annotations(path: Path) -> Annotations:
+
+def read_annotations(
+    path: Path, wanted: Sequence[str] = (), given: params.Skeleton | None = None
+) -> Annotations:
     """Read a COCO annotation file.
+
+    Args:
+        wanted: names of categories, instead of the default (`data/category.py`).
+        given: parts of the skeleton, instead of the file's.
 
     Annotations that `ingest` would reject are left out, except for a box, which is not needed. People without
     a mask that can be read count for keypoints only. A log line gives the number and the first reasons of
@@ -56,7 +67,7 @@ def read_annotations(path: Path) -> Annotations:
         UserError: the file is missing, is not JSON or not COCO's; an image's record is not COCO's (it is
             named); most coordinates are fractions of the image; no annotation is left.
     """
-    records = coco.load(path)
+    records = coco.load(path, wanted)
     images = coco.images_of(path, records.images)
     _check_units(path, records.people)
     people, rejects, maskless = defaultdict[int, list[Annotation]](list), list[str](), list[str]()
@@ -76,9 +87,10 @@ def read_annotations(path: Path) -> Annotations:
         raise UserError(f"{path}: {_none(records, rejects)}")
     _warn(path, "annotations left out", rejects)
     _warn(path, "people without a mask count for keypoints only", maskless)
-    skeleton = category.skeleton(records.category, [p for each in people.values() for p in each])
+    with about(path):
+        skeleton = category.skeleton(records.category, [p for each in people.values() for p in each], given)
     truth = ground_truth((_row(image, people[image.id]) for image in images.values()), skeleton)
-    return Annotations(truth, skeleton, images, records.category.ids[0], records.categories)
+    return Annotations(truth, skeleton, images, records.category.ids, records.categories)
 
 
 def _person(record: Any, images: Mapping[int, coco.Image], names: Sequence[str]) -> tuple[coco.Person, str]:
@@ -131,7 +143,7 @@ def read_results(path: Path, annotations: Annotations) -> dict[Task, Found]:
     found: dict[Task, Found] = {"keypoints": defaultdict(list), "segm": defaultdict(list)}
     records = _list(path)
     _check_units(path, records)
-    person = _person_category(records, annotations)
+    people = _people_categories(records, annotations)
     count = len(annotations.skeleton.keypoints)
     others = Counter[int]()
     for position, record in enumerate(records):
@@ -140,7 +152,7 @@ def read_results(path: Path, annotations: Annotations) -> dict[Task, Found]:
             if image is None:
                 raise BadRecordError(f"image {record['image_id']} is not among the annotated images")
             category = integer(record, "category_id", 0, 2**63)
-            if category != person:
+            if category not in people:
                 others[category] += 1
                 continue
             for task, detection in _detections(record, image, count).items():
@@ -163,11 +175,11 @@ def _check_units(path: Path, records: Sequence[Any]) -> None:
         raise UserError(f"{path}: {fault}")
 
 
-def _person_category(records: Iterable[Any], annotations: Annotations) -> int:
-    """The category of people in results: the annotations', or COCO's if used and free there."""
+def _people_categories(records: Iterable[Any], annotations: Annotations) -> tuple[int, ...]:
+    """The categories of people in results: the annotations', or COCO's if used and free there."""
     used = {whole(record.get("category_id")) for record in records if isinstance(record, dict)}
     coco_is_free = PERSON in used and PERSON not in annotations.categories
-    return PERSON if coco_is_free and annotations.person not in used else annotations.person
+    return (PERSON,) if coco_is_free and used.isdisjoint(annotations.people) else annotations.people
 
 
 def _category(number: int, annotations: Annotations) -> str:

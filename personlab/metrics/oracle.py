@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pycocotools.coco import COCO
 
+from personlab import params
 from personlab.codec.decode import Decoder, Level
 from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import padded_side
@@ -31,13 +32,15 @@ from personlab.utils.progress import Tracker
 _FAR_AWAY = -1e6
 
 
-def read(path: Path) -> Annotations:
+def read(path: Path, wanted: Sequence[str] = (), given: params.Skeleton | None = None) -> Annotations:
     """The people and crowds of a COCO keypoints file that have a mask; all, if no person has one.
+
+    Arguments as `read_annotations`.
 
     Raises:
         UserError: as `read_annotations`, or none of these people has keypoints.
     """
-    annotations = read_annotations(path)
+    annotations = read_annotations(path, wanted, given)
     truth = annotations.truth
     if has_masks(truth):
         truth = subset(truth, [person for person in truth.anns.values() if person["segmentation"]])

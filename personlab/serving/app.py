@@ -78,6 +78,7 @@ def make_app(served: Served) -> FastAPI:
         responses={
             400: {"description": "The body is not an image that can be read, or has too many pixels"},
             413: {"description": f"The body has more than {LARGEST_BODY} bytes"},
+            415: {"description": "The body is a form, not an image"},
             429: {"description": "Too many requests are waiting; try again"},
         },
         response_model_exclude_none=True,
@@ -89,6 +90,8 @@ def make_app(served: Served) -> FastAPI:
         ] = False,
     ) -> Prediction:
         """Find the people in an image, which is the body of the request."""
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise HTTPException(415, "a form; send the file itself: curl --data-binary @photo.jpg")
         content = await _body(request)
         try:
             answer = await served.predict(content, draw=picture)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from cyclopts.types import PositiveInt
+from cyclopts.types import PositiveInt, UInt16
 
 from personlab import params
 from personlab.inference.weights import DEFAULT_NETWORK, find
@@ -22,7 +22,7 @@ def serve(
     host: Annotated[
         str, Parameter(help="Address to listen at; another than this machine's own opens the port to others.")
     ] = "127.0.0.1",
-    port: Annotated[PositiveInt, Parameter(help="Port to listen at.")] = 8765,
+    port: Annotated[UInt16, Parameter(help="Port to listen at.")] = 8765,
     side: Annotated[PositiveInt, Parameter(help="Longest side of the network's input, in pixels.")] = 801,
     stride: Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")] = 16,
     queue: Annotated[PositiveInt, Parameter(help="Requests that may wait; more are answered 429.")] = 16,

@@ -22,7 +22,7 @@ from personlab.data import category, coco
 from personlab.data.category import Category
 from personlab.data.images import pixels, stored_as_annotated
 from personlab.data.transform import ImageArray
-from personlab.errors import UserError, first
+from personlab.errors import UserError, about, first
 from personlab.params import Params
 from personlab.people import Annotation
 from personlab.skeleton import Skeleton, words
@@ -69,13 +69,17 @@ def run(params: Params, root: Path) -> None:
             more records than params.ingest.max_reject_fraction are rejected.
     """
     found, categories = layouts(root), read_source(root).categories
+    records = {
+        name: coco.load(found[name].annotations, categories).of(name, found[name].share) for name in SPLITS
+    }
+    _check_keypoints(found, records, params.skeleton)
     people_only = params.ingest.train_images_with_people_only
     splits = {
-        name: _ingest(found[name], categories, with_people_only=people_only and name == "train")
+        name: _ingest(found[name], records[name], with_people_only=people_only and name == "train")
         for name in SPLITS
     }
     _check_rejects(splits, params.ingest.max_reject_fraction, root)
-    dataset = _dataset(splits, params.skeleton)
+    dataset = _dataset(splits["train"], params.skeleton)
     digest = tables.params_hash(params.ingest)
     people = coco.people_table({name: split.people for name, split in splits.items()})
     with atomic_folder(root / "data/ingest") as output:
@@ -93,21 +97,29 @@ def run(params: Params, root: Path) -> None:
         _warn_of_exif(name, splits[name].images)
 
 
-def _dataset(splits: Mapping[Split, Ingested], given: parameters.Skeleton) -> Dataset:
-    """The keypoints, from the training people and their category, and whether any of them has a mask.
+def _check_keypoints(
+    layouts: Mapping[Split, coco.Layout], records: Mapping[Split, coco.Records], given: parameters.Skeleton
+) -> None:
+    """Check the keypoints of the splits before images are read, which may take hours.
 
     Raises:
-        UserError: the splits have other keypoints.
+        UserError: they differ, or `given` does not fit them.
     """
-    train, val = (splits[name].category for name in SPLITS)
-    if splits["val"].people and [*map(words, train.keypoints)] != [*map(words, val.keypoints)]:
+    train, val = (records[name].category for name in SPLITS)
+    if records["val"].people and [*map(words, train.keypoints)] != [*map(words, val.keypoints)]:
         raise UserError(
             f"ingest: the splits have other keypoints: train {len(train.keypoints)} "
             f"({first(train.keypoints)}), val {len(val.keypoints)} ({first(val.keypoints)})"
         )
-    people = [person.annotation for person in splits["train"].people]
-    skeleton = category.skeleton(train, people, given)
-    category.warn(skeleton, given)
+    with about(layouts["train"].annotations):
+        category.skeleton(train, (), given)
+
+
+def _dataset(train: Ingested, given: parameters.Skeleton) -> Dataset:
+    """The keypoints, from the training people and their category, and whether any of them has a mask."""
+    people = [person.annotation for person in train.people]
+    skeleton = category.skeleton(train.category, people, given)
+    category.warn(train.category, skeleton, given)
     return Dataset(skeleton, masks=any(person.rle and not person.crowd for person in people))
 
 
@@ -135,9 +147,8 @@ def _pack(
     )
 
 
-def _ingest(layout: coco.Layout, categories: Sequence[str], *, with_people_only: bool) -> Ingested:
+def _ingest(layout: coco.Layout, records: coco.Records, *, with_people_only: bool) -> Ingested:
     """Check a split. with_people_only: leave out images without people."""
-    records = coco.load(layout.annotations, categories).of(layout.split, layout.share)
     label, total = f"ingest: {layout.split} images", len(records.images)
     images = list(progress(coco.check_images(layout, records.images), total=total, label=label))
     by_id = coco.images_by_id(records.images, images)

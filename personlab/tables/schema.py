@@ -93,7 +93,10 @@ _UNSCORED_MASKS = pa.list_(pa.struct([field for field in _DETECTION if field[0] 
 # read. An image's id is its place in INPUTS; predictions can be read as PREDICTIONS too.
 INPUTS = pa.schema([("file", pa.string()), ("row", pa.int64())])  # row -1: the file is the picture
 
-NAMED_PREDICTIONS = PREDICTIONS.insert(1, pa.field("image", pa.string()))
+# orientation: EXIF's, of the image file; 1 is upright.
+NAMED_PREDICTIONS = PREDICTIONS.insert(1, pa.field("image", pa.string())).append(
+    pa.field("orientation", pa.int8())
+)
 
 FAILURES = pa.schema([("image_id", pa.int64()), ("image", pa.string()), ("reason", pa.string())])
 
@@ -150,7 +153,12 @@ _CONTRACTS: Final = (
         unique("file", "row"),
         in_order(file="ascending", row="ascending"),
     ),
-    contract(NAMED_PREDICTIONS, ("image_id", "image"), {**_SIZE, "image": [NOT_EMPTY]}, *_BY_IMAGE),
+    contract(
+        NAMED_PREDICTIONS,
+        ("image_id", "image"),
+        {**_SIZE, "image": [NOT_EMPTY], "orientation": [POSITIVE]},
+        *_BY_IMAGE,
+    ),
     contract(FAILURES, ("image_id", "image"), {"image": [NOT_EMPTY], "reason": [NOT_EMPTY]}, *_BY_IMAGE),
     contract(
         _PREDICTED_PEOPLE,

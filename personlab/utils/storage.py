@@ -7,7 +7,9 @@ import glob
 import logging
 import os
 import posixpath
+import queue
 import re
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +31,7 @@ log = logging.getLogger("personlab")
 # File systems on which a file appears when it is closed, not before.
 _ATOMIC: Final = {"s3", "gcs", "abfs"}
 LOCK: Final = ".lock"
+_ANSWER_SECONDS: Final = 20.0  # object stores' own limits add up to minutes
 
 
 def locate(place: str) -> tuple[FileSystem, str]:
@@ -39,8 +42,8 @@ def locate(place: str) -> tuple[FileSystem, str]:
     """
     if "://" not in place:
         return LocalFileSystem(), str(Path(place).absolute())
-    parts = urlsplit(place)
     try:
+        parts = urlsplit(place)
         system, root = _system(parts.scheme, parts.netloc, parts.query)
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise UserError(f"{place}: {error}") from None
@@ -50,8 +53,30 @@ def locate(place: str) -> tuple[FileSystem, str]:
 
 @cache  # looking up the region of a bucket takes longer than reading an image from it
 def _system(scheme: str, host: str, query: str) -> tuple[FileSystem, str]:
-    system, root = FileSystem.from_uri(f"{scheme}://{host}/{'?' if query else ''}{query}")
-    return system, root
+    """The file system of a host or bucket, and its root there.
+
+    Raises:
+        TimeoutError: it does not answer a first request.
+    """
+    answer = queue.SimpleQueue[tuple[FileSystem, str] | Exception]()
+
+    def ask() -> None:
+        try:
+            system, root = FileSystem.from_uri(f"{scheme}://{host}/{'?' if query else ''}{query}")
+            with suppress(Exception):  # rights to the root are not needed
+                system.get_file_info(root)
+            answer.put((system, root))
+        except Exception as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found = answer.get(timeout=_ANSWER_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {_ANSWER_SECONDS:g} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def as_text(path: str) -> str:

@@ -152,7 +152,7 @@ def download(url: str, folder: Path) -> Path:
         UserError: see `data.download.download`; or the JSON file is not a graph model's, or its shards do not
             have the size that it lists.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not http.is_address(url):
         raise UserError(f"{url}: not an http(s) address")
     name = PurePosixPath(urlsplit(url).path).name
     path = folder / (name if _JSON_NAME.fullmatch(name) else "model.json")
