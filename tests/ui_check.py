@@ -34,6 +34,7 @@ from prefect.client.schemas.objects import FlowRun
 from flows.deployments import deployments
 from flows.ui import connected
 from personlab import viz
+from personlab.skeleton import COCO_PERSON
 from personlab.synthetic.scene import make_scene
 from personlab.utils.process import supervised
 from tests import rehearsal, tiny
@@ -244,7 +245,7 @@ def check_retraining(project: Path, url: str, api: Api) -> None:
 
 def check_serve(folder: Path) -> None:
     """People are found in an image that is dropped on the page of `personlab serve`."""
-    scene = make_scene(np.random.default_rng(SCENE), 800, 600)
+    scene = make_scene(np.random.default_rng(SCENE), 800, 600, names=COCO_PERSON.keypoints)
     (folder / "rendered.jpg").write_bytes(viz.jpeg(scene.image))
     port = free_port()
     command = (sys.executable, "-m", "personlab", "serve", "--port", str(port))
