@@ -78,6 +78,7 @@ class Page:
     def type(self, text: str) -> None:
         """Type into what has the focus."""
         self.call("Input.insertText", text=text)
+        time.sleep(1.5)  # forms take it over with a delay
 
     def fill(self, label: str, text: str) -> None:
         """Type into the field with just this label."""

@@ -200,7 +200,6 @@ def check_demo(project: Path, url: str, api: Api) -> None:
         ours = tiny.TINY["decode"]["nms_radius"]
         expect("with the model of the pipeline", plan["decode"]["nms_radius"] == ours)
         page.open(f"{url}/artifacts/artifact/{api.artifacts(found)['batch-samples']}", "Some of the images")
-        page.picture(PICTURES / "batch-samples.jpg")
         failed = infer_batch(page, url, api, "nothing", "none")
         expect(f"of no images: {message(failed)}", message(failed).startswith("nothing: no such file"))
         logs = "\n".join([api.log(failed), api.log(found), api.log(done)]).replace(str(project), "")

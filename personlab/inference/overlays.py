@@ -13,8 +13,9 @@ from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference.job import read_plan
 from personlab.inference.listing import Listing
-from personlab.inference.predict import safe_stem
-from personlab.people import SHOWN, Detection
+from personlab.inference.predict import draw_still, safe_stem
+from personlab.inference.results import Result
+from personlab.people import Detection
 from personlab.utils.storage import Folder
 
 
@@ -32,9 +33,10 @@ def draw(listing: Listing, run: Folder, out: Path, count: int) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = list[Path]()
     for number, row in enumerate(_rows(run, names, count), start=1):
-        people = [Detection.from_row(record) for record in row["people"] if record["score"] >= SHOWN]
+        people = [Detection.from_row(record) for record in row["people"]]
+        result = Result(row["image_id"], row["image"], row["height"], row["width"], people, plan.skeleton)
         written.append(out / f"{number:0{digits}}-{safe_stem(row['image'])}.jpg")
-        viz.write_jpeg(written[-1], viz.draw_people(_pixels(listing, row), people, plan.skeleton))
+        viz.write_jpeg(written[-1], draw_still(_pixels(listing, row), result))
     return written
 
 
