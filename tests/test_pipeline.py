@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from personlab.params import Params
 from personlab.tables import params_hash
@@ -108,9 +106,6 @@ def test_other_inference_reruns_only_infer_and_evaluate(project: Path) -> None:
     assert "AP" in dvc("metrics", "show", "data/metrics/evaluate.json", folder=project)
     assert "evaluate" in dvc("dag", folder=project)
     dvc("plots", "show", "--out", str(project / "plots"), folder=project)
-    drawn = re.findall(r'<div id ?= ?"(\w+)">', (project / "plots/index.html").read_text())
-    charts = yaml.safe_load((project / "dvc.yaml").read_text())["plots"]
-    assert len(drawn) == sum(isinstance(chart, dict) for chart in charts)  # no others; images are not counted
     write_params(project, TINY)
     assert "Running stage" not in dvc("repro", folder=project)  # from the run cache
 
