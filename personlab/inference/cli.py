@@ -173,21 +173,20 @@ def fields(
     image: Annotated[Path, Parameter(help="Image file.")],
     /,
     *,
-    weights: Weights,
-    out: Annotated[Path, Parameter(help="Picture to write, *.jpg.")],
+    weights: AnyWeights = None,
+    out: Annotated[Path, Parameter(help="Picture to write, *.jpg.")] = Path("fields.jpg"),
     side: Side = None,
     stride: OutputStride = DEFAULTS.stride,
 ) -> None:
     """Draw the five fields predicted for an image.
 
-    Reads a checkpoint and an image; writes one picture: heatmaps, segmentation, and short-, mid- and
+    Reads weights and an image; writes one picture: heatmaps, segmentation, and short-, mid- and
     long-range offsets over the image, with a legend of their colours.
     """
     from personlab import viz
     from personlab.data import images
     from personlab.predictor import Predictor
     from personlab.viz.fields import draw_fields
-    from personlab.weights import zoo
 
     if out.suffix != ".jpg":
         raise UserError(f"{out}: the picture is written as .jpg; choose such a name")
@@ -196,6 +195,7 @@ def fields(
     except UserError as error:
         raise UserError(f"{image}: {error}") from None
     infer = _infer(side, None, stride)
-    predictor = Predictor.from_checkpoint(zoo.find(weights), infer)
+    predictor = Predictor.from_checkpoint(find_and_log(weights), infer)
     level = predictor.level(pixels, infer.sides[0])
     write_atomic(out, viz.jpeg(draw_fields(pixels, level.fields, level.scale, skeleton=predictor.skeleton)))
+    print(out)
