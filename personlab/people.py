@@ -1,6 +1,6 @@
 """Annotated and detected people."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -60,6 +60,11 @@ class Annotation:
             "crowd": self.crowd,
             "mask": self.rle,
         }
+
+
+def have_masks(people: Iterable[Annotation]) -> bool:
+    """Whether any annotated person has a mask; crowds do not count."""
+    return any(person.rle and not person.crowd for person in people)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from personlab.data.transform import Transform, fit
 from personlab.errors import UserError
 from personlab.metrics.coco import Matches, has_masks, match, subset
 from personlab.metrics.files import Annotations, read_annotations
-from personlab.people import Annotation, Detection
+from personlab.people import Annotation, Detection, have_masks
 from personlab.skeleton import Edge, Skeleton
 from personlab.utils.progress import Tracker
 
@@ -63,7 +63,7 @@ def round_trip(
         people, height=height, width=width, side=side, stride=stride, skeleton=skeleton
     )
     fields = encode(instances, stride=stride, radius=decoder.radius, skeleton=skeleton).fields
-    if not any(person.rle and not person.crowd for person in people):
+    if not have_masks(people):
         fields = fields.replace(seg=fields.seg[:, :0, :0], long=fields.long[..., :0, :0])
     return list(decoder.people([Level(fields, scale)], height=height, width=width))
 

@@ -24,7 +24,7 @@ from personlab.data.images import pixels, stored_as_annotated
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError, about, first
 from personlab.params import Params
-from personlab.people import Annotation
+from personlab.people import Annotation, have_masks
 from personlab.skeleton import Skeleton, words
 from personlab.stages.acquire import layouts, read_source
 from personlab.tables import SPLITS, Dataset, Split, shards
@@ -120,7 +120,7 @@ def _dataset(train: Ingested, given: parameters.Skeleton) -> Dataset:
     people = [person.annotation for person in train.people]
     skeleton = category.skeleton(train.category, people, given)
     category.warn(train.category, skeleton, given)
-    return Dataset(skeleton, masks=any(person.rle and not person.crowd for person in people))
+    return Dataset(skeleton, masks=have_masks(people))
 
 
 def _pack(
