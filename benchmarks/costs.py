@@ -27,7 +27,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import photos
+from benchmarks import trial
 from personlab import params, tables
 from personlab.codec.decode import detections
 from personlab.codec.fields import Fields
@@ -95,7 +95,7 @@ def operations() -> dict[str, float]:
 
 
 def _paper_params() -> Params:
-    return params.load(photos.ROOT / "configs/coco2017-resnet101.yaml")
+    return params.load(trial.ROOT / "configs/coco2017-resnet101.yaml")
 
 
 def _tflop(work: Callable[[], object]) -> float:
@@ -116,7 +116,7 @@ def stages(folder: Path, coco: Path, weights: Path) -> dict[str, float]:
     """Seconds and bytes an image of the stages that do not use Ray, and of a person that is imputed."""
     from personlab.stages import acquire, evaluate, ingest, targets
 
-    own = params.load(photos.ROOT / "params.yaml")
+    own = params.load(trial.ROOT / "params.yaml")
     predictor = Predictor.from_checkpoint(weights)
     own = own.model_copy(
         update={
@@ -281,7 +281,7 @@ def _store_bytes() -> float:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.costs", description="Measure stages.")
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--coco", type=Path, default=photos.COCO_MINI, metavar="FOLDER")
+    parser.add_argument("--coco", type=Path, default=trial.COCO_MINI, metavar="FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     return parser.parse_args()
 

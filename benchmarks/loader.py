@@ -42,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks import photos
+from benchmarks import trial
 from personlab import params
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
@@ -99,7 +99,7 @@ def main() -> None:
     options = _options()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        what = photos.project(Path(folder), options.coco)
+        what = trial.project(Path(folder), options.coco)
         data = Path(folder) / "data"
         train = Train(crop=options.crop, steps=options.batches + 1)
         rates = measure(data, train, options.rounds)
@@ -307,7 +307,7 @@ def steps(data: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def _steps(data: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
-    settings = params.load(photos.ROOT / "params.yaml")
+    settings = params.load(trial.ROOT / "params.yaml")
     train = settings.train.model_copy(update={"steps": warm + timed})
     threads = os.cpu_count() or 1
     if way != _TRIMMED:
@@ -336,7 +336,7 @@ def _steps(data: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
 
 def waiting(folder: Path, crop: int | None) -> str:
     """The throughput that the stage `train` logs after a few steps. crop: with the paper's augmentation."""
-    ours = yaml.safe_load((photos.ROOT / "params.yaml").read_text())
+    ours = yaml.safe_load((trial.ROOT / "params.yaml").read_text())
     own = yaml.safe_load((folder / "params.yaml").read_text())
     if crop:
         changes = {"crop": crop, "person_sizes": None, "batch": 2, "steps": 30, "min_scale": 0.5}
@@ -344,7 +344,7 @@ def waiting(folder: Path, crop: int | None) -> str:
     else:
         own["train"] = ours["train"] | {"steps": 300}
     (folder / "params.yaml").write_text(yaml.safe_dump(own))
-    lines = photos.run(folder, "train").splitlines()
+    lines = trial.run(folder, "train").splitlines()
     return next(line.partition("train: ")[2] for line in lines if "waiting for data" in line)
 
 
@@ -392,7 +392,7 @@ def steps_table(found: dict[str, list[float]]) -> Table:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description="Measure data loading.")
-    parser.add_argument("--coco", type=Path, default=photos.COCO_MINI, metavar="FOLDER")
+    parser.add_argument("--coco", type=Path, default=trial.COCO_MINI, metavar="FOLDER")
     parser.add_argument("--crop", type=int, default=801, metavar="N")
     parser.add_argument("--batches", type=int, default=25, metavar="N", help="of 8, that are timed")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")

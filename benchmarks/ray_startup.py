@@ -33,7 +33,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import photos
+from benchmarks import trial
 
 STAGES = ("estimator", "impute", "train", "infer")
 _EVENTS = "PERSONLAB_BENCHMARK_EVENTS"  # file that all processes of a stage write to
@@ -76,19 +76,19 @@ def measure() -> list[Cost]:
     """The costs of every stage, once."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        params = yaml.safe_load((photos.ROOT / "params.yaml").read_text())
+        params = yaml.safe_load((trial.ROOT / "params.yaml").read_text())
         params["estimator"]["steps"] = params["train"]["steps"] = 20
         (root / "params.yaml").write_text(yaml.safe_dump(params))
         for stage in ("acquire", "ingest"):
-            photos.run(root, stage)
+            trial.run(root, stage)
         costs = [_cost("estimator", root), _cost("impute", root)]
-        photos.run(root, "targets")
+        trial.run(root, "targets")
         return [*costs, _cost("train", root), _cost("infer", root)]
 
 
 def _cost(stage: str, root: Path) -> Cost:
     events = root / f"{stage}.events"
-    own = os.environ | {"PYTHONPATH": str(photos.ROOT), _EVENTS: str(events)}
+    own = os.environ | {"PYTHONPATH": str(trial.ROOT), _EVENTS: str(events)}
     also = ", ray.train.torch" if stage in ("estimator", "train") else ""
     imported = subprocess.run(
         [sys.executable, "-c", _IMPORTED.format(also=also)], env=own, check=True, capture_output=True

@@ -18,6 +18,7 @@ from personlab.model.network import PersonLab, from_checkpoint
 from personlab.skeleton import COCO_PERSON
 from personlab.weights import zoo
 from tests import tfjs_models
+from tests.conftest import ROOT
 from tests.test_download import Server
 
 NAME = "bodypix-mobilenet-050"
@@ -185,6 +186,29 @@ def test_a_cache_that_cannot_be_written_to(google: Server, tmp_path: Path) -> No
 def test_a_misspelt_name_is_answered_with_the_names(google: Server) -> None:
     with pytest.raises(UserError, match=f"bodypix-75: no such file, .* there are {NAME}, "):
         zoo.find(Path("bodypix-75"))
+
+
+def test_sample_is_the_network_that_the_demo_starts_from() -> None:
+    demo = params.load(ROOT / "params.yaml").model
+    assert zoo.find(Path("sample")) == zoo.get("sample") == ROOT / str(demo.init)
+    network = from_checkpoint(zoo.get("sample"), stride=16)
+    assert (network.model.backbone, network.model.width) == (demo.backbone, demo.width)
+    assert network.masks
+    assert zoo.get("sample").stat().st_size < 4e6
+
+
+def test_sample_is_not_in_a_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(zoo, "SAMPLE_CHECKPOINT", tmp_path / "sample.safetensors")
+    with pytest.raises(UserError, match=f"{tmp_path}/sample.* only a clone of the repository"):
+        zoo.get("sample")
+
+
+def test_a_folder_with_the_name_of_a_network_is_not_its_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample").mkdir()
+    assert zoo.find(Path("sample")) == zoo.SAMPLE_CHECKPOINT
 
 
 # --- the table ----------------------------------------------------------------------------------------------

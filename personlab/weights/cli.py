@@ -1,4 +1,4 @@
-"""List and download the networks that Google published."""
+"""List networks by name, and download those that Google published."""
 
 from typing import Annotated, Final
 
@@ -23,6 +23,7 @@ def list_networks() -> None:
         aps = map(_ap, (network.keypoint_ap, network.mask_ap))
         kept = "downloaded" if network.checkpoint.exists() else ""
         print(_ROW.format(network.name, f"{network.size / 1e6:.1f} MB", *aps, kept).rstrip())
+    print(_ROW.format(zoo.SAMPLE, "", "", "", "the demo's: rendered people; in the repository"))
     print(
         f"\nAP on {zoo.MEASURED}; – is not measured.",
         f"Licence: {bodypix.LICENCE}. Source: {zoo.GOOGLE}. Kept in {zoo.cache()}.",
@@ -35,7 +36,7 @@ def get_network(
     name: Annotated[str, Parameter(help="A name of 'personlab weights list'.")],
     /,
 ) -> None:
-    """Download a network and print the path of its checkpoint.
+    """Download a published network, and print the path of its checkpoint.
 
     Writes ~/.cache/personlab/NAME.safetensors and its card, unless they exist. XDG_CACHE_HOME replaces
     ~/.cache.

@@ -1,12 +1,12 @@
-"""The networks that Google published for TensorFlow.js, by name.
+"""Networks by name: those that Google published for TensorFlow.js, and the repository's own.
 
-A network is downloaded once, to a folder of the cache, and converted to a checkpoint beside that folder:
+A published network is downloaded once, to a folder of the cache, and converted to a checkpoint beside it:
 
     ~/.cache/personlab/bodypix-mobilenet-075/          model-stride16.json, group1-shard1of2.bin, ...
     ~/.cache/personlab/bodypix-mobilenet-075.safetensors, .json
 
 Files that were put into the folder by other means are used as if they had been downloaded. XDG_CACHE_HOME
-replaces ~/.cache.
+replaces ~/.cache. `sample`, trained on rendered people by configs/pretrained.yaml, is part of the repository.
 """
 
 import hashlib
@@ -78,6 +78,10 @@ NETWORKS: Final = (
 )
 BY_NAME: Final = {network.name: network for network in NETWORKS}
 
+SAMPLE: Final = "sample"
+SAMPLE_CHECKPOINT: Final = Path(__file__).parents[2] / "models/pretrained/sample.safetensors"
+NAMES: Final = (*BY_NAME, SAMPLE)
+
 
 def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personlab"
@@ -95,22 +99,25 @@ def find(weights: Path) -> Path:
     Raises:
         UserError: as `get`; or there is no such file, and no network of that name.
     """
-    if weights.exists() or weights.suffix:
+    if weights.is_file() or weights.suffix:
         return weights
-    if str(weights) in BY_NAME:
+    if str(weights) in NAMES:
         return get(str(weights))
-    raise UserError(f"{weights}: no such file, and no network has that name; there are {', '.join(BY_NAME)}")
+    raise UserError(f"{weights}: no such file, and no network has that name; there are {', '.join(NAMES)}")
 
 
 def get(name: str) -> Path:
-    """The checkpoint of the network of that name; downloaded and converted unless the cache has it.
+    """The checkpoint of the network of that name; published ones are downloaded and converted once.
 
     Raises:
-        UserError: there is no such network; it cannot be downloaded, which names the files that are needed
-            and their place; it is not what it should be; or the cache cannot be written to.
+        UserError: there is no such network; it is not in this installation; it cannot be downloaded, which
+            names the files that are needed and their place; it is not what it should be; or the cache cannot
+            be written to.
     """
+    if name == SAMPLE:
+        return _of_repository()
     if name not in BY_NAME:
-        raise UserError(f"no network is named {name}; there are {', '.join(BY_NAME)}")
+        raise UserError(f"no network is named {name}; there are {', '.join(NAMES)}")
     network = BY_NAME[name]
     path = network.checkpoint
     try:
@@ -125,6 +132,14 @@ def get(name: str) -> Path:
             "folder that can"
         ) from None
     return path
+
+
+def _of_repository() -> Path:
+    if not SAMPLE_CHECKPOINT.exists():
+        raise UserError(
+            f"{SAMPLE_CHECKPOINT}: no such file; only a clone of the repository has the network {SAMPLE}"
+        )
+    return SAMPLE_CHECKPOINT
 
 
 def _is_intact(path: Path) -> bool:
