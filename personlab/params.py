@@ -42,7 +42,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 RANDOM: Final = "models/random"
 
 
-# `acquire.directory` without a folder, for the same reason.
+# `acquire.directory` without a folder and `acquire.excerpt` without a file, for the same reason.
 NO_FOLDER: Final = "data/none"
 
 
@@ -56,6 +56,7 @@ def _stands_for_none(name: str) -> tuple[BeforeValidator, PlainSerializer]:
 
 Init = Annotated[str | None, *_stands_for_none(RANDOM)]
 Directory = Annotated[str | None, *_stands_for_none(NO_FOLDER)]
+Excerpt = Annotated[str | None, *_stands_for_none(NO_FOLDER)]
 
 
 class Section(BaseModel):
@@ -103,6 +104,7 @@ class Acquire(Section):
     layout: Layout = Layout()
     categories: tuple[str, ...] = ()
     download: str = "data/coco2017"
+    excerpt: Excerpt = None
     url: str = "http://images.cocodataset.org"
     sample: Sample = Sample()
 
@@ -111,6 +113,12 @@ class Acquire(Section):
         if (self.source in ("directory", "yolo")) != bool(self.directory):
             reason = "is kept in acquire.download, not in" if self.directory else "needs"
             raise ValueError(f"acquire.source: {self.source} {reason} acquire.directory")
+        return self
+
+    @model_validator(mode="after")
+    def _excerpt_is_of_coco(self) -> Self:
+        if self.excerpt and self.source != "coco2017":
+            raise ValueError(f"acquire.excerpt: is of coco2017, not of {self.source}")
         return self
 
 

@@ -222,7 +222,8 @@ def _copy(response: Any, part: Path, start: int, total: int | None, most: int | 
             if validator := _validator(response):
                 _validator_file(part).write_text(validator, encoding="latin-1")
         with part.open("ab") as file:
-            for chunk in progress(chunks, total=count, label=f"{part.stem} (MiB)"):
+            shown = chunks if count == 1 else progress(chunks, total=count, label=f"{part.stem} (MiB)")
+            for chunk in shown:
                 file.write(chunk)
                 _check_most(response.url, file.tell(), most)
     except OSError as error:

@@ -14,9 +14,10 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from personlab import params as parameters
-from personlab.data import coco, yolo
+from personlab.data import coco, excerpt, yolo
 from personlab.data.coco import Layout, Share
 from personlab.data.download import fetch_archives
+from personlab.data.excerpt import Excerpt
 from personlab.errors import UserError
 from personlab.params import Params
 from personlab.synthetic import write_sample
@@ -92,6 +93,8 @@ def _layouts(acquire: parameters.Acquire, root: Path, output: Path) -> dict[Spli
             return _in(output, parameters.Layout())
         case "coco2017":
             folder = (root / Path(acquire.download).expanduser()).resolve()
+            if acquire.excerpt:
+                return excerpt.fetch(Excerpt.read(root / acquire.excerpt), acquire.url, folder, output)
             fetch_archives(acquire.url, folder)
             return _in(folder, parameters.Layout())
         case "yolo":
