@@ -102,6 +102,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(("git", "init", "-q"), cwd=folder, check=True)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["model"]["init"] = "models/start.safetensors"
+    params["estimator"]["init"] = RANDOM
     write(folder / "params.yaml", yaml.safe_dump(params))
     with inside(folder), Repo.init(str(folder)) as repository:
         repository.commit(force=True)
