@@ -185,6 +185,18 @@ def copy(weights: Path, to: Path) -> Path:
     return to
 
 
+def test_published_weights_are_copied_into_a_project(
+    tmp_path: Path, weights: Path, command: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cached = copy(weights, tmp_path / "cache/personlab/bodypix-mobilenet-075.safetensors")
+    status, printed = command("weights", "get", "bodypix-mobilenet-075", "--out", "models")
+    assert (status, printed.split()[-1]) == (0, "models/bodypix-mobilenet-075.safetensors")
+    for suffix in (".safetensors", ".json"):
+        copied = tmp_path / "models/bodypix-mobilenet-075.safetensors"
+        assert copied.with_suffix(suffix).read_bytes() == cached.with_suffix(suffix).read_bytes()
+
+
 def test_a_photo_is_enough(
     tmp_path: Path,
     weights: Path,

@@ -1,5 +1,6 @@
 """List networks by name, and download those that Google published."""
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import cyclopts
@@ -35,15 +36,25 @@ def list_networks() -> None:
 def get_network(
     name: Annotated[str, Parameter(help="A name of 'personlab weights list'.")],
     /,
+    *,
+    out: Annotated[Path | None, Parameter(help="Folder to copy the checkpoint and its card to.")] = None,
 ) -> None:
     """Download a published network, and print the path of its checkpoint.
 
     Writes ~/.cache/personlab/NAME.safetensors and its card, unless they exist. XDG_CACHE_HOME replaces
-    ~/.cache.
+    ~/.cache. A training that starts from it (model.init) needs it in the project: --out models.
     """
+    from personlab.utils.files import write_atomic
+    from personlab.utils.storage import writing
     from personlab.weights import zoo
 
-    print(zoo.get(name))
+    path = zoo.get(name)
+    if out:
+        with writing(str(out)):
+            for file in (path.with_suffix(".json"), path):
+                write_atomic(out / file.name, file.read_bytes())
+        path = out / path.name
+    print(path)
 
 
 def _ap(value: float | None) -> str:
