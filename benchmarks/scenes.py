@@ -21,8 +21,9 @@ _STANDING = torch.tensor(
 )
 
 
-def people(count: int, *, stride: int, seed: int = 0) -> Instances:
-    """Scattered people, 150 to 400 px tall, leaning, with random plausible limbs; taller ones in front."""
+def people(count: int, *, stride: int, seed: int = 0, side: int = SIDE) -> Instances:
+    """Scattered people in a square image, 150 to 400 px tall, leaning, with random plausible limbs; taller
+    ones in front."""
     g = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -40,12 +41,12 @@ def people(count: int, *, stride: int, seed: int = 0) -> Instances:
     turn = torch.stack((lean.cos(), lean.sin(), -lean.sin(), lean.cos()), -1).view(count, 2, 2)
     poses = poses @ turn * height[:, None, None]
     low, high = poses.amin(1), poses.amax(1)
-    room = (SIDE - 1 - (high - low)).clamp(min=0)
+    room = (side - 1 - (high - low)).clamp(min=0)
     keypoints = poses - low[:, None] + (room * torch.rand(count, 2, generator=g))[:, None]
     return Instances(
         keypoints=keypoints,
         labelled=torch.ones(count, len(COCO_PERSON.keypoints), dtype=torch.bool),
-        masks=_in_front(_bodies(keypoints, height, stride)),
+        masks=_in_front(_bodies(keypoints, height, stride, side)),
         crowd=torch.zeros(count, dtype=torch.bool),
         unmasked=torch.zeros(count, dtype=torch.bool),
     )
@@ -75,12 +76,12 @@ def predicted(instances: Instances, *, stride: int, seed: int = 0) -> Fields:
     return fields.map(Tensor.contiguous)
 
 
-def _bodies(keypoints: Tensor, height: Tensor, stride: int) -> Tensor:
+def _bodies(keypoints: Tensor, height: Tensor, stride: int, side: int) -> Tensor:
     """Cells within a fifteenth of the height of a bone, or between shoulders and hips: P x H x W."""
-    n = cells(SIDE, stride)
+    n = cells(side, stride)
     place = cell_positions(n, n, stride).flatten(1).T  # cells x 2
     bones = [*COCO_PERSON.tree, (5, 12), (6, 11), (5, 6), (11, 12)]
-    start, end = (keypoints[:, [bone[side] for bone in bones]] for side in (0, 1))
+    start, end = (keypoints[:, [bone[point] for bone in bones]] for point in (0, 1))
     bodies = []
     for a, b, tall in zip(start, end, height.tolist(), strict=True):
         along = b - a
