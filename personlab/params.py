@@ -211,7 +211,6 @@ class Train(Section):
     momentum: Fraction = 0.9
     weight_decay: float = Field(default=0.0, ge=0.0)
     average_from: Fraction = 0.5
-    initial_share: Fraction = 0.0
     min_scale: PositiveFloat = 0.5
     max_scale: PositiveFloat = 1.5
     person_sizes: tuple[PositiveFloat, PositiveFloat] | None = None
@@ -234,6 +233,12 @@ class Infer(Section):
 
     sides: tuple[PositiveInt, ...] = Field(default=(801,), min_length=1)
     stride: Stride = 16
+
+
+class Export(Section):
+    """The weights that the stage `infer` predicts with and exports."""
+
+    initial_share: Fraction = 0.0
 
 
 class Evaluate(Section):
@@ -285,6 +290,7 @@ class Params(Section):
     targets: Targets = Targets()
     model: Model = Model()
     train: Train = Train()
+    export: Export = Export()
     infer: Infer = Infer()
     evaluate: Evaluate = Evaluate()
     decode: Decode = Decode()
@@ -301,10 +307,9 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _blends_trained_weights(self) -> Self:
-        if self.train.initial_share and not (self.model.init and self.model.init_heads):
+        if self.export.initial_share and not (self.model.init and self.model.init_heads):
             raise ValueError(
-                "train.initial_share: needs a model.init whose heads are used (model.init_heads), since "
-                "random weights are worth nothing"
+                "export.initial_share: needs a model.init whose heads are used (model.init_heads)"
             )
         return self
 

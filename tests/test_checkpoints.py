@@ -143,11 +143,6 @@ def test_a_training_resumes_whatever_compute_says(tmp_path: Path, init: str | No
         assert training_name(tmp_path, init=init, **change) != before
 
 
-def test_another_share_of_the_initial_weights_trains_nothing(tmp_path: Path) -> None:
-    init = "init.safetensors"
-    assert training_name(tmp_path, init=init, initial_share=0.5) == training_name(tmp_path, init=init)
-
-
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the code that the stages take for their own."""

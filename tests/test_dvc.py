@@ -178,7 +178,8 @@ def test_everything_is_up_to_date_at_first(project: Path) -> None:
         ({"targets.imputed": False}, {"targets"}),
         ({"model.radius": 20}, {"train"}),
         ({"train.loss_weights.mid": 9}, {"train"}),
-        ({"model.init": RANDOM}, {"train"}),
+        ({"model.init": RANDOM}, {"train", "infer"}),
+        ({"export.initial_share": 0.5}, {"infer"}),
         ({"infer.sides": [65]}, {"infer"}),
         ({"decode.nms": "hard"}, {"infer"}),
         ({"decode.max_people": 7}, {"infer", "evaluate"}),
@@ -196,7 +197,7 @@ def test_a_parameter_reruns_the_stages_it_decides(
 @pytest.mark.parametrize(
     ("file", "stages"),
     [
-        ("models/start.safetensors", {"train"}),  # other weights under the same path
+        ("models/start.safetensors", {"train", "infer"}),  # other weights under the same path
         ("data/train/model.json", {"train", "infer"}),  # as an output and as a dependency
         ("personlab/codec/score.py", {"infer"}),
         ("personlab/codec/encode.py", {"train", "infer"}),

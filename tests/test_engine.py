@@ -24,7 +24,6 @@ from personlab.training.engine import (
     Average,
     Batch,
     Supervised,
-    blend,
     optimizer,
     set_learning_rate,
     train_step,
@@ -204,16 +203,6 @@ def test_the_average_does_not_follow_the_network_afterwards() -> None:
     module.weight.data.zero_()
     assert torch.equal(average.of(module)["weight"], expected)
     assert torch.equal(taken["weight"], expected)
-
-
-def test_a_blend_lies_between_the_initial_and_the_trained_weights() -> None:
-    initial, trained = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
-    initial.weight.data.fill_(2.0)
-    trained.weight.data.fill_(4.0)
-    trained.num_batches_tracked.fill_(7)
-    for share, weight in ((0.0, 4.0), (0.25, 3.5), (1.0, 2.0)):
-        found = blend(initial.state_dict(), trained.state_dict(), share=share)
-        assert (found["weight"].item(), found["num_batches_tracked"].item()) == (weight, 7)
 
 
 def test_a_resumed_average_goes_on_as_if_never_stopped() -> None:

@@ -59,7 +59,7 @@ def test_the_paper_run_has_the_papers_values() -> None:
         ("train: {stride: 12}", r"train\.stride"),
         ("train: {batch: 0}", r"train\.batch"),
         ("train: {crop: 800}", "multiple of stride 16 plus 1"),
-        ("{train: {initial_share: 0.5}}", r"needs a model\.init"),
+        ("{export: {initial_share: 0.5}}", r"needs a model\.init"),
         ("{train: {batch: 8}, compute: {workers: 3}}", r"cannot be shared by 3 workers \(compute\.workers\)"),
         ("infer: {sides: []}", r"infer\.sides"),
         ("acquire: {source: directory}", "needs acquire.directory"),

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from personlab import tables
 from personlab.cli import app
 from personlab.data.images import pixels
 from personlab.errors import UserError
-from personlab.params import Acquire, Compute, Decode, Infer, Ingest, Params, Sample
+from personlab.model import checkpoint
+from personlab.params import Acquire, Compute, Decode, Export, Infer, Ingest, Model, Params, Sample
 from personlab.people import SHOWN
 from personlab.predictor import Predictor
 from personlab.stages import acquire, infer, ingest
@@ -109,6 +111,28 @@ def test_the_served_model_is_the_trained_one_and_its_decoding(inferred: Path) ->
     assert (inferred / MODEL).read_bytes() == trained.read_bytes()
     card, before = (json.loads(path.with_suffix(".json").read_text()) for path in (inferred / MODEL, trained))
     assert card == before | {"decode": PARAMS.decode.model_dump(mode="json")}
+
+
+def test_the_served_model_is_a_mean_with_the_initial_weights(project: Path) -> None:
+    """And it is the one that predicts."""
+    save_weights(project / "initial.safetensors", seed=1)
+    blended = PARAMS.model_copy(
+        update={"model": Model(init="initial.safetensors"), "export": Export(initial_share=0.25)}
+    )
+    infer.run(blended, project)
+    initial, trained, served = (
+        checkpoint.load_weights(project / name)
+        for name in ("initial.safetensors", "data/train/model.safetensors", MODEL)
+    )
+    name = "heads.short.weight"
+    torch.testing.assert_close(served[name], 0.25 * initial[name] + 0.75 * trained[name])
+    assert json.loads((project / MODEL).with_suffix(".json").read_text())["initial_share"] == 0.25
+    predictor = Predictor.from_checkpoint(project / MODEL, PARAMS.infer)
+    row = predictions(project)[0]
+    image = rows_of(project / "data/ingest/val/part-00000.parquet")[0]
+    expected = [person.score for person in predictor(pixels(image))]
+    assert [person["score"] for person in row["people"]] == pytest.approx(expected)
+    assert not list((project / "runs").iterdir())
 
 
 def test_predict_decodes_as_infer_did(

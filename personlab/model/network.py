@@ -30,7 +30,7 @@ _HEAD_STD: Final = 0.001
 
 _FORMAT: Final = "personlab-1"
 _POSES: Final = ("heatmap", "short", "mid")  # the fields that poses are decoded from
-_INTERMEDIATE: Final = "intermediate."
+INTERMEDIATE: Final = "intermediate."
 _OF_MASKS: Final = re.compile(r"(heads|intermediate)\.(seg|long)\.")
 
 
@@ -198,9 +198,9 @@ def _fit(network: PersonLab, state: dict[str, Tensor], path: Path) -> None:
     """
     if not network.masks:
         state = {name: each for name, each in state.items() if not _OF_MASKS.match(name)}
-    if not any(name.startswith(_INTERMEDIATE) for name in state):
+    if not any(name.startswith(INTERMEDIATE) for name in state):
         own = network.state_dict().items()
-        state = state | {name: tensor for name, tensor in own if name.startswith(_INTERMEDIATE)}
+        state = state | {name: tensor for name, tensor in own if name.startswith(INTERMEDIATE)}
     checkpoint.fit(network, state, path)
 
 

@@ -5,8 +5,9 @@ part per shard: the same shards and weights give the same files with any number 
 runs/, outside DVC's outputs, under a hash of its inputs and parameters, so that the stage can resume it after
 a kill.
 
-The exported model is the trained one with the decoding parameters added to its card. Prediction and promotion
-use it: a model is served with the decoding that it was evaluated with.
+The exported model is the trained one, or its mean with the initial weights (`export.initial_share`), with the
+decoding parameters added to its card. Prediction and promotion use it: a model is served with the decoding
+that it was evaluated with.
 """
 
 import hashlib
@@ -25,11 +26,14 @@ from personlab.distributed import batch
 from personlab.errors import UserError
 from personlab.inference.job import Job, Plan, first_error, make_plan
 from personlab.inference.listing import list_images
+from personlab.model import checkpoint
+from personlab.model.blend import blend
 from personlab.params import Params
 from personlab.tables.shards import part_name
 from personlab.utils.files import atomic_folder, write_json
 from personlab.utils.storage import Folder
 
+_BLEND: Final = "runs/infer-blend"
 _PART_SIZE: Final = 16  # images: few, so that all actors end at about the same time
 
 
@@ -39,7 +43,7 @@ def run(params: Params, root: Path) -> None:
     Raises:
         UserError: the checkpoint, a shard or an image in it cannot be read.
     """
-    folder, weights = root.resolve() / "data/ingest/val", root.resolve() / "data/train/model.safetensors"
+    folder, weights = root.resolve() / "data/ingest/val", _weights(params, root.resolve())
     shards = sorted(folder.glob("part-*.parquet"))
     listing = list_images(str(folder))
     plan = make_plan(listing, weights, params.infer, params.decode, part_size=_PART_SIZE)
@@ -62,6 +66,20 @@ def run(params: Params, root: Path) -> None:
     counts = {"images": manifest.images, "proposals": manifest.proposals, "people": manifest.people}
     write_json(root / "data/metrics/infer.json", counts)
     shutil.rmtree(work)
+    if params.export.initial_share:
+        shutil.rmtree(weights.parent)
+
+
+def _weights(params: Params, root: Path) -> Path:
+    """The trained checkpoint, or one of its mean with the initial weights, written to runs/."""
+    trained, share = root / "data/train/model.safetensors", params.export.initial_share
+    if not (share and params.model.init):
+        return trained
+    state, card = checkpoint.load(trained)
+    path = root / _BLEND / trained.name
+    mean = blend(root / params.model.init, state, share=share)
+    checkpoint.save(path, mean, card | {"initial_share": share})
+    return path
 
 
 def _by_shard(shards: Iterable[Path], parts: Iterable[Path]) -> Iterator[pa.Table]:

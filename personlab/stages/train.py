@@ -82,8 +82,7 @@ def training_run(recipe: Recipe, compute: Compute, root: Path) -> Run:
     with any number. Otherwise each worker normalises by its own share of a batch, and runs with different
     numbers of workers are different runs.
     """
-    # blended after the last step: another share needs no steps
-    sections: list[Section] = [recipe.model, recipe.train.model_copy(update={"initial_share": 0.0})]
+    sections: list[Section] = [recipe.model, recipe.train]
     if recipe.model.init is None and compute.workers > 1:
         sections.append(Compute(workers=compute.workers))
     return run_of(root, "train", sections, _inputs(recipe, root), compute.storage_path)
@@ -141,12 +140,10 @@ def _network(recipe: Recipe, root: Path) -> PersonLab:
 def _export(recipe: Recipe, run: Run, root: Path) -> None:
     """Write the outputs of the stage from the last checkpoint of a run."""
     state = run.finished(recipe.train.steps)
-    torch.manual_seed(recipe.train.seed)  # of heads that model.init lacks
     network = _network(recipe, root)
-    weights = engine.blend(network.state_dict(), state["averaged"], share=recipe.train.initial_share)
     with atomic_folder(root / "data/train") as output:
         card = network.card(recipe.train.model_dump())
-        checkpoint.save(output / "model.safetensors", weights, card)
+        checkpoint.save(output / "model.safetensors", state["averaged"], card)
     with atomic_folder(root / "data/plots/train") as output:
         _write_curves(output / "loss.tsv", state["curve"]["points"])
         _write_curves(output / "ap.tsv", state["ap"])

@@ -150,17 +150,6 @@ class Average:
         }
 
 
-def blend(initial: Mapping[str, Tensor], trained: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor]:
-    """share * initial + (1 - share) * trained, except for counts.
-
-    After Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
-    """
-    return {
-        name: torch.lerp(tensor, initial[name], share) if tensor.is_floating_point() else tensor
-        for name, tensor in trained.items()
-    }
-
-
 def _workers() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
