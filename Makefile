@@ -29,7 +29,7 @@ demo: preflight-demo .venv/ready ## train and evaluate on the rendered sample da
 test: preflight-test .venv/ready ## run all tests
 	pytest --numprocesses=2 --no-loadscope-reorder
 
-test-fast: preflight-test .venv/ready ## run the tests that take seconds
+test-fast: preflight-test .venv/ready ## run the tests that start no cluster or pipeline
 	pytest -m "not slow"
 
 lint: .venv/ready ## check style, format and types (ruff, mypy)

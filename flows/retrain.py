@@ -53,7 +53,7 @@ class Retraining(BaseModel):
     refresh_data: bool = Field(
         default=False,
         title="Look at the data again",
-        description="DVC watches neither folders outside the project nor downloads.",
+        description="Run acquire even if DVC sees no change in its folder and parameters.",
     )
     rule: Rule = Field(
         default="better",

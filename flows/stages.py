@@ -54,8 +54,7 @@ def run_stage(stage: Stage, project: Path = HERE, refresh: bool = False) -> Stat
 
     Args:
         project: the folder with dvc.yaml.
-        refresh: run it, and none before it, even if it is up to date: DVC does not watch data outside the
-            project.
+        refresh: run it, and none before it, even if it is up to date.
 
     Returns:
         The final state: `Completed` (the stage ran), `Completed` named `Cached`, or `Failed`, whose message

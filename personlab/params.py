@@ -42,7 +42,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 RANDOM: Final = "models/random"
 
 
-# `acquire.directory` without a folder and `acquire.excerpt` without a file, for the same reason.
+# `acquire.directory` without a folder, and `acquire.excerpt` without a file, likewise.
 NO_FOLDER: Final = "data/none"
 
 

@@ -77,8 +77,7 @@ class Regions:
 
 @dataclass(frozen=True)
 class Decoder:
-    """How fields become people. Without `extensions` this is the paper's decoder, but for `trace_refinements`
-    (there 2).
+    """How fields become people. The paper's decoder has no `extensions` and 2 `trace_refinements`.
 
     Lengths are in input pixels.
     """

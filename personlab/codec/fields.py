@@ -90,16 +90,16 @@ class Fields:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the network should predict, and where that is defined; what is undefined is masked, never zero.
+    """What the network should predict, and where that is defined: undefined values are 0 and mean nothing.
 
     `heatmap` holds 0 or 1, `seg` shares from 0 to 1. The short-range offsets are defined exactly where the
     heatmap is 1.
     """
 
     fields: Fields
-    heatmap_valid: Tensor  # B x H x W bool: not crowd, not people without keypoints
+    heatmap_valid: Tensor  # B x H x W bool: not in crowds or people without keypoints
     mid_valid: Tensor  # B x E x H x W bool: the source's disk, where that person has both ends
-    seg_valid: Tensor  # B x H x W bool: not crowd
+    seg_valid: Tensor  # B x H x W bool: not in crowds or people without a mask
     long_valid: Tensor  # B x K x H x W bool: exactly one person's mask, keypoint annotated, not crowd
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor
 from personlab.codec.loops import Array, Index, array, compiled
 from personlab.codec.pyramid import Frame, Level, weights
 
-# Fainter votes are not cast. A whole disk of them adds up to less than half the seed threshold of 0.01, and
+# Fainter votes are not cast. A whole disk of them adds up to at most half the default seed threshold, 0.01, and
 # there are twenty times more of them than of all others.
 FAINTEST_VOTE: Final = 0.005
 

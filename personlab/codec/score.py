@@ -31,12 +31,14 @@ HARD_NMS_OKS: Final = 0.5
 
 @dataclass(frozen=True)
 class Poses:
-    """Poses of one image, best first."""
+    """Poses of one image, best first once they have been suppressed."""
 
     keypoints: Tensor  # N x K x 2, pixels
     presence: Tensor  # N x K, p_k(y_jk)
     keypoint_scores: Tensor  # N x K, s_jk
-    terms: Tensor  # N x K, what the keypoints add to the score of the pose (equation 4): s_jk, for the paper
+    terms: (
+        Tensor  # N x K, what keypoints add to the pose's score (equation 4): s_jk, or its vote-mass variant
+    )
     unclaimed: Tensor  # N x K bool, u_jk: no better pose claims the keypoint (equation 4)
     scores: Tensor  # N
     mask_scores: Tensor  # N, of the poses' masks

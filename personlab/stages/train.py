@@ -67,7 +67,7 @@ def run(params: Params, root: Path) -> None:
         UserError: there are no images to train on, the loss is not finite, or a disk is full.
     """
     recipe = Recipe(model=params.model, train=params.train)
-    image_groups(root / "data/ingest/train")
+    image_groups(root / "data/ingest/train")  # raises without images, before Ray starts
     run = training_run(recipe, params.compute, root)
     with run.lock():
         with connect(params.compute.ray_address), watch(recipe.train.steps, "train") as board:
