@@ -46,7 +46,7 @@ def test_the_paper_run_has_the_papers_values() -> None:
     assert (paper.train.learning_rate, paper.train.momentum, paper.train.steps) == (1e-3, 0.9, 1_000_000)
     assert tuple(paper.train.loss_weights.model_dump().values()) == (4, 2, 1, 1 / 4, 1 / 8)
     assert (paper.infer.sides, paper.infer.stride, paper.decode.max_people) == ((1401,), 8, 20)
-    own = Decode(extensions=())
+    own = Decode(extensions=(), trace_refinements=2)
     assert paper.decode == own
     assert Decode.scaled(paper.model.radius) == Decode()
 

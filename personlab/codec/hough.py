@@ -19,8 +19,8 @@ from torch import Tensor
 from personlab.codec.loops import Array, Index, array, compiled
 from personlab.codec.pyramid import Frame, Level, weights
 
-# Fainter votes are not cast. A whole disk of them adds up to at most half the default seed threshold, 0.01, and
-# there are twenty times more of them than of all others.
+# Fainter votes are not cast. A whole disk of them adds up to at most half the default seed threshold, 0.01,
+# and there are twenty times more of them than of all others.
 FAINTEST_VOTE: Final = 0.005
 
 # Votes are added in any order; scores are rounded to the digits that this leaves.

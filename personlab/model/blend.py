@@ -36,8 +36,8 @@ def blend(initial: Path, trained: Mapping[str, Tensor], *, share: float) -> dict
         name for name in mean if name not in start or start[name].shape != trained[name].shape
     ):
         raise UserError(
-            f"{initial}: cannot be averaged with the trained weights (export.initial_share), which began with "
-            f"random ones for {first(missing)}"
+            f"{initial}: cannot be averaged with the trained weights (export.initial_share), which began "
+            f"with random ones for {first(missing)}"
         )
     return {
         name: torch.lerp(tensor, start[name], share) if name in mean else tensor
