@@ -16,7 +16,9 @@ _HOP_BY_HOP: Final = {"connection", "content-length", "expect", "keep-alive", "t
 
 
 def _error(code: str) -> bytes:
-    return f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}</Message></Error>'.encode()
+    """As S3 words it, with an id for its support: longer than a small image."""
+    details = f"<Code>{code}</Code><Message>{code}</Message><HostId>{'x' * 200}</HostId>"
+    return f'<?xml version="1.0"?><Error>{details}</Error>'.encode()
 
 
 class Proxy(BaseHTTPRequestHandler):
