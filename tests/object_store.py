@@ -55,13 +55,13 @@ class ObjectStore:
         finally:
             timer.join()
 
-    def uri(self, path: str, *, bucket: str = "work", key: str = f"{KEY}:secret@") -> str:
+    def uri(self, path: str | Path, *, bucket: str = "work", key: str = f"{KEY}:secret@") -> str:
         """key: empty for none, as if the environment held the credentials."""
         query = f"scheme=http&endpoint_override=127.0.0.1:{self._port}&region=us-east-1"
         return f"s3://{key}{bucket}/{path}?{query}"
 
     def upload(self, folder: Path, prefix: str) -> None:
-        for path in folder.iterdir():
+        for path in filter(Path.is_file, folder.iterdir()):
             self.client.put_object(Bucket="work", Key=f"{prefix}/{path.name}", Body=path.read_bytes())
 
     def download(self, prefix: str, folder: Path) -> Path:

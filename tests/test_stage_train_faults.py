@@ -27,6 +27,7 @@ from personlab.params import Params
 from personlab.skeleton import COCO_PERSON
 from tests.batches import save_weights
 from tests.nodes import removed
+from tests.object_store import ObjectStore
 from tests.test_example import HEIGHT, WIDTH, person, row
 
 pytestmark = pytest.mark.slow
@@ -214,6 +215,30 @@ def test_the_disk_is_full_the_driver_killed_and_the_newest_checkpoint_damaged(
     assert f"resuming from step {step_of(before)}\n" in found.output
     assert found.files == alone.files
     assert not list(small_disk.iterdir())
+
+
+def test_checkpoints_on_an_object_store(project: Project, object_store: ObjectStore, alone: Trained) -> None:
+    """The driver is killed; then the store is away for longer than pyarrow tries."""
+
+    def newest() -> int:
+        keys = object_store.keys("runs")
+        return max((step_of(Path(key).parent) for key in keys if key.endswith("state.sha256")), default=0)
+
+    project.write(workers=1, storage_path=object_store.uri("runs"))
+    driver = project.start()
+    project.wait(driver, lambda: newest() >= EVERY)
+    driver.kill()
+    driver.communicate()
+    kept = newest()
+    driver = project.start()
+    project.wait(driver, lambda: newest() >= kept + EVERY)
+    object_store.close()
+    time.sleep(8)
+    object_store.open()
+    found = project.end(driver)
+    assert f"resuming from step {kept}\n" in found.output
+    assert found.files == alone.files
+    assert not object_store.keys("runs")
 
 
 def step_of(checkpoint: Path) -> int:
