@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Project:
 
     folder: Path
     cluster: Any
+    prefix: Sequence[str] = ()  # of commands
 
     def write(self, **compute: Any) -> None:
         sections = PARAMS | {"compute": {"checkpoint_every": EVERY} | compute}
@@ -61,7 +62,7 @@ class Project:
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "personlab", "train"],
+            [*self.prefix, sys.executable, "-m", "personlab", "train"],
             cwd=self.folder,
             env=os.environ | ENVIRONMENT | {"RAY_ADDRESS": self.cluster.address},
             stdout=subprocess.PIPE,
@@ -115,7 +116,10 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Project:
-    folder = tmp_path_factory.mktemp("project")
+    return make_project(tmp_path_factory.mktemp("project"), ray_cluster)
+
+
+def make_project(folder: Path, cluster: Any) -> Project:
     save_weights(folder / "init.safetensors")
     generator = np.random.default_rng(0)
     rows = []
@@ -130,7 +134,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Proje
             part = folder / f"data/{stage}/{split}/part-00000.parquet"
             table = pa.Table.from_pylist(rows, schema=schema)
             tables.write_table(table, part, params_hash="x", row_group_size=4)
-    return Project(folder, ray_cluster)
+    return Project(folder, cluster)
 
 
 @pytest.fixture(scope="module")
