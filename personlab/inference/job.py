@@ -23,8 +23,8 @@ from personlab.data import images
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference.listing import Fetch, Listing
+from personlab.inference.local_copy import local_copy
 from personlab.inference.poison_images import Attempt, attempt
-from personlab.inference.weights import local_copy
 from personlab.model.network import from_checkpoint
 from personlab.params import Decode, Infer, Section
 from personlab.people import SHOWN

@@ -1,17 +1,12 @@
 """The weights that people are predicted with where no others are named."""
 
-import hashlib
 import logging
-import posixpath
 from pathlib import Path
 from typing import Final
 
-from personlab.utils import storage
-from personlab.utils.storage import Folder
+from personlab.inference.local_copy import local_copy
 
 DEFAULT_NETWORK: Final = "bodypix-mobilenet-075"
-
-_SUFFIXES: Final = (".safetensors", ".json")  # of a checkpoint and its card
 
 log = logging.getLogger("personlab")
 
@@ -30,29 +25,6 @@ def find(weights: str | None, project: Path) -> Path:
         return zoo.find(local_copy(weights))
     champion = Registry(project).champion()
     return champion.folder / WEIGHTS if champion else zoo.get(DEFAULT_NETWORK)
-
-
-def local_copy(place: str) -> Path:
-    """The path of a checkpoint; of one at a URI that of a copy in the cache, with its card.
-
-    It is downloaded at every call, and kept once for each content.
-
-    Raises:
-        UserError: it cannot be read, or the cache cannot be written to.
-    """
-    from personlab.weights import zoo
-
-    if not storage.is_uri(place):
-        return Path(place)
-    path, mark, query = place.partition("?")
-    stem = posixpath.splitext(path)[0]
-    contents = {suffix: storage.read(f"{stem}{suffix}{mark}{query}") for suffix in _SUFFIXES}
-    digest = hashlib.sha256(b"".join(contents.values())).hexdigest()
-    folder = Folder(str(zoo.cache() / "fetched"))
-    with storage.writing(folder.place):
-        for suffix, content in contents.items():
-            folder.write(f"{digest[:16]}{suffix}", content)
-    return Path(folder.place) / f"{digest[:16]}{_SUFFIXES[0]}"
 
 
 def find_and_log(weights: str | None) -> Path:
