@@ -29,6 +29,7 @@ TOGETHER = (
         *("test_board.py", "test_flows_inference.py", "test_flows.py", "test_retrain.py"),
     ),
     ("test_stage_batch_faults.py", "test_stage_train_faults.py", "test_object_store.py"),
+    ("test_network_faults.py",),
     ("test_pipeline.py",),
 )
 

@@ -76,9 +76,10 @@ def train(row: str, cluster: Cluster, project: Project, undisturbed: Trained | N
     right = disturb(row, cluster, host)
     found = project.end(driver)
     right()
-    resumed = found.output.count("resuming from step")
-    same = undisturbed is None or found.files == undisturbed.files
-    return f"{'same bytes' if same else 'OTHER BYTES'}, resumed {resumed} times", found
+    if undisturbed is None:
+        return "the bytes that others have to be", found
+    same = "same bytes" if found.files == undisturbed.files else "OTHER BYTES"
+    return f"{same}, resumed {found.output.count('resuming from step')} times", found
 
 
 def has_worker(host: Host) -> bool:
@@ -91,12 +92,17 @@ def has_worker(host: Host) -> bool:
     return False
 
 
+def save_inputs(folder: Path) -> None:
+    """Images, weights, and what a plain loop without Ray makes of them."""
+    save_weights(folder / "w.safetensors")
+    save_pictures(folder / "in", IMAGES)
+    make_all(begin(job(folder / "in", folder / "w.safetensors", folder / "plain", part_size=PART)))
+
+
 def main(rows: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="pl", dir="/tmp") as name:
         folder = Path(name)
-        save_weights(folder / "w.safetensors")
-        save_pictures(folder / "in", IMAGES)
-        make_all(begin(job(folder / "in", folder / "w.safetensors", folder / "plain", part_size=PART)))
+        save_inputs(folder)
         with hosts.cluster(2, folder) as cluster:
             (folder / "project").mkdir()
             project = replace(make_project(folder / "project", cluster), prefix=cluster.head.command())
