@@ -57,10 +57,13 @@ def batch(row: str, cluster: Cluster, folder: Path) -> str:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    while driver.poll() is None and len(list(out.glob("part-*"))) < IMAGES / PART / 4:
-        time.sleep(0.05)
-    right = disturb(row, cluster, cluster.workers[0])
-    output = driver.communicate(timeout=SECONDS)[0]
+    try:
+        while driver.poll() is None and len(list(out.glob("part-*"))) < IMAGES / PART / 4:
+            time.sleep(0.05)
+        right = disturb(row, cluster, cluster.workers[0])
+        output = driver.communicate(timeout=SECONDS)[0]
+    finally:
+        driver.kill()
     right()
     if driver.returncode:
         return f"status {driver.returncode}: {output.strip()[-300:]}"
@@ -71,10 +74,13 @@ def batch(row: str, cluster: Cluster, folder: Path) -> str:
 def train(row: str, cluster: Cluster, project: Project, undisturbed: Trained | None) -> tuple[str, Trained]:
     project.write(workers=2)
     driver = project.start()
-    project.wait_for(driver, 2 * EVERY)
-    host = next(host for host in cluster.workers if has_worker(host))
-    right = disturb(row, cluster, host)
-    found = project.end(driver)
+    try:
+        project.wait_for(driver, 2 * EVERY)
+        host = next(host for host in cluster.workers if has_worker(host))
+        right = disturb(row, cluster, host)
+        found = project.end(driver)
+    finally:
+        driver.kill()
     right()
     if undisturbed is None:
         return "the bytes that others have to be", found
