@@ -71,7 +71,7 @@ def job(
 ) -> tuple[Job, Listing]:
     listing = list_images(str(wanted))
     plan = make_plan(listing, weights, infer, decode, part_size=part_size)
-    return Job(plan, listing.root, Folder(str(out)), weights, read), listing
+    return Job(plan, listing.root, Folder(str(out)), str(weights), read), listing
 
 
 def begin(given: tuple[Job, Listing]) -> Worker:

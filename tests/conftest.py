@@ -22,13 +22,14 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 ROOT = Path(__file__).parent.parent
 
 # What takes longest, in the order to run it. Files in a row share what is slow to start: a local Ray and a
-# Prefect server; a cluster.
+# Prefect server; a cluster and an object store.
 TOGETHER = (
     (
         *("test_stage_batch.py", "test_stage_infer.py", "test_stage_impute.py", "test_cluster.py"),
         *("test_board.py", "test_flows_inference.py", "test_flows.py", "test_retrain.py"),
     ),
-    ("test_stage_batch_faults.py", "test_stage_train_faults.py"),
+    ("test_stage_batch_faults.py", "test_stage_train_faults.py", "test_object_store.py"),
+    ("test_network_faults.py",),
     ("test_pipeline.py",),
 )
 
@@ -97,6 +98,16 @@ def ray_cluster() -> Iterator[Any]:
         cluster.add_node(num_cpus=1)
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[Any]:
+    """An S3 store (tests/object_store.py)."""
+    from tests.object_store import ObjectStore
+
+    store = ObjectStore()
+    yield store
+    store.stop()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from personlab.params import Compute, Decode, Estimator, Model, Params, Train
 from personlab.skeleton import COCO_PERSON
 from personlab.stages import estimator, train
 from personlab.tables import Dataset
+from personlab.utils.storage import Folder
 from tests.conftest import ROOT
 
 LIST = "checkpoint_manager_snapshot.json"
@@ -39,7 +40,7 @@ def folder(run: Run) -> Path:
 def save(run: Run, step: int) -> Path:
     place = folder(run) / f"step-{step:09}-0123abcd"
     place.mkdir(parents=True)
-    checkpoints._write({"step": step, "weights": torch.arange(100.0) + step}, place)
+    checkpoints._write({"step": step, "weights": torch.arange(100.0) + step}, Folder(str(place)))
     return place
 
 
@@ -233,11 +234,10 @@ def test_where_checkpoints_are(tmp_path: Path, storage_path: str | None, place: 
 @pytest.mark.parametrize("scheme", ["file://", "fsspec+file://"])
 def test_checkpoints_elsewhere(tmp_path: Path, scheme: str) -> None:
     run = run_of(tmp_path / "project", "train", [Train()], [], f"{scheme}{tmp_path}/store")
-    config = run.config(max_failures=1)
-    assert config.storage_path == str(tmp_path / "store")
+    assert run.config(max_failures=1).storage_path == str(tmp_path / "project/runs")  # Ray's own files
     with run.lock():
         place = tmp_path / "store" / run.name / "step-000000003-0123abcd"
         place.mkdir(parents=True)
-        checkpoints._write({"step": 3}, place)
+        checkpoints._write({"step": 3}, Folder(str(place)))
         assert newest(run) == (3, [])
     assert not list((tmp_path / "store").iterdir())

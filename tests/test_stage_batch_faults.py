@@ -16,10 +16,12 @@ import pytest
 
 from tests.batches import begin, check_truth, digests, job, make_all, save_pictures, save_weights, spoil
 from tests.nodes import removed
+from tests.object_store import ObjectStore
 
 pytestmark = pytest.mark.slow
 
 IMAGES, PART = 160, 2
+FEW = 24  # images on the object store, whose server is slow
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +43,17 @@ def expected(folder: Path) -> dict[str, str]:
 
 
 class Run:
-    """`personlab infer-batch` in a process of its own."""
+    """`personlab infer-batch` in a process of its own, on local folders or on those of a store."""
 
-    def __init__(self, folder: Path, out: Path, cluster: Any) -> None:
+    def __init__(self, folder: Path, out: Path, cluster: Any, store: ObjectStore | None = None) -> None:
         options = ["--side", "65", "--max-people", "2", "--part-size", str(PART)]
-        self.out = out
+        place = store.uri if store else str
+        self.out, self.store = out, store
+        self.total = (FEW if store else IMAGES) / PART
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "personlab", "infer-batch", str(folder / "in")),
-                *("--weights", str(folder / "w.safetensors"), "--out", str(out), *options),
+                *(sys.executable, "-m", "personlab", "infer-batch", place(folder / "in")),
+                *("--weights", place(folder / "w.safetensors"), "--out", place(out), *options),
             ],
             env=os.environ | {"RAY_ADDRESS": cluster.address},
             stdout=subprocess.PIPE,
@@ -58,16 +62,17 @@ class Run:
         )
 
     def parts(self) -> list[Path]:
-        return sorted(self.out.glob("part-*.parquet"))
+        files = map(Path, self.store.keys(str(self.out))) if self.store else self.out.iterdir()
+        return sorted(path for path in files if path.match("part-*.parquet"))
 
     def wait_for(self, share: float, seconds: float = 300) -> None:
         """Until this share of the parts is there."""
         end = time.monotonic() + seconds
-        while len(self.parts()) < share * IMAGES / PART:
+        while len(self.parts()) < share * self.total:
             assert self.process.poll() is None, self.process.communicate()[0]
             assert time.monotonic() < end, "never came to the point where it was to be killed"
-            time.sleep(0.01)
-        assert not (self.out / "manifest.json").exists(), "too late to be killed"
+            time.sleep(0.1 if self.store else 0.01)
+        assert len(self.parts()) < self.total, "too late to be killed"
 
     def end(self) -> str:
         """What it printed; it must have succeeded."""
@@ -94,6 +99,26 @@ def test_a_driver_and_then_an_actor_are_killed_and_a_node_is_removed(
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done  # nothing is made again
     assert digests(out) == expected
     assert check_truth(out).errors == IMAGES // 20
+
+
+def test_images_weights_and_results_on_an_object_store(
+    folder: Path, ray_cluster: Any, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    """The driver is killed. tests/test_object_store.py has stores that are busy or away."""
+    save_pictures(tmp_path / "in", FEW)
+    spoil(tmp_path / "in/003.png", 1)
+    make_all(begin(job(tmp_path / "in", folder / "w.safetensors", tmp_path / "local", part_size=PART)))
+    object_store.upload(tmp_path / "in", "batch/in")
+    object_store.upload(folder, "batch")
+    given = (Path("batch"), Path("batch/out"), ray_cluster, object_store)
+    run = Run(*given)
+    run.wait_for(0.2)
+    run.process.kill()
+    run.process.communicate()
+    assert "resuming" in Run(*given).end()
+    out = object_store.download("batch/out", tmp_path / "out")
+    assert digests(out) == digests(tmp_path / "local")
+    assert check_truth(out).errors == 1
 
 
 def actors(node: Any) -> list[psutil.Process]:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from personlab.params import Params
 from personlab.skeleton import COCO_PERSON
 from tests.batches import save_weights
 from tests.nodes import removed
+from tests.object_store import ObjectStore
 from tests.test_example import HEIGHT, WIDTH, person, row
 
 pytestmark = pytest.mark.slow
@@ -52,6 +53,7 @@ class Project:
 
     folder: Path
     cluster: Any
+    prefix: Sequence[str] = ()  # of commands
 
     def write(self, **compute: Any) -> None:
         sections = PARAMS | {"compute": {"checkpoint_every": EVERY} | compute}
@@ -60,7 +62,7 @@ class Project:
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "personlab", "train"],
+            [*self.prefix, sys.executable, "-m", "personlab", "train"],
             cwd=self.folder,
             env=os.environ | ENVIRONMENT | {"RAY_ADDRESS": self.cluster.address},
             stdout=subprocess.PIPE,
@@ -114,7 +116,10 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Project:
-    folder = tmp_path_factory.mktemp("project")
+    return make_project(tmp_path_factory.mktemp("project"), ray_cluster)
+
+
+def make_project(folder: Path, cluster: Any) -> Project:
     save_weights(folder / "init.safetensors")
     generator = np.random.default_rng(0)
     rows = []
@@ -129,7 +134,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, ray_cluster: Any) -> Proje
             part = folder / f"data/{stage}/{split}/part-00000.parquet"
             table = pa.Table.from_pylist(rows, schema=schema)
             tables.write_table(table, part, params_hash="x", row_group_size=4)
-    return Project(folder, ray_cluster)
+    return Project(folder, cluster)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +219,30 @@ def test_the_disk_is_full_the_driver_killed_and_the_newest_checkpoint_damaged(
     assert f"resuming from step {step_of(before)}\n" in found.output
     assert found.files == alone.files
     assert not list(small_disk.iterdir())
+
+
+def test_checkpoints_on_an_object_store(project: Project, object_store: ObjectStore, alone: Trained) -> None:
+    """The driver is killed; then the store is away for longer than pyarrow tries."""
+
+    def newest() -> int:
+        keys = object_store.keys("runs")
+        return max((step_of(Path(key).parent) for key in keys if key.endswith("state.sha256")), default=0)
+
+    project.write(workers=1, storage_path=object_store.uri("runs"))
+    driver = project.start()
+    project.wait(driver, lambda: newest() >= EVERY)
+    driver.kill()
+    driver.communicate()
+    kept = newest()
+    driver = project.start()
+    project.wait(driver, lambda: newest() >= kept + EVERY)
+    object_store.close()
+    time.sleep(8)
+    object_store.open()
+    found = project.end(driver)
+    assert f"resuming from step {kept}\n" in found.output
+    assert found.files == alone.files
+    assert not object_store.keys("runs")
 
 
 def step_of(checkpoint: Path) -> int:

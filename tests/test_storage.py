@@ -79,6 +79,16 @@ def test_unknown_file_systems_are_named(place: str) -> None:
         storage.locate(place)
 
 
+def test_a_uri_with_one_slash_is_explained() -> None:
+    with pytest.raises(UserError, match="s3:/bucket/x: a URI has two slashes: s3://bucket/x"):
+        storage.kind("s3:/bucket/x")
+
+
+def test_places_below_others() -> None:
+    assert storage.join("s3://bucket/a/?region=x", "b") == "s3://bucket/a/b?region=x"
+    assert storage.join("a?/", "b") == "a?/b"
+
+
 def test_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
     """Many threads write the same name; a reader sees one of the contents at any moment, whole."""
     folder = Folder(str(tmp_path))

@@ -1,16 +1,14 @@
 """Training runs on disk: their names, their checkpoints, and how they resume.
 
 A checkpoint is a folder with the state and its SHA-256, so that one damaged by a kill or a full disk is
-recognised, skipped and reported. A run resumes from these folders alone. Ray's own list of them serves only
-to delete old ones, because Ray does not start if the list is damaged.
+recognised, skipped and reported. A run resumes from these folders alone. Ray knows nothing of them: it does
+not start if its own list is damaged, and does not wait for an object store that is away.
 """
 
 import hashlib
 import io
 import logging
-import posixpath
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,19 +18,19 @@ from typing import Any, Final
 
 import torch
 from ray import train as ray_train
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig
+from ray.train import FailureConfig, RunConfig
 from ray.train.collective import broadcast_from_rank_zero
 
 from personlab.errors import UserError
 from personlab.params import Section
-from personlab.utils.storage import Folder, locate
+from personlab.utils.storage import Folder, is_uri, join
 
 log = logging.getLogger("personlab")
 
 _STATE: Final = "state.pt"
 _DIGEST: Final = "state.sha256"
 _PREFIX: Final = "step-"
-_RAY_LIST: Final = "checkpoint_manager_snapshot.json"
+_RAY_LIST: Final = "checkpoint_manager_snapshot.json"  # of runs that older versions began
 _KEPT: Final = 2  # checkpoints; the second in case the newest is damaged
 
 
@@ -62,12 +60,9 @@ class Run:
 
     def config(self, max_failures: int) -> RunConfig:
         """Ray Train's configuration of the run."""
-        system, path = locate(self.folder.place)
         return RunConfig(
             name=self.name,
-            storage_path=posixpath.dirname(path),
-            storage_filesystem=system,
-            checkpoint_config=CheckpointConfig(num_to_keep=_KEPT),
+            storage_path=str(self.scratch.parent),  # of its own files
             failure_config=FailureConfig(max_failures=max_failures),
         )
 
@@ -95,6 +90,22 @@ class Run:
         state: dict[str, Any] = torch.load(content, map_location=device, weights_only=True)
         return state
 
+    def write(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint, and delete the older ones but one.
+
+        Raises:
+            OSError, UserError: it cannot be written; nothing of it is left.
+        """
+        try:
+            _write(state, Folder(join(self.folder.place, name)))
+        except OSError:
+            self.folder.clear(name)  # an incomplete checkpoint would only take space on a full disk
+            raise
+        complete = sorted(path.partition("/")[0] for path in self._files() if path.endswith(_DIGEST))
+        for old in self._checkpoints():
+            if old < complete[-_KEPT:][0]:
+                self.folder.clear(old)
+
     def _intact(self, warn: Callable[[str], None]) -> Iterator[str]:
         """Names of the intact checkpoints, newest first."""
         for name in sorted(self._checkpoints(), reverse=True):
@@ -104,8 +115,10 @@ class Run:
                 warn(f"checkpoint {name} is damaged or incomplete and is skipped")
 
     def _checkpoints(self) -> set[str]:
-        files = self.folder.files(recursive=True)
-        return {name.partition("/")[0] for name in files if name.startswith(_PREFIX)}
+        return {path.partition("/")[0] for path in self._files()}
+
+    def _files(self) -> list[str]:
+        return [path for path in self.folder.files(recursive=True) if path.startswith(_PREFIX)]
 
     def _is_intact(self, name: str) -> bool:
         try:
@@ -148,9 +161,9 @@ def run_of(
     name = f"{stage}-{digest.hexdigest()[:16]}"
     scratch = root.resolve() / "runs"
     place = storage_path or "runs"
-    if "://" not in place:
+    if not is_uri(place):
         place = str(root.resolve() / place)
-    return Run(name, Folder(f"{place.rstrip('/')}/{name}"), scratch / name)
+    return Run(name, Folder(join(place, name)), scratch / name)
 
 
 # --- in the workers ---------------------------------------------------------------------------------------
@@ -171,24 +184,13 @@ def resumed(run: Run, device: torch.device, warn: Callable[[str], None]) -> dict
 
 
 def save(run: Run, step: int, state: Callable[[], dict[str, Any]]) -> None:
-    """Save a checkpoint of the state of rank 0.
-
-    A collective operation: every worker must call it.
-    """
-    name = f"{_PREFIX}{step:09}-{uuid.uuid4().hex[:8]}"
-    with tempfile.TemporaryDirectory() as folder:
-        if is_rank_zero():
-            _write(state(), Path(folder))
-        kept = Checkpoint.from_directory(folder) if is_rank_zero() else None
-        try:
-            ray_train.report({"step": step}, checkpoint=kept, checkpoint_dir_name=name)
-        except OSError:
-            run.folder.clear(name)  # an incomplete checkpoint would only take space on a full disk
-            raise
+    """Save a checkpoint of the state of rank 0; the others wait for it at the next step's gradients."""
+    if is_rank_zero():
+        run.write(f"{_PREFIX}{step:09}-{uuid.uuid4().hex[:8]}", state())
 
 
-def _write(state: dict[str, Any], folder: Path) -> None:
+def _write(state: dict[str, Any], folder: Folder) -> None:
     content = io.BytesIO()  # torch.save to a file hides that a disk is full
     torch.save(state, content)
-    (folder / _STATE).write_bytes(content.getbuffer())
-    (folder / _DIGEST).write_text(hashlib.sha256(content.getbuffer()).hexdigest())
+    folder.write(_STATE, content.getvalue())
+    folder.write(_DIGEST, hashlib.sha256(content.getbuffer()).hexdigest().encode())

@@ -19,7 +19,7 @@ DEFAULTS = params.Infer()  # of prediction, as in Predictor.from_checkpoint
 _weights = "Checkpoint (*.safetensors, its card beside it), or a name of 'personlab weights list'."
 Weights = Annotated[Path, Parameter(help=_weights)]
 AnyWeights = Annotated[
-    Path | None, Parameter(help=f"{_weights} [default: models/champion, else {DEFAULT_NETWORK}]")
+    str | None, Parameter(help=f"{_weights} May be a URI. [default: models/champion, else {DEFAULT_NETWORK}]")
 ]
 _side = f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
 Side = Annotated[PositiveInt | None, Parameter(group=_scales, help=_side)]
@@ -140,13 +140,14 @@ def infer_batch(
     from personlab.distributed import batch
     from personlab.inference.job import Job, make_plan
     from personlab.inference.listing import list_images
-    from personlab.utils.storage import Folder
+    from personlab.utils.storage import Folder, is_uri
 
     infer = _infer(side, pyramid, stride)
     checkpoint = find_and_log(weights)
     listing = list_images(images, leave_out=[out])
     plan = make_plan(listing, checkpoint, infer, max_people=max_people, part_size=part_size)
-    job = Job(plan, listing.root, Folder(out), checkpoint.absolute(), decode, gpu=device == "cuda")
+    place = weights if weights and is_uri(weights) else str(checkpoint.absolute())
+    job = Job(plan, listing.root, Folder(out), place, decode, gpu=device == "cuda")
     batch.run(job, listing)
 
 

@@ -23,6 +23,7 @@ from personlab.data import images
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference.listing import Fetch, Listing
+from personlab.inference.local_copy import local_copy
 from personlab.inference.poison_images import Attempt, attempt
 from personlab.model.network import from_checkpoint
 from personlab.params import Decode, Infer, Section
@@ -31,7 +32,7 @@ from personlab.predictor import MOST_AT_A_TIME, Predictor, decoding
 from personlab.skeleton import Skeleton
 from personlab.tables.shards import part_name
 from personlab.utils.prefetch import prefetch
-from personlab.utils.storage import LOCK, Folder, writing
+from personlab.utils.storage import LOCK, Folder, UnreachableError, retry, writing
 
 Row = dict[str, Any]
 DecodeImage = Callable[[bytes], ImageArray]
@@ -108,6 +109,7 @@ class Job:
     """A run as a worker needs it.
 
     Attributes:
+        weights: path or URI of the checkpoint.
         decode: turns the bytes of an image file into height x width x 3 uint8 RGB; an exception is recorded
             as the reason why the image cannot be read.
     """
@@ -115,7 +117,7 @@ class Job:
     plan: Plan
     listing_root: str | None
     out: Folder
-    weights: Path
+    weights: str
     decode: DecodeImage
     gpu: bool = False
 
@@ -247,7 +249,7 @@ def write_manifest(job: Job, parts: Sequence[Part]) -> Manifest:
 def first_error(job: Job, manifest: Manifest) -> str:
     """The first image of a run that cannot be read, and the reason."""
     number = next(part.number for part in manifest.parts if part.errors)
-    row = pq.read_table(job.out.open(errors_name(number))).to_pylist()[0]
+    row = pq.read_table(pa.BufferReader(job.out.read(errors_name(number)))).to_pylist()[0]
     return f"{row['image']}: {row['reason']}"
 
 
@@ -291,17 +293,18 @@ class Worker:
     """
 
     def __init__(self, job: Job) -> None:
-        if _digest_of(job.weights) != job.plan.weights:
+        weights = local_copy(job.weights)
+        if _digest_of(weights) != job.plan.weights:
             raise UserError(f"{job.weights}: has changed since the run began; put the old weights back")
         self.job = job
-        self._listing = pq.ParquetFile(job.out.open(INPUTS))
-        self.predictor = Predictor.from_checkpoint(job.weights, job.plan.infer, job.plan.decode, gpu=job.gpu)
+        self._listing = retry(job.out.place, lambda: pq.ParquetFile(job.out.open(INPUTS)))
+        self.predictor = Predictor.from_checkpoint(weights, job.plan.infer, job.plan.decode, gpu=job.gpu)
 
     def make_part(self, number: int) -> Part:
         """Predict the images of a part and write its files.
 
         Raises:
-            UserError: they cannot be written.
+            UserError: they cannot be written, or the images' store does not answer.
         """
         predictions, failures = list[Row](), list[Row]()
         with writing(self.job.out.place), attempt(self.job.out, number) as this:
@@ -317,7 +320,8 @@ class Worker:
         return part
 
     def _contents(self, number: int) -> Iterator[tuple[str, Fetch]]:
-        return Listing(self.job.listing_root, self._listing.read_row_group(number)).read()
+        entries = retry(self.job.out.place, lambda: self._listing.read_row_group(number))
+        return Listing(self.job.listing_root, entries).read()
 
     def _side_by_side(self, number: int) -> Iterator[Row]:
         """The rows of a part, whose images are read ahead and, for a GPU, predicted by several threads."""
@@ -364,11 +368,17 @@ def _fetch(entry: tuple[str, Fetch]) -> tuple[str, bytes | UserError]:
 
 
 def _result(function: Callable[..., T], *arguments: Any) -> T | UserError:
-    """What a function returns, or the error that it raises or is given: no image must stop the others."""
+    """What a function returns, or the error that it raises or is given: no image must stop the others.
+
+    Raises:
+        UnreachableError: the images' store does not answer, which is no property of an image.
+    """
     if errors := [each for each in arguments if isinstance(each, UserError)]:
         return errors[0]
     try:
         return function(*arguments)
+    except UnreachableError:
+        raise
     except UserError as error:
         return error
     except Exception as error:

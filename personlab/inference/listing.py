@@ -27,7 +27,7 @@ from personlab import tables
 from personlab.data import images
 from personlab.errors import UserError
 from personlab.utils import storage
-from personlab.utils.storage import Folder
+from personlab.utils.storage import Folder, UnreachableError, retry
 
 log = logging.getLogger("personlab")
 
@@ -208,16 +208,22 @@ def _count(root: str | None, name: str) -> int:
     """The number of images in a file; 1 if it cannot be read, so that reading it gives the reason."""
     try:
         return _count_rows(root, name) if _suffix(name) == _PARQUET else 1
+    except UnreachableError:
+        raise
     except UserError:
         return 1
 
 
 def _count_rows(root: str | None, name: str) -> int:
-    try:
+    def count() -> int:
         with _open(root, name) as file, pq.ParquetFile(file) as table:
             _column(table.schema_arrow)
-            count: int = table.metadata.num_rows
-            return count
+            return int(table.metadata.num_rows)
+
+    try:
+        return retry(root or name, count)
+    except UnreachableError:
+        raise
     except (pa.ArrowException, OSError, UserError) as error:
         raise UserError(f"{name}: cannot be read as a Parquet file of images: {error}") from None
 
@@ -230,16 +236,19 @@ def _open(root: str | None, name: str) -> Any:
 
 
 def _read(root: str | None, name: str) -> bytes:
-    try:
+    def read() -> bytes:
         with _open(root, name) as file:
             if file.size() > _MAX_BYTES:
                 raise UserError(f"has {file.size()} bytes; at most {_MAX_BYTES} are read")
             content: bytes = file.read()
+        return content
+
+    try:
+        return retry(root or name, read)
     except FileNotFoundError:
         raise UserError("no such file") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot be read: {error}") from None
-    return content
 
 
 def _value(cell: bytes | UserError) -> bytes:
@@ -268,7 +277,9 @@ def _column(schema: pa.Schema) -> str:
 def _cells(root: str | None, file: str, rows: Sequence[int]) -> list[bytes | UserError]:
     """The bytes in consecutive rows of a Parquet file, or the reason why there are none."""
     try:
-        cells = list(_stored(root, file, rows[0], rows[-1] + 1))
+        cells = retry(root or file, lambda: list(_stored(root, file, rows[0], rows[-1] + 1)))
+    except UnreachableError:
+        raise
     except FileNotFoundError:
         return [UserError("no such file")] * len(rows)
     except (pa.ArrowException, OSError, UserError) as error:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from personlab.utils.storage import Folder
+from personlab.utils.storage import Folder, UnreachableError
 
 RECORD: Final = ".attempt-"
 _DEATHS: Final = 2  # one may have any cause: a lost node, a kill
@@ -53,5 +53,5 @@ def attempt(out: Folder, part: int) -> Iterator[Attempt]:
     try:
         yield Attempt(out, name, victims)
     finally:
-        with suppress(OSError):
+        with suppress(OSError, UnreachableError):
             out.delete(name)

@@ -13,9 +13,9 @@ from personlab.inference.weights import DEFAULT_NETWORK, find
 def serve(
     *,
     weights: Annotated[
-        Path | None,
+        str | None,
         Parameter(
-            help="Checkpoint (*.safetensors), or a name of 'personlab weights list'. "
+            help="Checkpoint (*.safetensors), or a name of 'personlab weights list'. May be a URI. "
             f"[default: models/champion, else {DEFAULT_NETWORK}]"
         ),
     ] = None,
@@ -39,8 +39,9 @@ def serve(
     from personlab.serving.model import Served
 
     infer = params.Infer(sides=(side,), stride=stride)
+    named = find(weights, Path.cwd()) if weights else None  # a download, of a URI
     served = Served(
-        lambda: find(weights, Path.cwd()), lambda path: Predictor.from_checkpoint(path, infer), queue
+        lambda: named or find(None, Path.cwd()), lambda path: Predictor.from_checkpoint(path, infer), queue
     )
     served.predictor()  # fails now rather than at the first request
     print(f"http://{host}:{port}")

@@ -19,6 +19,11 @@ from filelock import FileLock, Timeout
 from personlab.errors import UserError
 
 
+def cache() -> Path:
+    """The folder of what is downloaded; XDG_CACHE_HOME replaces ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personlab"
+
+
 @contextmanager
 def atomic_file(path: Path, *, suffix: str = "") -> Iterator[Path]:
     """Yield a temporary path to write to; it is renamed to `path` on success and deleted on failure.

@@ -1,6 +1,7 @@
 """Files on any file system that pyarrow supports: local paths and URIs (s3, gs, abfs, hdfs, file).
 
-Files are written atomically, also when two processes write the same file at once: the last one wins.
+Files are written atomically, also when two processes write the same file at once: the last one wins. A store
+that is busy or does not answer is asked again for two minutes.
 """
 
 import glob
@@ -8,16 +9,18 @@ import logging
 import os
 import posixpath
 import queue
+import random
 import re
 import threading
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -28,10 +31,79 @@ from personlab.utils.files import file_lock, write_atomic
 
 log = logging.getLogger("personlab")
 
+T = TypeVar("T")
+
 # File systems on which a file appears when it is closed, not before.
 _ATOMIC: Final = {"s3", "gcs", "abfs"}
 LOCK: Final = ".lock"
 _ANSWER_SECONDS: Final = 20.0  # object stores' own limits add up to minutes
+_RETRY_SECONDS: Final = 120.0  # once a store has answered
+_LONGEST_PAUSE: Final = 10.0
+_SCHEMES: Final = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
+# In messages of file systems; there are no error codes. INTERNAL_FAILURE is also what pyarrow makes of a 503
+# whose text is longer than what was asked for.
+_TRANSIENT: Final = re.compile(
+    r"SLOW_DOWN|THROTTL|NETWORK_CONNECTION|INTERNAL_FAILURE|UNAVAILABLE|REQUEST_TIMEOUT|"
+    r"HTTP status (429|5\d\d)|\b50[0234] |curl"
+)
+_REFUSED: Final = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[013]|\b40[13] ")
+
+
+class UnreachableError(UserError):
+    """A store does not answer, however often it is asked; the same command may succeed later."""
+
+
+def is_uri(place: str) -> bool:
+    """Whether a place is a URI; otherwise it is a path.
+
+    Raises:
+        UserError: it is a URI that lacks a slash, as `pathlib.Path` writes them.
+    """
+    if "://" in place:
+        return True
+    scheme, colon, path = place.partition(":/")
+    if colon and scheme in _SCHEMES:
+        raise UserError(f"{place}: a URI has two slashes: {scheme}://{path}")
+    return False
+
+
+def join(place: str, name: str) -> str:
+    """The place of a file or folder below a path or URI, whose query stays at the end."""
+    path, mark, query = place.partition("?") if is_uri(place) else (place, "", "")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
+
+
+def retry(place: str, ask: Callable[[], T], *, seconds: float | None = None) -> T:
+    """The result of `ask`, which is called again while the store of `place` is busy or does not answer.
+
+    seconds: after which it is not called again; by default _RETRY_SECONDS.
+
+    Raises:
+        UnreachableError: it failed for as long.
+        OSError, ArrowException: it failed for another reason.
+    """
+    end = time.monotonic() + (_RETRY_SECONDS if seconds is None else seconds)
+    pause = 0.1
+    while True:
+        try:
+            return ask()
+        except (OSError, pa.ArrowException) as error:
+            if not is_uri(place) or not _TRANSIENT.search(str(error)):
+                raise
+            if time.monotonic() + pause > end:
+                raise UnreachableError(
+                    f"{place}: does not answer ({error}); run the same command when it does"
+                ) from None
+            log.warning("%s: does not answer, trying again (%s)", place, error)
+        time.sleep(pause * random.uniform(0.5, 1))  # processes that failed together ask one by one
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _reason(error: Exception) -> str:
+    """One line for people."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return f"{error}{'; are its credentials set and right?' if _REFUSED.search(str(error)) else ''}"
 
 
 def locate(place: str) -> tuple[FileSystem, str]:
@@ -40,13 +112,13 @@ def locate(place: str) -> tuple[FileSystem, str]:
     Raises:
         UserError: the scheme is unknown, or the host or bucket cannot be reached.
     """
-    if "://" not in place:
+    if not is_uri(place):
         return LocalFileSystem(), str(Path(place).absolute())
     try:
         parts = urlsplit(place)
-        system, root = _system(parts.scheme, parts.netloc, parts.query)
+        system, root = retry(place, lambda: _system(parts.scheme, parts.netloc, parts.query))
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
-        raise UserError(f"{place}: {error}") from None
+        raise UserError(f"{place}: {_reason(error)}") from None
     path = posixpath.join(root, unquote(parts.path).strip("/"))
     return system, path.rstrip("/") or "/"
 
@@ -94,7 +166,27 @@ def local_path(text: str) -> Path:
 
 def open_file(place: str) -> Any:
     """Open the file at a path or URI for reading, with random access (pyarrow.NativeFile)."""
-    return _open(*locate(place))
+    return retry(place, lambda: _open(*locate(place)))
+
+
+def read(place: str) -> bytes:
+    """Read the file at a path or URI.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+
+    def whole() -> bytes:
+        with open_file(place) as file:
+            content: bytes = file.read()
+        return content
+
+    try:
+        return retry(place, whole)
+    except FileNotFoundError:
+        raise UserError(f"{place}: no such file") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{place}: cannot be read ({_reason(error)})") from None
 
 
 def _open(system: FileSystem, path: str) -> Any:
@@ -115,13 +207,13 @@ def kind(place: str) -> FileType:
     system, path = locate(place)
     try:
         if not isinstance(system, LocalFileSystem):
-            return system.get_file_info(path).type
+            return retry(place, lambda: system.get_file_info(path), seconds=_ANSWER_SECONDS).type
         local = local_path(path)
         if local.is_dir():
             return FileType.Directory
         return FileType.File if local.exists() else FileType.NotFound
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{place}: {error}") from None
+        raise UserError(f"{place}: {_reason(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -132,12 +224,15 @@ class Folder:
 
     def open(self, name: str) -> Any:
         """Open a file of the folder for reading, with random access (pyarrow.NativeFile)."""
-        return _open(*self._at(name))
+        return retry(self.place, lambda: _open(*self._at(name)))
 
     def read(self, name: str) -> bytes:
-        with self.open(name) as file:
-            content: bytes = file.read()
-        return content
+        def read() -> bytes:
+            with self.open(name) as file:
+                content: bytes = file.read()
+            return content
+
+        return retry(self.place, read)
 
     def files(self, *, recursive: bool = False) -> list[str]:
         """Names of the files, relative to the folder, in any order; none if the folder does not exist.
@@ -149,11 +244,12 @@ class Folder:
         try:
             if isinstance(system, LocalFileSystem):
                 return [as_text(name) for name in _walk(local_path(path), recursive)]
-            found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=recursive))
+            selector = FileSelector(path, allow_not_found=True, recursive=recursive)
+            found = retry(self.place, lambda: system.get_file_info(selector))
             start = len(path.rstrip("/")) + 1
             return [info.path[start:] for info in found if info.type == FileType.File]
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise UserError(f"{self.place}: cannot be listed ({error})") from None
+            raise UserError(f"{self.place}: cannot be listed ({_reason(error)})") from None
 
     def glob(self, pattern: str) -> list[str]:
         """Names of the files that match a pattern, in which `**` stands for any number of folders.
@@ -177,7 +273,7 @@ class Folder:
         """
         system, path = locate(self.place)
         with writing(self.place):
-            system.create_dir(path, recursive=True)
+            retry(self.place, lambda: system.create_dir(path, recursive=True), seconds=_ANSWER_SECONDS)
             probe = f".{uuid.uuid4().hex}"
             self.write(probe, b"")
             self.delete(probe)
@@ -187,6 +283,9 @@ class Folder:
 
         On HDFS and fsspec's file systems the file does not exist for a moment while it is replaced.
         """
+        retry(self.place, lambda: self._write(name, content))
+
+    def _write(self, name: str, content: bytes) -> None:
         system, path = self._at(name)
         temporary = f".{name}.{uuid.uuid4().hex}"  # another process may be writing the same file
         if isinstance(system, LocalFileSystem):
@@ -197,6 +296,7 @@ class Folder:
             _put(system, path, content)
         else:
             unique_path = self._at(temporary)[1]
+            system.create_dir(posixpath.dirname(path), recursive=True)
             _put(system, unique_path, content)
             self.delete(name)
             system.move(unique_path, path)
@@ -205,13 +305,13 @@ class Folder:
         """Delete a file, if it exists."""
         system, path = self._at(name)
         with suppress(FileNotFoundError):
-            system.delete_file(path)
+            retry(self.place, lambda: system.delete_file(path))
 
     def clear(self, name: str = "") -> None:
         """Delete a subfolder, or by default this folder, with its contents, if it exists."""
         system, path = self._at(name) if name else locate(self.place)
         with suppress(FileNotFoundError):
-            system.delete_dir(path)
+            retry(self.place, lambda: system.delete_dir(path))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -271,8 +371,7 @@ def writing(place: str) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
-        raise UserError(f"{place}: cannot be written to ({reason})") from None
+        raise UserError(f"{place}: cannot be written to ({_reason(error)})") from None
 
 
 def _put(system: FileSystem, path: str, content: bytes) -> None:

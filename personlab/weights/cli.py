@@ -17,6 +17,7 @@ def list_networks() -> None:
 
     Every command takes the names for --weights. BodyPix finds poses and masks, PoseNet poses only.
     """
+    from personlab.utils.files import cache
     from personlab.weights import bodypix, zoo
 
     print(_ROW.format("name", "size", "keypoint AP", "mask AP", "").rstrip())
@@ -27,7 +28,7 @@ def list_networks() -> None:
     print(_ROW.format(zoo.SAMPLE, "", "", "", "the demo's: rendered people; in the repository"))
     print(
         f"\nAP on {zoo.MEASURED}; – is not measured.",
-        f"Licence: {bodypix.LICENCE}. Source: {zoo.GOOGLE}. Kept in {zoo.cache()}.",
+        f"Licence: {bodypix.LICENCE}. Source: {zoo.GOOGLE}. Kept in {cache()}.",
         sep="\n",
     )
 

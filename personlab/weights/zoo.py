@@ -11,7 +11,6 @@ replaces ~/.cache. `sample`, trained on rendered people by configs/pretrained.ya
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Final
 
 from personlab.errors import UserError
 from personlab.model import checkpoint
-from personlab.utils.files import file_lock
+from personlab.utils.files import cache, file_lock
 from personlab.weights import bodypix, tfjs
 
 log = logging.getLogger("personlab")
@@ -81,10 +80,6 @@ BY_NAME: Final = {network.name: network for network in NETWORKS}
 SAMPLE: Final = "sample"
 SAMPLE_CHECKPOINT: Final = Path(__file__).parents[2] / "models/pretrained/sample.safetensors"
 NAMES: Final = (*BY_NAME, SAMPLE)
-
-
-def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "personlab"
 
 
 def downloads(url: str) -> Path:

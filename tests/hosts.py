@@ -1,0 +1,160 @@
+"""A Ray cluster whose nodes are in network namespaces of their own, on a bridge of a namespace for the head.
+
+Needs root and Linux. Nothing leaves the namespaces.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+_NET: Final = "10.77.0"
+_PREFIX: Final = f"pl{os.getpid() % 100_000}"  # of namespaces; names of links have at most 15 characters
+_START: Final = (*("--disable-usage-stats", "--object-store-memory=100000000", "--block"),)
+
+
+class NotPermittedError(Exception):
+    """Namespaces cannot be made here."""
+
+
+@dataclass
+class Host:
+    name: str
+    address: str
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def command(self, *command: str) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *command]
+
+    def unplug(self) -> None:
+        _ip("-n", self.name, "link", "set", "eth0", "down")
+
+    def plug(self) -> None:
+        _ip("-n", self.name, "link", "set", "eth0", "up")
+
+    def stop(self) -> None:
+        """Kill the node with its processes."""
+        if self.process:
+            for process in self.processes():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.kill()
+            self.process.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """Ray's processes on the host."""
+        if not self.process or self.process.poll() is not None:
+            return []
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+@dataclass
+class Cluster:
+    head: Host
+    workers: list[Host]
+    folder: Path  # for logs
+
+    def start(self, host: Host) -> None:
+        """Start a node of one processor; it joins later."""
+        _start(host, self.folder, f"--address={self.address}", "--num-cpus=1")
+
+    def restart(self, host: Host) -> None:
+        """Start the node of a host again, which is plugged in."""
+        host.stop()
+        host.plug()
+        self.start(host)
+        _wait(host, self.folder)
+
+    @property
+    def address(self) -> str:
+        return f"{self.head.address}:6379"
+
+
+@contextmanager
+def cluster(workers: int, folder: Path) -> Iterator[Cluster]:
+    """A head without processors, on which drivers run, and `workers` nodes of one processor each.
+
+    folder: for logs. Its path must be short.
+
+    Raises:
+        NotPermittedError: namespaces cannot be made.
+    """
+    hosts = [Host(f"{_PREFIX}-{number}", f"{_NET}.{number + 1}") for number in range(workers + 1)]
+    head, *others = hosts
+    try:
+        _connect(hosts)
+        _start(head, folder, "--head", "--port=6379", "--include-dashboard=false", "--num-cpus=0")
+        _wait(head, folder)
+        made = Cluster(head, others, folder)
+        for host in others:
+            made.start(host)
+        for host in others:
+            _wait(host, folder)
+        yield made
+    finally:
+        for host in hosts:
+            host.stop()
+            subprocess.run(["ip", "netns", "del", host.name], capture_output=True)  # with its links
+
+
+def _connect(hosts: list[Host]) -> None:
+    """Make the namespaces: a bridge in the first, and a cable to it from each."""
+    head = hosts[0]
+    try:
+        for host in hosts:
+            _ip("netns", "add", host.name)
+            _ip("-n", host.name, "link", "set", "lo", "up")
+        _ip("-n", head.name, "link", "add", "br0", "type", "bridge")
+        _ip("-n", head.name, "addr", "add", f"{head.address}/24", "dev", "br0")
+        _ip("-n", head.name, "link", "set", "br0", "up")
+        for number, host in enumerate(hosts[1:], 1):
+            cable = (
+                "link",
+                "add",
+                f"port{number}",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                "eth0",
+                "netns",
+                host.name,
+            )
+            _ip("-n", head.name, *cable)
+            _ip("-n", head.name, "link", "set", f"port{number}", "master", "br0", "up")
+            _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
+            host.plug()
+    except subprocess.CalledProcessError as error:
+        raise NotPermittedError(error.stderr.decode().strip()) from None
+    except FileNotFoundError as error:
+        raise NotPermittedError(str(error)) from None
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def _start(host: Host, folder: Path, *options: str) -> None:
+    ray = str(Path(sys.executable).with_name("ray"))
+    temporary = f"--temp-dir={folder / host.address.rpartition('.')[2]}"
+    command = host.command(ray, "start", f"--node-ip-address={host.address}", temporary, *options, *_START)
+    with (folder / f"{host.name}.log").open("wb") as output:
+        # the name of this machine, which all hosts share, resolves to loopback
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth0"}
+        host.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def _wait(host: Host, folder: Path, seconds: float = 120) -> None:
+    log, end = folder / f"{host.name}.log", time.monotonic() + seconds
+    while b"Ray runtime started" not in log.read_bytes():
+        assert host.process, host
+        assert host.process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
