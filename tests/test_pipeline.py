@@ -64,10 +64,9 @@ def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], seconds
     process.communicate()
 
 
-def checkpoint_is_recorded(project: Path) -> bool:
-    """Whether Ray knows of a checkpoint; its folder alone may still be incomplete."""
-    snapshots = project.glob("runs/train-*/checkpoint_manager_snapshot.json")
-    return any("step-" in snapshot.read_text() for snapshot in snapshots)
+def has_checkpoint(project: Path) -> bool:
+    """Whether there is a complete one: its digest is written last."""
+    return any(project.glob("runs/train-*/step-*/state.sha256"))
 
 
 def curves_of(project: Path) -> dict[str, str]:
@@ -145,7 +144,7 @@ def test_a_killed_training_resumes_from_its_last_checkpoint(project: Path) -> No
     uninterrupted, curves = weights.read_bytes(), curves_of(project)
     shutil.rmtree(project / "runs", ignore_errors=True)
     running = start("repro", "--force", "--single-item", "train", folder=project)
-    kill_when(lambda: checkpoint_is_recorded(project), running)
+    kill_when(lambda: has_checkpoint(project), running)
     assert not weights.exists()
     output = dvc("repro", "--force", "--single-item", "train", folder=project)
     assert "resuming from step" in output
