@@ -4,6 +4,7 @@ Needs root and Linux. Nothing leaves the namespaces.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,7 +101,12 @@ def cluster(workers: int, folder: Path) -> Iterator[Cluster]:
         yield made
     finally:
         for host in hosts:
-            host.stop()
+            left = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True)
+            for process_id in map(int, left.stdout.split()):
+                with suppress(ProcessLookupError):
+                    os.kill(process_id, signal.SIGKILL)
+            if host.process:
+                host.process.wait()
             subprocess.run(["ip", "netns", "del", host.name], capture_output=True)  # with its links
 
 
