@@ -211,8 +211,6 @@ def test_the_disk_is_full_the_driver_killed_and_the_newest_checkpoint_damaged(
     *_, before, newest = project.checkpoints("small")
     state = newest / "state.pt"
     state.write_bytes(state.read_bytes()[:-1000])
-    for snapshot in small_disk.glob("train-*/checkpoint_manager_snapshot.json"):
-        snapshot.write_text("{")  # as a power cut would
 
     found = project.end(project.start())
     assert f"{newest.name} is damaged" in found.output
