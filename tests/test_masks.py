@@ -142,6 +142,18 @@ def test_where_people_are_loops_refine_as_the_paper_does(steps: int) -> None:
     torch.testing.assert_close(loops, other, rtol=1e-4, atol=1e-2)  # rough fields amplify rounding
 
 
+def test_what_is_undefined_is_not_read() -> None:
+    """Offsets lead beyond the border and to whole cells, where a neighbour's weight is 0; memory holds NaNs."""
+    fields = random_fields(0, rows=40, columns=50, stride=8, spread=200.0)
+    fields = fields.replace(long=torch.where(torch.rand_like(fields.long) < 0.5, fields.long, -1e-9))
+    people = fields.seg[0] >= 0.5
+    expected = refine_long(fields, 2).long[0][..., people]
+    for _ in range(10):
+        nans = [np.full((2, 40, 50), np.nan, np.float32) for _ in range(60)]
+        del nans
+        assert torch.equal(refine_long(fields, 2).long[0][..., people], expected)
+
+
 def test_no_people() -> None:
     fields = embedding(POSE)
     distance = embedding_distance(fields, torch.zeros(0, K, 2), torch.zeros(0, K), torch.zeros(0))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from personlab.codec.fields import Fields
-from personlab.codec.loops import Array, Index, array, cell_at, compiled
+from personlab.codec.loops import Array, Index, array, compiled
 
 Mask = npt.NDArray[np.bool_]
 Cells = tuple[Index, ...]  # rows and columns
@@ -75,12 +75,19 @@ def _follow(further: Array, at: Cells, offsets: Array, field: Array, steps: int,
 
 @compiled
 def _ends(at: Cells, offsets: Array, stride: int) -> Cells:
-    """The cells around the ends of the offsets (2 x H x W) of some cells, without these."""
+    """The cells that `_follow` reads at the ends of the offsets (2 x H x W) of some cells, without these.
+
+    Found with its very arithmetic: it weighs some of them by 0, but what is undefined may be infinite.
+    """
     _, height, width = offsets.shape
     around = np.zeros((height, width), np.bool_)
+    number = offsets.dtype.type
+    per_pixel, last_column, last_row = number(1 / stride), number(width - 1), number(height - 1)
     for row, column in zip(at[0], at[1]):  # noqa: B905
-        x, y = column + offsets[0, row, column] / stride, row + offsets[1, row, column] / stride
-        top, bottom, left, right, _, _ = cell_at(x, y, height, width)
+        x = min(max(number(0), number(column) + offsets[0, row, column] * per_pixel), last_column)
+        y = min(max(number(0), number(row) + offsets[1, row, column] * per_pixel), last_row)
+        left, top = min(int(x), max(width - 2, 0)), min(int(y), max(height - 2, 0))
+        right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
         around[top, left] = around[top, right] = around[bottom, left] = around[bottom, right] = True
     for row, column in zip(at[0], at[1]):  # noqa: B905
         around[row, column] = False
