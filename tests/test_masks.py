@@ -143,7 +143,7 @@ def test_where_people_are_loops_refine_as_the_paper_does(steps: int) -> None:
 
 
 def test_what_is_undefined_is_not_read() -> None:
-    """Offsets lead beyond the border and to whole cells, where a neighbour's weight is 0; memory holds NaNs."""
+    """Offsets lead beyond the border and to whole cells, whose neighbours weigh 0; memory holds NaNs."""
     fields = random_fields(0, rows=40, columns=50, stride=8, spread=200.0)
     fields = fields.replace(long=torch.where(torch.rand_like(fields.long) < 0.5, fields.long, -1e-9))
     people = fields.seg[0] >= 0.5
