@@ -81,7 +81,7 @@ def test_the_model_is_exported_and_used_with_its_keypoints(limbs: Path, tmp_path
     listing = list_images(str(limbs / "data/acquire/val2017"))
     plan = make_plan(listing, weights, Params.model_validate(TINY).infer, part_size=4)
     out = Folder(str(tmp_path / "out"))
-    batch.run(Job(plan, listing.root, out, weights, images.decode), listing)
+    batch.run(Job(plan, listing.root, out, str(weights), images.decode), listing)
     for path in draw(listing, out, tmp_path / "drawn", 2):
         Image.open(path).verify()
 

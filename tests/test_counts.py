@@ -32,7 +32,7 @@ def test_predict_infer_batch_and_serve_count_the_same(
     predictor = Predictor.from_checkpoint(weights, INFER)
 
     with caplog.at_level(logging.INFO):
-        predict([str(photos)], weights=weights, out=tmp_path / "people", side=INFER.sides[0])
+        predict([str(photos)], weights=str(weights), out=tmp_path / "people", side=INFER.sides[0])
     counted = re.search(rf"(\d+) proposals, (\d+) with a score of at least {SHOWN:g};", caplog.text)
     assert counted
     by_predict = tuple(map(int, counted.groups()))

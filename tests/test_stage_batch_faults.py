@@ -62,7 +62,7 @@ class Run:
         )
 
     def parts(self) -> list[Path]:
-        files = map(Path, self.store.keys(str(self.out))) if self.store else self.out.iterdir()
+        files = map(Path, self.store.keys(str(self.out))) if self.store else self.out.glob("*")
         return sorted(path for path in files if path.match("part-*.parquet"))
 
     def wait_for(self, share: float, seconds: float = 300) -> None:

@@ -4,8 +4,6 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from personlab.inference.local_copy import local_copy
-
 DEFAULT_NETWORK: Final = "bodypix-mobilenet-075"
 
 log = logging.getLogger("personlab")
@@ -18,6 +16,7 @@ def find(weights: str | None, project: Path) -> Path:
     Raises:
         UserError: as `zoo.find` or `local_copy`.
     """
+    from personlab.inference.local_copy import local_copy
     from personlab.registry.models import WEIGHTS, Registry
     from personlab.weights import zoo
 
