@@ -55,8 +55,7 @@ def _stands_for_none(name: str) -> tuple[BeforeValidator, PlainSerializer]:
 
 
 Init = Annotated[str | None, *_stands_for_none(RANDOM)]
-Directory = Annotated[str | None, *_stands_for_none(NO_FOLDER)]
-Excerpt = Annotated[str | None, *_stands_for_none(NO_FOLDER)]
+OptionalPath = Annotated[str | None, *_stands_for_none(NO_FOLDER)]
 
 
 class Section(BaseModel):
@@ -100,11 +99,11 @@ class Acquire(Section):
     """Where images and annotations come from."""
 
     source: Literal["sample", "directory", "coco2017", "yolo"] = "sample"
-    directory: Directory = None
+    directory: OptionalPath = None
     layout: Layout = Layout()
     categories: tuple[str, ...] = ()
     download: str = "data/coco2017"
-    excerpt: Excerpt = None
+    excerpt: OptionalPath = None
     url: str = "http://images.cocodataset.org"
     sample: Sample = Sample()
 
