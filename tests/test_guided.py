@@ -38,7 +38,7 @@ def test_a_photo_of_one_colour_leaves_means_of_means() -> None:
     """The box of boxes: 1, 2, 3, 4, 5, 4, 3, 2, 1 of 25 along a row."""
     p = np.zeros((1, 21))
     p[0, 10] = 1
-    found = guided_filter(np.full((3, 1, 21), 0.4), p, RADIUS, EPSILON)
+    found = guided_filter(np.full((1, 21, 3), 0.4), p, RADIUS, EPSILON)
     weights = np.array([1, 2, 3, 4, 5, 4, 3, 2, 1]) / 25
     np.testing.assert_allclose(found[0, 6:15], weights, atol=1e-12)
 
@@ -56,7 +56,9 @@ def test_the_reference(seed: int) -> None:
     rng = np.random.default_rng(seed)
     guide, p = rng.random((3, 9, 12)), rng.random((9, 12))
     expected = reference.guided_filter(guide, p, radius=RADIUS, epsilon=EPSILON)
-    np.testing.assert_allclose(guided_filter(guide, p, RADIUS, EPSILON), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        guided_filter(guide.transpose(1, 2, 0), p, RADIUS, EPSILON), expected, rtol=0, atol=1e-9
+    )
 
 
 def test_near_people_the_whole_image_need_not_be_filtered() -> None:

@@ -2,7 +2,10 @@
 
 import base64
 import io
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from personlab.serving import app as application
 from personlab.serving.app import make_app
 from personlab.serving.model import Served
 from personlab.skeleton import COCO_PERSON
+from tests.conftest import ROOT
 
 
 class OnePerson:
@@ -157,3 +161,28 @@ def test_the_answer_is_described_and_the_page_loads_nothing_from_elsewhere(clien
     assert "http" not in page.replace('http-equiv="', "")
     for path in ("/docs", "/redoc", "/etc/passwd", "/../pyproject.toml"):
         assert client.get(path).status_code == 404
+
+
+@pytest.mark.slow
+def test_replicas_on_ray_answer_as_one_server_does(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [*(sys.executable, "-m", "personlab", "serve", "--replicas", "2"), "--port", str(port)]
+    small = ["--weights", str(ROOT / "models/pretrained/sample.safetensors"), "--side", "97"]
+    server = subprocess.Popen([*command, *small], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout
+        assert server.stdout.readline() == f"http://127.0.0.1:{port}\n"
+        running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        assert running.count("ray::ServeReplica:personlab") == 2
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            with ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(lambda _: client.post("/predict", content=picture()), range(32)))
+            assert {answer.status_code for answer in answers} == {200}
+            assert answers[0].json()["height"] == 40
+            assert client.post("/predict", content=b"no image").status_code == 400
+            assert "personlab" in client.get("/").text
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 0

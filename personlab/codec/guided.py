@@ -6,8 +6,10 @@ p_S may change faster than from one output cell to the next.
 """
 
 import math
+from functools import partial
 from typing import Final
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,7 +46,7 @@ def guided_seg(seg: Tensor, image: ImageArray, cells: Tensor, *, step: float) ->
     points = interpolate(seg[None, None], size=(rows, columns), mode="bilinear", align_corners=True)[0, 0]
     if cells.any():
         top, left, bottom, right = _around(cells, rows, columns)
-        guide = _guide(np.ascontiguousarray(image), 1 / (POINTS * step), (top, left, bottom, right))
+        guide = _guide(image, 1 / (POINTS * step), (top, left, bottom, right))
         filtered = guided_filter(guide, array(points[top:bottom, left:right]), RADIUS, EPSILON)
         points[top:bottom, left:right] = torch.from_numpy(filtered)
     return points
@@ -65,110 +67,93 @@ def _around(cells: Tensor, rows: int, columns: int) -> Box:
     )
 
 
-@compiled
 def _guide(image: ImageArray, spacing: float, box: Box) -> Array:
-    """The mean colours, from 0 to 1, of the pixels around each point in the box: 3 x rows x columns.
+    """The mean colours, from 0 to 1, of the pixels around each point in the box: rows x columns x 3.
 
     Points are `spacing` pixels apart. Those beyond the image have the colour of its border.
     """
-    height, width, _ = image.shape
     top, left, bottom, right = box
-    guide = np.zeros((3, bottom - top, right - left), np.float32)
-    for row in range(bottom - top):
-        first_y, last_y = _pixels((top + row) * spacing, spacing, height)
-        for column in range(right - left):
-            first_x, last_x = _pixels((left + column) * spacing, spacing, width)
-            red = green = blue = 0
-            for y in range(first_y, last_y):
-                for x in range(first_x, last_x):
-                    red += image[y, x, 0]
-                    green += image[y, x, 1]
-                    blue += image[y, x, 2]
-            share = 1 / (255 * (last_y - first_y) * (last_x - first_x))
-            guide[0, row, column], guide[1, row, column] = red * share, green * share
-            guide[2, row, column] = blue * share
-    return guide
+    reach = int(spacing / 2)
+    first_row, last_row = _pixels(top * spacing, (bottom - 1) * spacing, reach, image.shape[0])
+    first_column, last_column = _pixels(left * spacing, (right - 1) * spacing, reach, image.shape[1])
+    part = np.ascontiguousarray(image[first_row:last_row, first_column:last_column])
+    side = 2 * reach + 1
+    part = cv2.blur(part, (side, side), borderType=cv2.BORDER_REPLICATE)
+    to_part = np.array([[spacing, 0, left * spacing - first_column], [0, spacing, top * spacing - first_row]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    size = (right - left, bottom - top)
+    colours: Array = cv2.warpAffine(part, to_part, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return colours.astype(np.float32) / 255
 
 
-@compiled
-def _pixels(place: float, spacing: float, size: int) -> tuple[int, int]:
-    """The pixels, first and one past the last, within half a spacing of a place; at least the nearest."""
-    first = math.ceil(place - spacing / 2)
-    last = math.floor(place + spacing / 2)
-    if first > last:
-        first = last = round(place)
-    first = min(first, size - 1)
-    return max(first, 0), max(min(last, size - 1), first, 0) + 1
+def _pixels(low: float, high: float, reach: int, size: int) -> tuple[int, int]:
+    """The pixels, first and one past the last, that places from `low` to `high` read; at least one."""
+    first = min(max(math.floor(low) - reach, 0), size - 1)
+    return first, max(min(math.ceil(high) + reach + 1, size), first + 1)
 
 
-@compiled
 def guided_filter(guide: Array, p: Array, radius: int, epsilon: float) -> Array:
-    """The filtered p (H x W), guided by colours from 0 to 1 (3 x H x W); boxes end at the border."""
-    _, rows, columns = guide.shape
-    products = np.empty((13, rows, columns), p.dtype)  # colours, p, colours times p, colours times colours
-    products[:3], products[3] = guide, p
-    for c in range(3):
-        products[4 + c] = guide[c] * p
-    products[7], products[8], products[9] = guide[0] * guide[0], guide[0] * guide[1], guide[0] * guide[2]
-    products[10], products[11], products[12] = guide[1] * guide[1], guide[1] * guide[2], guide[2] * guide[2]
-    means = _box_means(products, radius)
-    fit = np.empty((4, rows, columns), p.dtype)  # a, b
-    for row in range(rows):
-        _fit(means[:, row], epsilon, fit[:, row])
-    a = _box_means(fit, radius)
-    filtered: Array = a[0] * guide[0] + a[1] * guide[1] + a[2] * guide[2] + a[3]
+    """The filtered p (H x W), guided by colours from 0 to 1 (H x W x 3); boxes end at the border."""
+    box = partial(
+        cv2.boxFilter, ddepth=-1, ksize=(2 * radius + 1,) * 2, normalize=False, borderType=cv2.BORDER_CONSTANT
+    )
+    count = box(np.ones_like(p))  # points of each box
+    fits = box(_fits(box(_products(guide, p)), count, epsilon))
+    filtered: Array = _filtered(fits, count, guide)
     return filtered
 
 
 @compiled
-def _fit(means: Array, epsilon: float, fit: Array) -> None:
-    """a and b (4 x W) of the least squares fits, from the means of `guided_filter` (13 x W)."""
-    for i in range(means.shape[1]):
-        r, g, b, p = means[0, i], means[1, i], means[2, i], means[3, i]
-        # covariances of the colours with p and with each other
-        rp, gp, bp = means[4, i] - r * p, means[5, i] - g * p, means[6, i] - b * p
-        rr, rg, rb = means[7, i] - r * r + epsilon, means[8, i] - r * g, means[9, i] - r * b
-        gg, gb, bb = means[10, i] - g * g + epsilon, means[11, i] - g * b, means[12, i] - b * b + epsilon
-        # the adjugate of the symmetric matrix, and its determinant
-        i00, i01, i02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
-        i11, i12, i22 = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
-        scale = 1 / (rr * i00 + rg * i01 + rb * i02)
-        fit[0, i] = (i00 * rp + i01 * gp + i02 * bp) * scale
-        fit[1, i] = (i01 * rp + i11 * gp + i12 * bp) * scale
-        fit[2, i] = (i02 * rp + i12 * gp + i22 * bp) * scale
-        fit[3, i] = p - fit[0, i] * r - fit[1, i] * g - fit[2, i] * b
+def _products(guide: Array, p: Array) -> Array:
+    """Colours, p, colours times p, colours times colours: H x W x 13."""
+    rows, columns = p.shape
+    products = np.empty((rows, columns, 13), p.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            r, g, b = guide[row, column]
+            at, here = products[row, column], p[row, column]
+            at[0], at[1], at[2], at[3] = r, g, b, here
+            at[4], at[5], at[6] = r * here, g * here, b * here
+            at[7], at[8], at[9], at[10], at[11], at[12] = r * r, r * g, r * b, g * g, g * b, b * b
+    return products
 
 
 @compiled
-def _box_means(values: Array, radius: int) -> Array:
-    """The mean over the box of 2 radius + 1 points a side around every point, of the points that exist:
-    C x H x W. By running sums along rows, then columns."""
-    channels, rows, columns = values.shape
-    means, across = np.empty_like(values), np.empty((rows, columns), values.dtype)
-    in_row, in_column = _box_shares(columns, radius), _box_shares(rows, radius)
-    for c in range(channels):
-        for row in range(rows):
-            line, total = values[c, row], 0.0
-            for column in range(-radius, columns):
-                if column + radius < columns:
-                    total += line[column + radius]
-                if column > radius:
-                    total -= line[column - radius - 1]
-                if column >= 0:
-                    across[row, column] = total * in_row[column]
-        down = np.zeros(columns)
-        for row in range(-radius, rows):
-            if row + radius < rows:
-                down += across[row + radius]
-            if row > radius:
-                down -= across[row - radius - 1]
-            if row >= 0:
-                means[c, row] = down * in_column[row]
-    return means
+def _fits(sums: Array, count: Array, epsilon: float) -> Array:
+    """a and b (H x W x 4) of the least squares fits, from the sums of `_products` (H x W x 13) in the boxes
+    and the number of their points (H x W)."""
+    rows, columns, _ = sums.shape
+    fits = np.empty((rows, columns, 4), sums.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            at, share = sums[row, column], 1 / count[row, column]
+            r, g, b, p = at[0] * share, at[1] * share, at[2] * share, at[3] * share
+            # covariances of the colours with p and with each other
+            rp, gp, bp = at[4] * share - r * p, at[5] * share - g * p, at[6] * share - b * p
+            rr, rg, rb = at[7] * share - r * r + epsilon, at[8] * share - r * g, at[9] * share - r * b
+            gg, gb = at[10] * share - g * g + epsilon, at[11] * share - g * b
+            bb = at[12] * share - b * b + epsilon
+            # the adjugate of the symmetric matrix, and its determinant
+            i00, i01, i02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
+            i11, i12, i22 = rr * bb - rb * rb, rb * rg - rr * gb, rr * gg - rg * rg
+            scale = 1 / (rr * i00 + rg * i01 + rb * i02)
+            fit = fits[row, column]
+            fit[0] = (i00 * rp + i01 * gp + i02 * bp) * scale
+            fit[1] = (i01 * rp + i11 * gp + i12 * bp) * scale
+            fit[2] = (i02 * rp + i12 * gp + i22 * bp) * scale
+            fit[3] = p - fit[0] * r - fit[1] * g - fit[2] * b
+    return fits
 
 
 @compiled
-def _box_shares(size: int, radius: int) -> Array:
-    """1 over the number of points that exist within the radius of each point of a line."""
-    at = np.arange(size)
-    return 1 / (np.minimum(at + radius, size - 1) - np.maximum(at - radius, 0) + 1)
+def _filtered(fits: Array, count: Array, guide: Array) -> Array:
+    """a . colour + b (H x W), with the means of a and b from their sums in the boxes (H x W x 4)."""
+    rows, columns = count.shape
+    filtered = np.empty_like(count)
+    for row in range(rows):
+        for column in range(columns):
+            total = fits[row, column, 3]
+            for c in range(3):
+                total += fits[row, column, c] * guide[row, column, c]
+            filtered[row, column] = total / count[row, column]
+    return filtered

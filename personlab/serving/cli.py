@@ -26,6 +26,13 @@ def serve(
     side: Annotated[PositiveInt, Parameter(help="Longest side of the network's input, in pixels.")] = 801,
     stride: Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")] = 16,
     queue: Annotated[PositiveInt, Parameter(help="Requests that may wait; more are answered 429.")] = 16,
+    replicas: Annotated[
+        PositiveInt | None,
+        Parameter(
+            help="Serve with Ray Serve, so many replicas of the model on the cluster at RAY_ADDRESS, "
+            "else on this machine; the queue is that of each."
+        ),
+    ] = None,
 ) -> None:
     """Serve a page to try a model with, and its JSON API.
 
@@ -33,16 +40,26 @@ def serve(
     promoted champion is served without a restart. Ctrl-C ends it.
     """
     import uvicorn
+    from fastapi import FastAPI
 
     from personlab.predictor import Predictor
     from personlab.serving.app import make_app
     from personlab.serving.model import Served
+    from personlab.serving.replicas import serve_replicas
 
-    infer = params.Infer(sides=(side,), stride=stride)
-    named = find(weights, Path.cwd()) if weights else None  # a download, of a URI
-    served = Served(
-        lambda: named or find(None, Path.cwd()), lambda path: Predictor.from_checkpoint(path, infer), queue
-    )
-    served.predictor()  # fails now rather than at the first request
-    print(f"http://{host}:{port}")
-    uvicorn.run(make_app(served), host=host, port=port, log_level="warning")
+    infer, root = params.Infer(sides=(side,), stride=stride), Path.cwd()
+    named = find(weights, root) if weights else None  # a download, of a URI
+
+    def make() -> FastAPI:
+        model = Served(
+            lambda: named or find(None, root), lambda path: Predictor.from_checkpoint(path, infer), queue
+        )
+        model.predictor()  # fails now rather than at the first request
+        return make_app(model)
+
+    if replicas:
+        serve_replicas(make, replicas=replicas, requests=2 * queue, host=host, port=port)
+    else:
+        app = make()
+        print(f"http://{host}:{port}")
+        uvicorn.run(app, host=host, port=port, log_level="warning")
