@@ -14,7 +14,6 @@ TRAINED = {
     "backbone.weight": torch.full((2,), 4.0),
     "backbone.num_batches_tracked": torch.tensor(7),
     "heads.short.weight": torch.full((3,), 8.0),
-    "intermediate.short.weight": torch.full((3,), 1.0),
 }
 INITIAL = {
     "backbone.weight": torch.full((2,), 2.0),
@@ -35,7 +34,6 @@ def test_it_lies_between_them(tmp_path: Path, share: float, backbone: float, hea
     assert mean["backbone.weight"].tolist() == [backbone] * 2
     assert mean["heads.short.weight"].tolist() == [head] * 3
     assert mean["backbone.num_batches_tracked"].item() == 7
-    assert mean["intermediate.short.weight"].tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("heads", [None, torch.zeros(5)], ids=["backbone alone", "other keypoints"])

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from personlab.errors import UserError, first
 from personlab.model import checkpoint
-from personlab.model.network import INTERMEDIATE
 
 
 def blend(initial: Path, trained: Mapping[str, Tensor], *, share: float) -> dict[str, Tensor]:
     """share * initial + (1 - share) * trained.
 
-    Counts and the intermediate heads, which imported weights lack and prediction does not use, stay as
-    trained.
+    Counts stay as trained.
 
     Args:
         initial: the checkpoint that the training started from.
@@ -27,11 +25,7 @@ def blend(initial: Path, trained: Mapping[str, Tensor], *, share: float) -> dict
         UserError: it cannot be read, or has no such weights: with other heads, or a backbone alone.
     """
     start = checkpoint.load_weights(initial)
-    mean = {
-        name
-        for name, tensor in trained.items()
-        if tensor.is_floating_point() and not name.startswith(INTERMEDIATE)
-    }
+    mean = {name for name, tensor in trained.items() if tensor.is_floating_point()}
     if missing := sorted(
         name for name in mean if name not in start or start[name].shape != trained[name].shape
     ):

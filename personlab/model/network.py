@@ -1,7 +1,9 @@
 """The network: an atrous backbone and one 1x1 convolution per field (paper, sections 3 and 4.1).
 
-RGB images in, fields out: logits for heatmap and seg, offsets in input pixels. Training has a second set of
-heads on a middle layer of the backbone (intermediate supervision), which inference does not run.
+RGB images in, fields out: logits for heatmap and seg, offsets in input pixels. Training from random heads has
+a second set of heads on a middle layer of the backbone (intermediate supervision), which accelerates it and
+which inference does not run. Weights without a second set are trained without: gradients of random heads
+would spoil the backbone.
 """
 
 import logging
@@ -30,7 +32,7 @@ _HEAD_STD: Final = 0.001
 
 _FORMAT: Final = "personlab-1"
 _POSES: Final = ("heatmap", "short", "mid")  # the fields that poses are decoded from
-INTERMEDIATE: Final = "intermediate."
+_INTERMEDIATE: Final = "intermediate."
 _OF_MASKS: Final = re.compile(r"(heads|intermediate)\.(seg|long)\.")
 
 
@@ -99,7 +101,7 @@ class PersonLab(nn.Module):
         )
         middle, final = self.backbone.channels
         self.heads = Heads(final, model.radius, skeleton, masks=masks)
-        self.intermediate = Heads(middle, model.radius, skeleton, masks=masks)
+        self.intermediate: Heads | None = Heads(middle, model.radius, skeleton, masks=masks)
         self.normalise = backbone.Normalise(self.backbone)
         # The faster layout for convolutions, on CPUs too.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -113,10 +115,13 @@ class PersonLab(nn.Module):
         fields: Fields = self.heads(self._features(images)[1], self.stride)
         return fields
 
-    def forward_training(self, images: Tensor) -> tuple[Fields, Fields]:
-        """The fields of the final and of the intermediate heads; images as for `forward`."""
+    def forward_training(self, images: Tensor) -> list[Fields]:
+        """The fields of the final heads and of the intermediate ones, if any; images as for `forward`."""
         middle, final = self._features(images)
-        return self.heads(final, self.stride), self.intermediate(middle, self.stride)
+        fields = [self.heads(final, self.stride)]
+        if self.intermediate is not None:
+            fields.append(self.intermediate(middle, self.stride))
+        return fields
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         for side in images.shape[-2:]:
@@ -194,13 +199,12 @@ def from_checkpoint(path: Path, *, stride: params.Stride) -> PersonLab:
 def _fit(network: PersonLab, state: dict[str, Tensor], path: Path) -> None:
     """Load a state dict, without the heads of masks if the network has none.
 
-    Imported weights have no intermediate heads: the network keeps its random ones.
+    Imported weights have no intermediate heads: the network loses its own.
     """
     if not network.masks:
         state = {name: each for name, each in state.items() if not _OF_MASKS.match(name)}
-    if not any(name.startswith(INTERMEDIATE) for name in state):
-        own = network.state_dict().items()
-        state = state | {name: tensor for name, tensor in own if name.startswith(INTERMEDIATE)}
+    if not any(name.startswith(_INTERMEDIATE) for name in state):
+        network.intermediate = None
     checkpoint.fit(network, state, path)
 
 

@@ -42,14 +42,13 @@ class Supervised(nn.Module):
         self.network, self.objective = network, objective
 
     def forward(self, images: Tensor, targets: Targets) -> tuple[Tensor, Losses]:
-        """The weighted loss of both sets of heads, to be minimised, and the losses of the final heads.
+        """The weighted loss of all heads, to be minimised, and the losses of the final ones.
 
         The mean over the workers, which data-parallel training takes, is the loss over the whole batch.
         """
         counts = _sum_over_workers(positions(targets)).clamp(min=1) / _workers()
-        final, middle = (self.objective(f, targets, counts) for f in self.network.forward_training(images))
-        weights = self.objective.weights
-        return final.total(weights) + middle.total(weights), final
+        losses = [self.objective(f, targets, counts) for f in self.network.forward_training(images)]
+        return torch.stack([each.total(self.objective.weights) for each in losses]).sum(), losses[0]
 
 
 def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
