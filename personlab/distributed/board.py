@@ -1,4 +1,4 @@
-"""Progress and failures of a Ray Train run: workers post them to an actor, the driver shows them."""
+"""Progress and failures of a Ray Train run: workers post them to a `ProgressBoard`, the driver shows them."""
 
 import errno
 import functools
@@ -13,6 +13,7 @@ from ray.train import ControllerError, TrainingFailedError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from personlab.distributed.progress_board import ProgressBoard
 from personlab.errors import UserError
 from personlab.utils import logs
 from personlab.utils.progress import progress
@@ -21,34 +22,6 @@ log = logging.getLogger("personlab")
 
 _POLL_SECONDS: Final = 0.5
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-
-
-@ray.remote(num_cpus=0)
-class ProgressBoard:
-    """Actor that holds the step count, the log lines and the permanent failure of a run."""
-
-    def __init__(self) -> None:
-        self.step = 0
-        self.lines: list[str] = []
-        self.reason: str | None = None
-
-    def post(self, step: int, line: str | None = None) -> None:
-        """Set the number of finished steps, and add a line for the driver's log."""
-        self.step = step
-        self.lines += [line] if line else []
-
-    def read(self) -> tuple[int, list[str]]:
-        """Finished steps, and the log lines since the last call."""
-        lines, self.lines = self.lines, []
-        return self.step, lines
-
-    def fail(self, reason: str) -> None:
-        """Record a permanent failure."""
-        self.reason = reason
-
-    def failure(self) -> str | None:
-        """Reason of the permanent failure, if there was one."""
-        return self.reason
 
 
 def no_retry(work: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
