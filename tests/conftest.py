@@ -26,16 +26,18 @@ ROOT = Path(__file__).parent.parent
 # Processes of a Ray cluster that tests do without.
 NEEDLESS = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
 
-# What takes longest, in the order to run it. Files in a row share what is slow to start: a local Ray and a
-# Prefect server; a cluster and an object store.
+# What takes longest, in the order to run it. Files in a row share what is slow to start: a Prefect server; a
+# cluster and an object store; a Ray of one processor.
 TOGETHER = (
-    (
-        *("test_stage_batch.py", "test_stage_infer.py", "test_stage_impute.py", "test_cluster.py"),
-        *("test_board.py", "test_flows_inference.py", "test_flows.py", "test_retrain.py"),
-    ),
+    ("test_flows.py", "test_flows_inference.py", "test_retrain.py"),
     ("test_stage_batch_faults.py", "test_stage_train_faults.py", "test_object_store.py"),
+    (
+        *("test_pipeline.py", "test_any_skeleton.py", "test_stage_batch.py", "test_stage_infer.py"),
+        *("test_stage_impute.py", "test_cluster.py", "test_board.py"),
+    ),
     ("test_network_faults.py",),
-    ("test_pipeline.py",),
+    ("test_ablation.py",),
+    ("test_flows_ui.py",),
 )
 
 

@@ -65,14 +65,17 @@ def dvc_here(*arguments: str, folder: Path) -> str:
     return output.getvalue()
 
 
-def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> str:
+def kill_when(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 600) -> str:
     """SIGKILL the whole process group as soon as `ready`, as a power cut would; what it printed."""
     end = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "never came to the point where it was to be killed"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        while not ready():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < end, "never came to the point where it was to be killed"
+            time.sleep(0.02)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     return process.communicate()[0]
 
 
