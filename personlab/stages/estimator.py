@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import torch
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import get_device
 from torch import Tensor
 
 from personlab import params, tables
@@ -23,6 +23,7 @@ from personlab.data.loader import ReadChunk, plan
 from personlab.distributed import checkpoints, cluster
 from personlab.distributed.board import fit, no_retry, watch
 from personlab.distributed.checkpoints import Run
+from personlab.distributed.trainer import Trainer
 from personlab.errors import UserError
 from personlab.metrics.oks import similarity
 from personlab.model import checkpoint
@@ -123,7 +124,7 @@ def _train(
     needs = {"CPU": cluster.node_cpus(), "GPU": int(compute.gpu)}
     cluster.require(1, cpus=needs["CPU"], gpus=needs["GPU"], hint="set compute.gpu to false")
     with watch(settings.steps, "estimator") as board:
-        trainer = TorchTrainer(
+        trainer = Trainer(
             _train_worker,
             train_loop_config={
                 "settings": settings,

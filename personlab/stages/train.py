@@ -18,7 +18,7 @@ import ray
 import torch
 from ray import train as ray_train
 from ray.train import ScalingConfig
-from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.train.torch import get_device, prepare_model
 
 from personlab.codec.encode import encode
 from personlab.codec.fields import stack
@@ -28,6 +28,7 @@ from personlab.distributed import checkpoints
 from personlab.distributed.board import fit, no_retry, watch
 from personlab.distributed.checkpoints import Run, is_rank_zero, run_of
 from personlab.distributed.cluster import connect, cpus_per_worker, node_cpus, require
+from personlab.distributed.trainer import Trainer
 from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
@@ -98,14 +99,14 @@ def _inputs(recipe: Recipe, root: Path) -> list[Path]:
     return [*data, *init, *cards, *(package / name for name in _CODE), Path(__file__)]
 
 
-def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any) -> TorchTrainer:
+def _trainer(recipe: Recipe, compute: Compute, run: Run, root: Path, board: Any) -> Trainer:
     needs = {"CPU": 0.5, "GPU": int(compute.gpu)}
     hint = "lower compute.workers" + (" or set compute.gpu to false" if compute.gpu else "")
     require(compute.workers, cpus=needs["CPU"], gpus=needs["GPU"], hint=hint)
     # Ray would give a worker the threads of its half of a processor. This has to be set before the worker
     # imports torch, which does not follow later changes.
     threads = {"OMP_NUM_THREADS": str(cpus_per_worker(compute.workers, gpu=compute.gpu))}
-    return TorchTrainer(
+    return Trainer(
         _work,
         train_loop_config={
             "recipe": recipe,
