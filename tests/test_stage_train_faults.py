@@ -178,11 +178,11 @@ def test_a_worker_and_then_a_node_are_lost(project: Project, ray_cluster: Any, p
 
 @pytest.fixture
 def small_disk(project: Project) -> Iterator[Path]:
-    """A file system of its own that holds two checkpoints, of 3.2 MB each, and not a third."""
+    """A file system of its own that holds two checkpoints, of 4 MB each, and not a third."""
     place = project.folder / "small"
     place.mkdir()
     if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", place], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=10M", "tmpfs", place], capture_output=True
     ).returncode:
         pytest.skip("needs the right to mount a file system")
     yield place
