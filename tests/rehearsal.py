@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
-from safetensors.numpy import load_file, save_file
 
 from personlab.skeleton import COCO_PERSON, Skeleton
 
@@ -56,8 +55,7 @@ def project(folder: Path, weights: Path | None = None) -> None:
     A stage fails with the text of input/STAGE.txt unless that is "ok".
 
     Args:
-        weights: a real model that `train` writes with the learning rate in its header, instead of text that
-            only `infer` can read.
+        weights: a real model that `train` copies, instead of text that only `infer` can read.
     """
     from dvc.repo import Repo
 
@@ -152,10 +150,7 @@ def targets(out: Path, params: Any) -> None:
 def train(out: Path, params: Any) -> None:
     blur = 4.0 * abs(np.log10(params.train.learning_rate / BEST))
     weights, card = Path("input/model.safetensors"), Path("input/model.json")
-    if weights.exists():
-        save_file(load_file(weights), out / weights.name, {"learning rate": str(params.train.learning_rate)})
-    else:
-        (out / weights.name).write_text(f"{blur}\n")
+    (out / weights.name).write_bytes(weights.read_bytes() if weights.exists() else f"{blur}\n".encode())
     skeleton = {"skeleton": skeleton_of(params).to_record()}
     real = json.loads(card.read_bytes()) if card.exists() else skeleton
     (out / card.name).write_text(json.dumps(real | {"blur": blur}))

@@ -38,21 +38,14 @@ from tests.served import artifacts_of, is_alive, log_of, run_of, sub_runs, table
 pytestmark = pytest.mark.slow
 
 PATIENCE = 600  # seconds until a test fails
-UNCOMMITTED = "uncommitted\n"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with an uncommitted change, in a folder whose name is not ASCII; `acquire` has run."""
+    """A project with an uncommitted change, in a folder whose name is not ASCII."""
     folder = tmp_path_factory.mktemp("rehearsal") / "Läufe 2"
-    rehearsal.project(folder, weights=save_weights(folder.with_name("model.safetensors")))
-    with rehearsal.dvc(folder) as repo:
-        with repo.config.edit() as settings:
-            settings["remote"] = {"storage": {"url": str(folder.with_name("storage"))}}
-            settings["core"]["remote"] = "storage"
-        repo.reproduce("acquire")
-    rehearsal.commit(folder)
-    (folder / "input/ingest.txt").write_text(UNCOMMITTED)
+    rehearsal.project(folder)
+    (folder / "input/ingest.txt").write_text("uncommitted\n")
     return folder
 
 
@@ -60,30 +53,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(prefect_server: None, project: Path) -> State[Any]:
     """The state of the first retraining."""
     return retrain(Retraining(), project, return_state=True)
-
-
-@pytest.fixture(scope="module")
-def first_champion(project: Path, first: State[Any]) -> dict[str, bytes]:
-    """Its files."""
-    return of_champion(project)
-
-
-@pytest.fixture(scope="module")
-def sabotaged(project: Path, first_champion: dict[str, bytes]) -> State[Any]:
-    """The state of the next retraining, of a bad model on data that is looked at again."""
-    return retrain(Retraining(overrides=learning_rate(BAD), refresh_data=True), project, return_state=True)
-
-
-@pytest.fixture(scope="module")
-def better(project: Path, sabotaged: State[Any]) -> State[Any]:
-    """The state of the retraining after it, of a better model, without room for its report."""
-
-    def fail(*_: Any) -> None:
-        raise OSError("no room")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.retrain.page.write", fail)
-        return retrain(Retraining(overrides=learning_rate(BEST)), project, return_state=True)
 
 
 def outcomes(state: State[Any]) -> dict[str, str]:
@@ -128,8 +97,8 @@ def test_the_first_model_becomes_champion_and_the_working_tree_stays_as_it_is(
     assert (first.name, first.message) == ("Promoted", "promoted to version 1: there is no champion yet")
     runs = sub_runs(first)
     assert [run.name for run in runs] == list(STAGES)
-    assert outcomes(first) == dict.fromkeys(STAGES, "Completed") | {"acquire": "Cached"}
-    for run in runs[1:]:
+    assert outcomes(first) == dict.fromkeys(STAGES, "Completed")
+    for run in runs:
         assert f"{run.name}: hello from the stage" in [message for _, message in log_of(run)]
     assert not artifacts_of(runs[0])
     assert artifacts_of(runs[3]).keys() == {"impute-metrics", "impute-imputed"}
@@ -144,9 +113,12 @@ def test_the_first_model_becomes_champion_and_the_working_tree_stays_as_it_is(
     assert rehearsal.run(project, "git", "cat-file", "-t", saved) == "blob"
 
 
-def test_a_sabotaged_model_is_not_promoted(
-    project: Path, first_champion: dict[str, bytes], sabotaged: State[Any]
+def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_the_bytes_back(
+    project: Path, first: State[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = of_champion(project)
+    sabotage = Retraining(overrides=learning_rate(BAD), refresh_data=True)
+    sabotaged = retrain(sabotage, project, return_state=True)
     assert sabotaged.is_completed()
     assert sabotaged.name == "Not promoted"
     assert "keypoints and segmentation got worse" in str(sabotaged.message)
@@ -154,7 +126,7 @@ def test_a_sabotaged_model_is_not_promoted(
     assert outcomes(sabotaged) == {stage: "Completed" if stage in ran else "Cached" for stage in STAGES}
     reasons = {row["stage"]: row["reason"] for row in table_of(run_of(sabotaged), "retrain-stages")}
     assert "'targets'" in reasons["targets"]
-    assert of_champion(project) == first_champion
+    assert of_champion(project) == before
 
     shown = artifacts_of(run_of(sabotaged))
     assert shown.keys() == {
@@ -176,53 +148,23 @@ def test_a_sabotaged_model_is_not_promoted(
     assert scores["keypoints.AP"]["change"].startswith("-")
     assert len(list((project / "runs/reports").glob("retrain-*.html"))) == 2
 
+    def fail(*_: Any) -> None:
+        raise OSError("no room")
 
-def test_a_better_model_is_promoted_even_if_it_cannot_be_shown(
-    project: Path, first_champion: dict[str, bytes], sabotaged: State[Any], better: State[Any]
-) -> None:
+    monkeypatch.setattr("flows.retrain.page.write", fail)  # a model is promoted even if it cannot be shown
+    better = retrain(Retraining(overrides=learning_rate(BEST)), project, return_state=True)
     assert (30, "the report cannot be shown: OSError: no room") in log_of(run_of(better))
     assert better.name == "Promoted"
     assert str(better.message).startswith("promoted to version 2: keypoints")
-    assert of_champion(project) != first_champion
+    assert of_champion(project) != before
     (parameter,) = table_of(run_of(better), "retrain-parameters")  # beside the previous champion
     assert parameter == {"parameter": "train.learning_rate", "champion": USUAL, "now": BEST}
     # the event that the documented automation expects
     assert has_event("prefect.flow-run.Not promoted", run_of(sabotaged))
     assert len(rehearsal.experiments(project)) == 3
 
-
-def test_a_retraining_can_be_applied_in_the_project_and_its_champion_pulled(
-    project: Path, better: State[Any], tmp_path: Path
-) -> None:
-    clone, pulled = tmp_path / "clone", tmp_path / "pulled"
-    rehearsal.run(project, "git", "checkout", "-q", "input/ingest.txt")
-    with rehearsal.dvc(project) as repo:
-        repo.experiments.apply(run_of(better).name)
-        repo.push(all_tags=True)
-    for name in ("data/infer/part-00000.parquet", "data/metrics/evaluate.json", "data/evaluate/gallery.jpg"):
-        assert (project / name).read_bytes() == (project / "runs/retrain" / name).read_bytes()
-    assert load(project / "params.yaml").train.learning_rate == BEST
-    rehearsal.run(project, "git", "reset", "-q", "--hard")
-    rehearsal.run(project, "git", "clean", "-q", "-d", "--force")
-    (project / "input/ingest.txt").write_text(UNCOMMITTED)
-
-    rehearsal.run(tmp_path, "git", "clone", "-q", str(project), str(clone))
-    rehearsal.run(clone, "git", "checkout", "-q", "champion/2")
-    with rehearsal.dvc(clone) as repo:
-        repo.pull()
-    Artifacts.get(str(clone), ARTIFACT, stage="champion", out=str(pulled))
-    champion = (project / "models/champion/model.safetensors").read_bytes()
-    for folder in (clone / "data/infer", pulled):
-        assert (folder / "model.safetensors").read_bytes() == champion
-    predictor = personlab.Predictor.from_checkpoint(pulled / "model.safetensors")
-    assert predictor.level(np.zeros((36, 48, 3), np.uint8), 65).scale > 1
-
-
-def test_rollback_brings_the_bytes_back(
-    project: Path, first_champion: dict[str, bytes], better: State[Any]
-) -> None:
     Registry(project).rollback()
-    assert of_champion(project) == first_champion
+    assert of_champion(project) == before
 
 
 def test_the_message_of_a_failed_run_begins_with_the_error_of_its_stage(
@@ -258,6 +200,41 @@ def test_the_form_refuses_bad_values() -> None:
     for bad in ({"rule": "maybe"}, {"overrides": ["; rm"]}, {"branch": "main"}):
         with pytest.raises(ValidationError):
             Retraining.model_validate(bad)
+
+
+def test_a_retraining_shares_the_projects_cache_and_its_champion_can_be_pulled(
+    prefect_server: None, tmp_path: Path
+) -> None:
+    project, clone, pulled = tmp_path / "Läufe", tmp_path / "clone", tmp_path / "pulled"
+    rehearsal.project(project, weights=save_weights(tmp_path / "model.safetensors"))
+    with rehearsal.dvc(project) as repo:
+        with repo.config.edit() as settings:
+            settings["remote"] = {"storage": {"url": str(tmp_path / "storage")}}
+            settings["core"]["remote"] = "storage"
+        repo.reproduce()
+    rehearsal.commit(project)
+    state = retrain(Retraining(overrides=["evaluate.gallery=3"]), project, return_state=True)
+    assert state.name == "Promoted"
+    assert outcomes(state) == dict.fromkeys(STAGES, "Cached") | {"evaluate": "Completed"}
+
+    with rehearsal.dvc(project) as repo:
+        (experiment,) = rehearsal.experiments(project)
+        repo.experiments.apply(experiment)
+        repo.push(all_tags=True)
+    for name in ("data/infer/part-00000.parquet", "data/metrics/evaluate.json", "data/evaluate/gallery.jpg"):
+        assert (project / name).read_bytes() == (project / "runs/retrain" / name).read_bytes()
+    assert load(project / "params.yaml").evaluate.gallery == 3
+
+    rehearsal.run(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    rehearsal.run(clone, "git", "checkout", "-q", "champion/1")
+    with rehearsal.dvc(clone) as repo:
+        repo.pull()
+    Artifacts.get(str(clone), ARTIFACT, stage="champion", out=str(pulled))
+    champion = (project / "models/champion/model.safetensors").read_bytes()
+    for folder in (clone / "data/infer", pulled):
+        assert (folder / "model.safetensors").read_bytes() == champion
+    predictor = personlab.Predictor.from_checkpoint(pulled / "model.safetensors")
+    assert predictor.level(np.zeros((36, 48, 3), np.uint8), 65).scale > 1
 
 
 def test_two_retrainings_do_not_share_a_checkout(project: Path, first: State[Any]) -> None:
