@@ -18,19 +18,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # training sets its own number of threads
 # At Ray's default of 15 its workers would wait for all others.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# It watches for nodes that are drained, which tests do not do; its start takes seconds.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 ROOT = Path(__file__).parent.parent
 
-# What takes longest, in the order to run it. Files in a row share what is slow to start: a local Ray and a
-# Prefect server; a cluster and an object store.
+# Processes of a Ray cluster that tests do without.
+NEEDLESS = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+
+# What takes longest, in the order to run it. Files in a row share what is slow to start: a Prefect server; a
+# cluster and an object store; a Ray of one processor.
 TOGETHER = (
-    (
-        *("test_stage_batch.py", "test_stage_infer.py", "test_stage_impute.py", "test_cluster.py"),
-        *("test_board.py", "test_flows_inference.py", "test_flows.py", "test_retrain.py"),
-    ),
+    ("test_flows.py", "test_flows_inference.py", "test_retrain.py"),
     ("test_stage_batch_faults.py", "test_stage_train_faults.py", "test_object_store.py"),
+    (
+        *("test_pipeline.py", "test_any_skeleton.py", "test_stage_batch.py", "test_stage_infer.py"),
+        *("test_stage_impute.py", "test_cluster.py", "test_board.py"),
+    ),
     ("test_network_faults.py",),
-    ("test_pipeline.py",),
+    ("test_ablation.py",),
+    ("test_flows_ui.py",),
 )
 
 
@@ -78,13 +85,22 @@ def coco_mini(testdata: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[str]:
-    """The address of one local Ray for every test that needs one: starting it takes seconds."""
-    import ray
+    """The address of one Ray on this machine for every test that needs one: starting it takes seconds.
+
+    It has one processor, so that stages start one actor: importing torch, its start takes longer than the
+    tests' images. `ray_cluster` has several actors.
+    """
+    from ray.cluster_utils import Cluster
 
     from personlab.distributed import cluster
 
-    with cluster.connect():
-        yield ray.get_runtime_context().gcs_address
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster._PRIVATE.items():
+            patch.setenv(name, value)
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **NEEDLESS})
+    with cluster.connect(made.address):
+        yield made.address
+    made.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -92,8 +108,7 @@ def ray_cluster() -> Iterator[Any]:
     """Three nodes of one processor each, and a head without any. Who removes a node adds another."""
     from ray.cluster_utils import Cluster
 
-    needless = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **needless})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NEEDLESS})
     for _ in range(3):
         cluster.add_node(num_cpus=1)
     yield cluster

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from personlab import params
 from personlab.codec.decode import Decoder
 from personlab.data import coco, images
-from personlab.distributed import batch
 from personlab.inference.job import Job, make_plan
 from personlab.inference.listing import list_images
 from personlab.inference.overlays import draw
@@ -24,6 +24,7 @@ from personlab.synthetic.dataset import LIMBS
 from personlab.tables import read_dataset
 from personlab.utils.storage import Folder
 from personlab.weights import onnx
+from tests.batches import begin, make_all
 
 STAGES: list[Callable[[Params, Path], None]] = [
     *(acquire.run, ingest.run, estimator.run, impute.run, targets.run, train.run, infer.run, evaluate.run)
@@ -40,17 +41,17 @@ TINY: dict[str, Any] = {
 }
 
 
-def run(root: Path, **changes: Any) -> Path:
-    params = Params.model_validate(TINY | changes)
-    for stage in STAGES:
-        stage(params, root)
+def run(root: Path, *stages: Callable[[Params, Path], None], **changes: Any) -> Path:
+    settings = Params.model_validate(TINY | changes)
+    for stage in stages:
+        stage(settings, root)
     return root
 
 
 @pytest.fixture(scope="module")
 def limbs(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     """A folder in which all stages have run on rendered people of 14 keypoints."""
-    return run(tmp_path_factory.mktemp("limbs"))
+    return run(tmp_path_factory.mktemp("limbs"), *STAGES)
 
 
 def results(root: Path, stage: str = "evaluate") -> Any:
@@ -81,7 +82,7 @@ def test_the_model_is_exported_and_used_with_its_keypoints(limbs: Path, tmp_path
     listing = list_images(str(limbs / "data/acquire/val2017"))
     plan = make_plan(listing, weights, Params.model_validate(TINY).infer, part_size=4)
     out = Folder(str(tmp_path / "out"))
-    batch.run(Job(plan, listing.root, out, str(weights), images.decode), listing)
+    make_all(begin((Job(plan, listing.root, out, str(weights), images.decode), listing)))
     for path in draw(listing, out, tmp_path / "drawn", 2):
         Image.open(path).verify()
 
@@ -106,7 +107,14 @@ def test_without_masks_poses_are_trained_and_scored(
         path.write_text(json.dumps(content))
     source = {"source": "directory", "directory": str(tmp_path / "mine")}
     init = str(limbs / "data/train/model.safetensors")
-    run(tmp_path, acquire=source, model={**TINY["model"], "init": init})
+    changes: dict[str, Any] = {"acquire": source, "model": {**TINY["model"], "init": init}}
+    run(tmp_path, acquire.run, ingest.run, **changes)
+    steps = params.Estimator.model_validate(TINY["estimator"])
+    batches = list(estimator._batches(steps, tmp_path, done=0))  # its training, but for the steps
+    assert len(batches) == steps.steps
+    assert all(batch.labelled.any() for batch in batches)
+    shutil.copytree(limbs / "data/estimator", tmp_path / "data/estimator")
+    run(tmp_path, impute.run, targets.run, train.run, infer.run, evaluate.run, **changes)
     assert not read_dataset(tmp_path / "data").masks
     assert not from_checkpoint(tmp_path / "data/infer/model.safetensors", stride=16).masks
     assert results(tmp_path)["segm"]["AP"] is None
@@ -138,9 +146,7 @@ def test_other_projects_annotations_are_ingested(testdata: Path, tmp_path: Path)
     for path in sorted((testdata / "keypoint-zoo").glob("*/*.json")):
         layout = {"train": path.name, "train_images": ".", "val": None, "val_share": 0.4}
         source = {"source": "directory", "directory": str(path.parent), "layout": layout}
-        params = Params.model_validate(TINY | {"acquire": source})
-        acquire.run(params, tmp_path)
-        ingest.run(params, tmp_path)
+        run(tmp_path, acquire.run, ingest.run, acquire=source)
         counts = results(tmp_path, "ingest")
         assert all(each[kind]["rejected"] == 0 for each in counts.values() for kind in ("images", "people"))
         records = coco.load(path)

@@ -99,7 +99,10 @@ WITHOUT_NETWORK = ("acquire", "ingest", "targets", "evaluate")
     ("modules", "unwanted"),
     [
         (["cli"], LARGE),
-        ([f"stages.{stage}" for stage in WITHOUT_NETWORK], {"torch", "ray", "dvc", "prefect"}),
+        (
+            ["inference.job", *(f"stages.{stage}" for stage in WITHOUT_NETWORK)],
+            {"torch", "ray", "dvc", "prefect"},
+        ),
     ],
 )
 def test_large_packages_are_imported_where_they_are_used(

@@ -292,7 +292,8 @@ def test_a_cancelled_training_leaves_no_process_and_an_intact_checkpoint(
 
     mark = uuid.uuid4().hex
     ours = {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(ROOT), "MARK": mark}
-    command = (sys.executable, "-m", "flows.retrain", "--revision", "real")
+    often = "compute.checkpoint_every=5"
+    command = (sys.executable, "-m", "flows.retrain", "--revision", "real", "-S", often)
     place = project / "runs/retrain"
     flow = subprocess.Popen(command, cwd=project, env=os.environ | ours, start_new_session=True)
     try:

@@ -139,7 +139,8 @@ def test_a_folder_that_cannot_be_written_to(pictures: Path, weights: Path, tmp_p
 
 
 def test_what_is_not_local(pictures: Path, weights: Path, whole: Path, tmp_path: Path) -> None:
-    batch.run(*job(f"fsspec+file://{pictures}", weights, f"fsspec+file://{tmp_path}/out"))
+    """In a plain loop; tests/test_stage_batch_faults.py has actors that use an object store."""
+    make_all(begin(job(f"fsspec+file://{pictures}", weights, f"fsspec+file://{tmp_path}/out")))
     assert digests(tmp_path / "out") == digests(whole)
     check_truth(tmp_path / "out")
 

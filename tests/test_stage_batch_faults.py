@@ -21,7 +21,7 @@ from tests.object_store import ObjectStore
 pytestmark = pytest.mark.slow
 
 IMAGES, PART = 160, 2
-FEW = 24  # images on the object store, whose server is slow
+FEW = 12  # images on the object store, whose server is slow
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The stages estimator and impute on a few rendered images; the stages after ingest without image files."""
+"""The stages estimator and impute on a few rendered images."""
 
 import json
 import logging
@@ -20,16 +20,14 @@ from personlab.model.estimator import Estimator
 from personlab.params import Acquire, Impute, Params, Sample
 from personlab.people import Annotation
 from personlab.skeleton import COCO_PERSON
-from personlab.stages import acquire, estimator, evaluate, impute, infer, ingest, targets
+from personlab.stages import acquire, estimator, impute, ingest
 from personlab.tables.shards import row_groups
-from tests.batches import save_weights
 from tests.coco_person import KEYPOINTS, K
 
 PARAMS = Params(
     acquire=Acquire(sample=Sample(train_images=16, val_images=6, width=320, height=240, seed=5)),
     estimator=params.Estimator(width=4, steps=10, batch=4),
     impute=Impute(min_score=0.0),
-    infer=params.Infer(sides=(97,)),
     compute=params.Compute(checkpoint_every=4),
 )
 
@@ -179,25 +177,6 @@ class TestImputeStage:
         impute.run(PARAMS, imputed)
         assert content() == before
 
-    def test_no_estimate_is_confident_enough(
-        self, imputed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        (tmp_path / "data").mkdir()
-        for stage in ("ingest", "estimator"):
-            (tmp_path / "data" / stage).symlink_to(imputed / "data" / stage)
-        with caplog.at_level(logging.INFO, "personlab"):
-            impute.run(PARAMS.model_copy(update={"impute": Impute(min_score=1.0)}), tmp_path)
-        assert people(tmp_path, "impute") == people(imputed, "ingest")
-        assert ", 0 imputed" in caplog.text
-
-    def test_no_later_stage_reads_an_image_file(self, imputed: Path) -> None:
-        targets.run(PARAMS, imputed)
-        save_weights(imputed / "data/train/model.safetensors")
-        infer.run(PARAMS, imputed)
-        evaluate.run(PARAMS, imputed)
-        assert not (imputed / "data/acquire").exists()
-        assert (imputed / "data/evaluate/gallery.jpg").is_file()
-
 
 class TestCandidates:
     @pytest.fixture(autouse=True)
@@ -223,6 +202,15 @@ class TestCandidates:
             imputed = {p["person_id"] for p in people(tmp_path, "impute") if p["imputed"]}
             assert imputed == {i for i, area in unlabelled.items() if max_area is None or area < max_area}
             assert imputed
+
+    def test_no_estimate_is_confident_enough(
+        self, ingested: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        shutil.copytree(ingested / "data/ingest", tmp_path / "data/ingest")
+        with caplog.at_level(logging.INFO, "personlab"):
+            impute.run(PARAMS.model_copy(update={"impute": Impute(min_score=1.0)}), tmp_path)
+        assert people(tmp_path, "impute") == people(ingested, "ingest")
+        assert ", 0 imputed" in caplog.text
 
 
 def test_people_of_images_that_are_in_no_shard_are_refused(

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +21,7 @@ from personlab.model import checkpoint
 from personlab.params import Acquire, Compute, Decode, Export, Infer, Ingest, Model, Params, Sample
 from personlab.people import SHOWN
 from personlab.predictor import Predictor
-from personlab.stages import acquire, infer, ingest
+from personlab.stages import acquire, evaluate, infer, ingest, targets
 from tests.batches import save_weights
 from tests.conftest import ROOT
 
@@ -35,10 +38,11 @@ MODEL = "data/infer/model.safetensors"
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project up to `train`, its 40 validation images in shards of 7."""
+    """A project up to `train`, its 40 validation images in shards of 7, without the image files."""
     root = tmp_path_factory.mktemp("project")
     acquire.run(PARAMS, root)
     ingest.run(PARAMS, root)
+    shutil.rmtree(root / "data/acquire")
     val = root / "data/ingest/val"
     rows = [row for part in sorted(val.iterdir()) for row in rows_of(part)]
     for number in range(0, len(rows), 7):
@@ -62,12 +66,51 @@ def project(shards: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@dataclass(frozen=True)
+class Inferred:
+    """A project after an undisturbed `infer`, and the work of the run as it was before its last step."""
+
+    root: Path
+    work: Path
+
+
 @pytest.fixture(scope="module")
-def inferred(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same project after an undisturbed `infer`."""
-    root = tmp_path_factory.mktemp("inferred")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Inferred:
+    root, work = tmp_path_factory.mktemp("inferred"), tmp_path_factory.mktemp("work") / "runs"
     shutil.copytree(shards / "data", root / "data")
-    infer.run(PARAMS, root)
+    regroup = infer._by_shard
+
+    def keep(*arguments: Any) -> Iterator[pa.Table]:
+        shutil.copytree(root / "runs", work)
+        return regroup(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer, "_by_shard", keep)
+        infer.run(PARAMS, root)
+    return Inferred(root, work)
+
+
+@pytest.fixture(scope="module")
+def inferred(run: Inferred) -> Path:
+    return run.root
+
+
+DECODE = Decode(nms_radius=9, bin=2, nms="hard", scoring="hough", trace_refinements=0, max_people=3)
+
+
+@pytest.fixture(scope="module")
+def blended(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same project after an `infer` with a share of initial weights and another decoding."""
+    root = tmp_path_factory.mktemp("blended")
+    shutil.copytree(shards / "data", root / "data")
+    save_weights(root / "initial.safetensors", seed=1)
+    changes = {
+        "model": Model(init="initial.safetensors"),
+        "export": Export(initial_share=0.25),
+        "decode": DECODE,
+        "compute": Compute(max_failures=7),
+    }
+    infer.run(PARAMS.model_copy(update=changes), root)
     return root
 
 
@@ -113,52 +156,58 @@ def test_the_served_model_is_the_trained_one_and_its_decoding(inferred: Path) ->
     assert card == before | {"decode": PARAMS.decode.model_dump(mode="json")}
 
 
-def test_the_served_model_is_a_mean_with_the_initial_weights(project: Path) -> None:
+def test_the_served_model_is_a_mean_with_the_initial_weights(blended: Path) -> None:
     """And it is the one that predicts."""
-    save_weights(project / "initial.safetensors", seed=1)
-    blended = PARAMS.model_copy(
-        update={"model": Model(init="initial.safetensors"), "export": Export(initial_share=0.25)}
-    )
-    infer.run(blended, project)
     initial, trained, served = (
-        checkpoint.load_weights(project / name)
+        checkpoint.load_weights(blended / name)
         for name in ("initial.safetensors", "data/train/model.safetensors", MODEL)
     )
     name = "heads.short.weight"
     torch.testing.assert_close(served[name], 0.25 * initial[name] + 0.75 * trained[name])
-    assert json.loads((project / MODEL).with_suffix(".json").read_text())["initial_share"] == 0.25
-    predictor = Predictor.from_checkpoint(project / MODEL, PARAMS.infer)
-    row = predictions(project)[0]
-    image = rows_of(project / "data/ingest/val/part-00000.parquet")[0]
+    assert json.loads((blended / MODEL).with_suffix(".json").read_text())["initial_share"] == 0.25
+    predictor = Predictor.from_checkpoint(blended / MODEL, PARAMS.infer)
+    row = predictions(blended)[0]
+    image = rows_of(blended / "data/ingest/val/part-00000.parquet")[0]
     expected = [person.score for person in predictor(pixels(image))]
     assert [person["score"] for person in row["people"]] == pytest.approx(expected)
-    assert not list((project / "runs").iterdir())
+    assert not list((blended / "runs").iterdir())
 
 
 def test_predict_decodes_as_infer_did(
-    inferred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inferred: Path, blended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoding parameter changed after training: infer, its model and predict use the new value."""
-    decode = Decode(nms_radius=9, bin=2, nms="hard", scoring="hough", trace_refinements=0, max_people=3)
     assert Predictor.from_checkpoint(inferred / MODEL).decoder.nms_radius == 5
-    shutil.copytree(inferred / "data", tmp_path / "data")
-    infer.run(PARAMS.model_copy(update={"decode": decode, "compute": Compute(max_failures=7)}), tmp_path)
-    served = Predictor.from_checkpoint(tmp_path / MODEL).decoder
-    assert {name: getattr(served, name) for name in Decode.model_fields} == decode.model_dump()
+    served = Predictor.from_checkpoint(blended / MODEL).decoder
+    assert {name: getattr(served, name) for name in Decode.model_fields} == DECODE.model_dump()
 
     (tmp_path / "in").mkdir()
-    for row in rows_of(tmp_path / "data/ingest/val/part-00000.parquet"):
+    for row in rows_of(blended / "data/ingest/val/part-00000.parquet"):
         (tmp_path / "in" / f"{row['image_id']:012}.jpg").write_bytes(row["image"])
     monkeypatch.chdir(tmp_path)
-    options = ["--weights", MODEL, "--out", "out", "--format", "parquet", "--side", "65", "--stride", "16"]
-    app(["predict", "in", *options], result_action="return_value")
-    expected = {row["image_id"]: row["people"] for row in predictions(tmp_path)}
+    options = ["--out", "out", "--format", "parquet", "--side", "65", "--stride", "16"]
+    app(["predict", "in", "--weights", str(blended / MODEL), *options], result_action="return_value")
+    expected = {row["image_id"]: row["people"] for row in predictions(blended)}
     found = tables.read_table(tmp_path / "out/predictions.parquet", tables.PREDICTIONS).to_pylist()
     assert len(found) == 7
     for row in found:
         assert row["people"] == expected[row["image_id"]]
-    before = {row["image_id"]: row["people"] for row in predictions(inferred)}
-    assert any(row["people"] != before[row["image_id"]] for row in found)
+    before = Predictor.from_checkpoint(blended / MODEL, PARAMS.infer, PARAMS.decode)
+    images = rows_of(blended / "data/ingest/val/part-00000.parquet")
+    assert any(
+        [person.score for person in before(pixels(image))]
+        != [p["score"] for p in expected[image["image_id"]]]
+        for image in images
+    )
+
+
+def test_no_later_stage_reads_an_image_file(inferred: Path) -> None:
+    assert not (inferred / "data/acquire").exists()
+    (inferred / "data/impute").mkdir()
+    shutil.copy(inferred / "data/ingest/people.parquet", inferred / "data/impute")
+    targets.run(PARAMS, inferred)
+    evaluate.run(PARAMS, inferred)
+    assert (inferred / "data/evaluate/gallery.jpg").is_file()
 
 
 def test_a_model_of_version_01_keeps_its_radius(project: Path) -> None:
@@ -171,16 +220,9 @@ def test_a_model_of_version_01_keeps_its_radius(project: Path) -> None:
 
 
 def test_a_stage_killed_half_way_resumes_to_the_same_bytes(
-    project: Path, inferred: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, run: Inferred, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(infer, "_by_shard", killed)
-        with pytest.raises(KeyboardInterrupt):
-            infer.run(PARAMS, project)
+    shutil.copytree(run.work, project / "runs")  # as if it had been killed before the last step
     [work] = (project / "runs").iterdir()
     (work / "part-00001.parquet").unlink()
     kept = (work / "part-00000.parquet").stat().st_mtime_ns
@@ -188,7 +230,7 @@ def test_a_stage_killed_half_way_resumes_to_the_same_bytes(
         patched.setattr(infer.shutil, "rmtree", lambda _: None)
         infer.run(PARAMS.model_copy(update={"compute": Compute(checkpoint_every=9)}), project)
     assert (work / "part-00000.parquet").stat().st_mtime_ns == kept
-    assert digests(project / "data/infer") == digests(inferred / "data/infer")
+    assert digests(project / "data/infer") == digests(run.root / "data/infer")
 
 
 def test_an_image_that_cannot_be_read_stops_the_stage(project: Path) -> None:

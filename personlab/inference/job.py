@@ -25,10 +25,8 @@ from personlab.errors import UserError
 from personlab.inference.listing import Fetch, Listing
 from personlab.inference.local_copy import local_copy
 from personlab.inference.poison_images import Attempt, attempt
-from personlab.model.network import from_checkpoint
 from personlab.params import Decode, Infer, Section
 from personlab.people import SHOWN
-from personlab.predictor import MOST_AT_A_TIME, Predictor, decoding
 from personlab.skeleton import Skeleton
 from personlab.tables.shards import part_name
 from personlab.utils.prefetch import prefetch
@@ -140,6 +138,9 @@ def make_plan(
     Raises:
         UserError: the checkpoint cannot be read.
     """
+    from personlab.model.network import from_checkpoint
+    from personlab.predictor import decoding
+
     network = from_checkpoint(weights, stride=infer.stride)
     return Plan(
         version=__version__,
@@ -293,6 +294,9 @@ class Worker:
     """
 
     def __init__(self, job: Job) -> None:
+        # imported here: processes that only check parts need not wait for torch
+        from personlab.predictor import Predictor
+
         weights = local_copy(job.weights)
         if _digest_of(weights) != job.plan.weights:
             raise UserError(f"{job.weights}: has changed since the run began; put the old weights back")
@@ -330,6 +334,8 @@ class Worker:
         decoded = prefetch(self._decode, fetched, threads=1, depth=_DECODE_DEPTH)
         if not self.job.gpu:
             return map(self._predict, decoded)
+        from personlab.predictor import MOST_AT_A_TIME
+
         return prefetch(self._predict, decoded, threads=MOST_AT_A_TIME, depth=MOST_AT_A_TIME)
 
     def _one_by_one(self, number: int, this: Attempt) -> Iterator[Row]:
