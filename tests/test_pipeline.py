@@ -105,6 +105,9 @@ def test_other_inference_reruns_only_infer_and_evaluate(project: Path) -> None:
     assert "AP" in dvc("metrics", "show", "data/metrics/evaluate.json", folder=project)
     assert "evaluate" in dvc("dag", folder=project)
     dvc("plots", "show", "--out", str(project / "plots"), folder=project)
+    page = (project / "plots/index.html").read_text()
+    assert "Precision over recall, masks" in page
+    assert '"title": "data/plots' not in page  # no chart but those that dvc.yaml describes
     write_params(project, TINY)
     assert "Running stage" not in dvc("repro", folder=project)  # from the run cache
 
