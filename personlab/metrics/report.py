@@ -19,7 +19,7 @@ _PICTURES: Final = (
     "Annotated people on the left, confident detections with the scores of pose and mask on the right; a "
     "person has one colour on both sides. Images with people are evenly spaced from the worst to the best; "
     "images without people that have false alarms follow. Percentages are the average precision within the "
-    "image, averaged over the thresholds."
+    "image of all detections, drawn or not, averaged over the thresholds."
 )
 
 
