@@ -107,7 +107,7 @@ def test_other_inference_reruns_only_infer_and_evaluate(project: Path) -> None:
     dvc("plots", "show", "--out", str(project / "plots"), folder=project)
     page = (project / "plots/index.html").read_text()
     assert "Precision over recall, masks" in page
-    assert '"title": "data/plots' not in page  # no chart but those that dvc.yaml describes
+    assert "data_plots_" not in page  # no chart but those that dvc.yaml describes
     write_params(project, TINY)
     assert "Running stage" not in dvc("repro", folder=project)  # from the run cache
 
