@@ -88,7 +88,7 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
     manifest = json.loads(folder.read("manifest.json"))
     counts = {name: manifest[name] for name in ("images", "predictions", "errors", "proposals", "people")}
     with for_show("counts and errors"):
-        publish(folder, counts)
+        publish(folder, counts, batch.out)
     with for_show("the samples"):
         samples = sample_pictures(batch, project)
         create_markdown_artifact(
@@ -101,10 +101,10 @@ def batch_inference(batch: Batch, project: Path = HERE) -> State[Row]:
     return Completed(message=message.format(**counts), data=counts)
 
 
-def publish(folder: Folder, counts: Row) -> None:
-    """Publish tables of counts and of images that cannot be read."""
+def publish(folder: Folder, counts: Row, name: str) -> None:
+    """Publish tables of counts and of images that cannot be read. name: of the folder."""
     rows = [{"what": name, "value": value} for name, value in counts.items()]
-    create_table_artifact(rows, key="batch-counts", description=f"Images and people of {folder.place}")
+    create_table_artifact(rows, key="batch-counts", description=f"Images and people of {name}")
     create_table_artifact(
         list(islice(errors(folder), ERRORS_SHOWN)),
         key="batch-errors",

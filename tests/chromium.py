@@ -20,6 +20,7 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
     *("--disable-background-networking", "--remote-debugging-port=0"),
 )
+BLANK = "about:blank"  # Chromium's own first page uses a server of Google
 
 
 @dataclass
@@ -114,7 +115,7 @@ def browser(width: int = 1400, height: int = 950) -> Iterator[Page]:
         raise SystemExit(f"one of {', '.join(NAMES)} is needed to look at the UI")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            (program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"),
+            (program, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", BLANK),
             stderr=subprocess.DEVNULL,
         )
         try:

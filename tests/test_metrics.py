@@ -155,8 +155,8 @@ def test_per_image_quality_orders_images():
     detections = {1: [found(who)], 2: [found(who)], 4: [found(who, 0.7)]}
     detections[5] = [found(other, 0.8), found(who, 0.4)]
     quality = match(ground_truth(rows), detections, "keypoints").per_image
-    assert np.isnan(quality.pop(3))
-    assert quality == pytest.approx({1: 1.0, 2: 0.5, 4: 0.3, 5: 0.5})
+    assert np.isnan([quality.pop(3), quality.pop(4)]).all()  # there is nobody to find
+    assert quality == pytest.approx({1: 1.0, 2: 0.5, 5: 0.5})
 
 
 def test_best_threshold_separates_people_from_false_positives():

@@ -6,8 +6,8 @@ Three times with a server of its own, in temporary folders:
   predicted, with no weights named, and some that do not exist;
 - the rehearsal pipeline: a retraining is started from its form with one override and is promoted, another
   with a bad parameter is not;
-- `personlab serve` with the default network, which is downloaded if it has to be: a rendered image is
-  dropped on its page.
+- `personlab serve` with the network of the test data, or without it the default network, which is downloaded:
+  a rendered image is dropped on its page.
 
 The texts of the pages are checked; the pictures are for people to look at.
 """
@@ -37,6 +37,7 @@ from personlab import viz
 from personlab.skeleton import COCO_PERSON
 from personlab.synthetic.scene import make_scene
 from personlab.utils.process import supervised
+from personlab.weights import bodypix
 from tests import rehearsal, tiny
 from tests.chromium import Page, browser
 
@@ -206,6 +207,18 @@ def check_demo(project: Path, url: str, api: Api) -> None:
         noise = [word for word in ("Traceback", tempfile.gettempdir(), "core_worker") if word in logs]
         expect(f"no noise in the logs ({', '.join(noise) or 'none'})", not noise)
         expect("nor a traceback in the terminal", "Traceback" not in (project / "ui.log").read_text())
+        check_v2(page, f"{url}/v2", api, found)
+
+
+def check_v2(page: Page, url: str, api: Api, found: FlowRun) -> None:
+    """Pages of Prefect's newer UI, without the server of Amplitude that it uses."""
+    page.call("Network.setBlockedURLs", urls=["*amplitude.com*"])
+    page.open(f"{url}/deployments", "batch-inference")
+    page.open(f"{url}/deployments/deployment/{api.deployment('batch-inference')}/run", "Longest side")
+    page.open(f"{url}/runs/flow-run/{found.id}", "predictions")
+    page.open(f"{url}/artifacts/artifact/{api.artifacts(found)['batch-counts']}", "proposals")
+    shown = page.run("document.body.innerText")
+    expect("the newer UI shows the counts of found", "Images and people of found" in shown)
 
 
 def check_retraining(project: Path, url: str, api: Api) -> None:
@@ -229,7 +242,7 @@ def check_retraining(project: Path, url: str, api: Api) -> None:
         page.wait_for("auto-scheduled")
         page.picture(PICTURES / "schedule.jpg")
         elsewhere = {a for a in page.asked if not a.startswith((url, "data:", "blob:", "chrome:"))}
-        expect(f"no other server was used ({len(elsewhere)} addresses)", not elsewhere)
+        expect(f"no other server was used ({', '.join(elsewhere) or 'none'})", not elsewhere)
     with browser(width=390, height=1600) as phone:
         report = max((project / "runs/reports").glob("*.html"))
         phone.open(report.as_uri(), "Beside the champion")
@@ -242,15 +255,26 @@ def check_retraining(project: Path, url: str, api: Api) -> None:
         expect("the report uses no server", {a for a in phone.asked if a.startswith("http")} == set())
 
 
+def published_weights(folder: Path) -> tuple[str, ...]:
+    """The option for the published weights of the test data; none where they are absent."""
+    data = Path(os.environ.get("PERSONLAB_TESTDATA", ROOT.parent / "shared" / "data"))
+    published = data / "weights/bodypix-mobilenet-075/model-stride16.json"
+    if not published.is_file():
+        return ()
+    bodypix.import_weights(str(published), folder / "model.safetensors", downloads=folder)
+    return ("--weights", str(folder / "model.safetensors"))
+
+
 def check_serve(folder: Path) -> None:
     """People are found in an image that is dropped on the page of `personlab serve`."""
     scene = make_scene(np.random.default_rng(SCENE), 800, 600, names=COCO_PERSON.keypoints)
     (folder / "rendered.jpg").write_bytes(viz.jpeg(scene.image))
     port = free_port()
-    command = (sys.executable, "-m", "personlab", "serve", "--port", str(port))
+    command = (sys.executable, "-m", "personlab", "serve", "--port", str(port), *published_weights(folder))
     with supervised(command, folder, {"PYTHONPATH": str(ROOT)}) as server, browser(900, 900) as page:
         assert server.stdout is not None
-        wait(lambda: f"http://127.0.0.1:{port}" in server.stdout.readline())
+        if not any(f"http://127.0.0.1:{port}" in line for line in server.stdout):
+            raise SystemExit("personlab serve ended before it served")
         page.open(f"http://127.0.0.1:{port}", "Drop pictures here")
         page.drop(folder / "rendered.jpg", "drop")
         page.wait_for("proposals")

@@ -244,11 +244,7 @@ class Matches:
 
     @cached_property
     def per_image(self) -> dict[int, float]:
-        """Quality of each image in [0, 1], for ranking images; NaN without people and detections.
-
-        With people: the mean over the thresholds of the average precision within the image. Without: 1 minus
-        the best score of a false positive.
-        """
+        """The average precision within each image, averaged over the thresholds; NaN without people."""
         return {image_id: _quality(matches) for image_id, matches in self.images()}
 
     def pairs(self, threshold: float = 0.5) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -326,11 +322,11 @@ def _image_matches(record: Mapping[str, Any] | None, thresholds: int, budget: in
 
 
 def _quality(matches: ImageMatches) -> float:
-    if matches.people:
-        true, false = matches.true_positive.cumsum(axis=1), matches.false_positive.cumsum(axis=1)
-        precision = true / np.maximum(true + false, 1)
-        return float((precision * matches.true_positive).sum(axis=1).mean() / matches.people)
-    return 1.0 - float(matches.scores.max()) if matches.scores.size else float("nan")
+    if not matches.people:
+        return float("nan")
+    true, false = matches.true_positive.cumsum(axis=1), matches.false_positive.cumsum(axis=1)
+    precision = true / np.maximum(true + false, 1)
+    return float((precision * matches.true_positive).sum(axis=1).mean() / matches.people)
 
 
 def _coco(images: list[dict[str, Any]], annotations: list[dict[str, Any]], category: dict[str, Any]) -> COCO:

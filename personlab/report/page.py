@@ -15,6 +15,7 @@ import jinja2
 from personlab import params as parameters
 from personlab.errors import UserError
 from personlab.metrics.report import MEASURES, TITLES
+from personlab.people import SHOWN
 from personlab.registry.models import Version
 from personlab.report import data_uri
 from personlab.report.chart import Series, draw
@@ -81,15 +82,18 @@ class Results:
 
     @property
     def facts(self) -> list[str]:
-        """What was trained, on what, and when."""
+        """What was trained, on what, how many people it predicts, and when."""
         settings = parameters.load(self.folder / "params.yaml")
         data, model, train = settings.acquire, settings.model, settings.train
         people = read_json(self.folder / "data/metrics/targets.json")
+        predicted = read_json(self.folder / "data/metrics/infer.json")
+        confident = f"{predicted['people']} with a score of at least {SHOWN:g}"
         counts = [f"{people[split]['images']} images to {use}" for split, use in _USES.items()]
         return [
             f"data set: {data.directory or data.source}, {', '.join(counts)}",
             f"network: {model.backbone}, width {model.width}, from {model.init or 'random weights'}",
             f"training: {train.steps} steps of {train.batch} crops of {train.crop} pixels",
+            f"predictions: {predicted['proposals']} proposals, {confident}",
             *_commit(self.folder),
         ]
 

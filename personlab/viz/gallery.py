@@ -48,22 +48,20 @@ class Gallery:
 
         Images with people are evenly spaced in rank.
         """
-        people = {
-            i: found.people for i, found in [*self.keypoints.images(), *self.segm.images()] if found.people
-        }
-        quality = {image_id: self._quality(image_id) for image_id in people}
-        ranked = sorted(quality, key=lambda image_id: (quality[image_id], image_id))
+        quality = {image_id: self._quality(image_id) for image_id in self.keypoints.per_image}
+        people = [image_id for image_id, value in quality.items() if not math.isnan(value)]
+        ranked = sorted(people, key=lambda image_id: (quality[image_id], image_id))
         alarms = self._false_alarms()[: count // _FALSE_ALARM_SHARE]
         ranks = np.linspace(0, len(ranked) - 1, min(count - len(alarms), len(ranked))).round().astype(int)
         return [ranked[rank] for rank in ranks] + alarms
 
     def _quality(self, image_id: int) -> float:
-        """The mean of poses and masks, where they are defined."""
+        """The mean of poses and masks, where they are defined; NaN where neither is."""
         defined = [q for q in self.qualities(image_id) if not math.isnan(q)]
-        return sum(defined) / len(defined)
+        return sum(defined) / len(defined) if defined else math.nan
 
     def qualities(self, image_id: int) -> tuple[float, float]:
-        """The average precision of poses and of masks within an image."""
+        """The average precision of poses and of masks within an image; NaN for what nobody has annotated."""
         return self.keypoints.per_image[image_id], self.segm.per_image[image_id]
 
     def _false_alarms(self) -> list[int]:
@@ -97,8 +95,8 @@ class Gallery:
             pair = self._pictures(row, shown)
             count = sum(not person["crowd"] for person in row["people"])
             values = dict(zip(("poses", "masks"), map(_defined, self.qualities(image_id)), strict=True))
-            kind = ", ".join(f"{name} {_percent(value)}" for name, value in values.items())
-            caption = kind if self.is_annotated(image_id) else "false alarm"
+            known = [f"{name} {value:.0%}" for name, value in values.items() if value is not None]
+            caption = ", ".join(known) if self.is_annotated(image_id) else "false alarm"
             lines = [f"image {image_id}, {count} annotated", f"{len(shown)} detected ({caption})"]
             name = f"{rank:0{max(2, len(str(len(rows))))}}-{image_id}.jpg"
             write_jpeg(folder / "gallery" / name, contact_sheet(pair, 2, lines))
@@ -130,7 +128,3 @@ class Gallery:
 
 def _defined(quality: float) -> float | None:
     return None if math.isnan(quality) else round(quality, 4)
-
-
-def _percent(quality: float | None) -> str:
-    return "n/a" if quality is None else f"{quality:.0%}"
