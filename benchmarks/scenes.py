@@ -48,6 +48,7 @@ def people(count: int, *, stride: int, seed: int = 0, side: int = SIDE) -> Insta
         labelled=torch.ones(count, len(COCO_PERSON.keypoints), dtype=torch.bool),
         masks=_in_front(_bodies(keypoints, height, stride, side)),
         crowd=torch.zeros(count, dtype=torch.bool),
+        imputed=torch.zeros(count, dtype=torch.bool),
         unmasked=torch.zeros(count, dtype=torch.bool),
     )
 

@@ -45,7 +45,7 @@ def two(first: tuple[float, float], second: tuple[float, float], **changes: Tens
     labelled = torch.zeros(2, K, dtype=torch.bool)
     labelled[:, [NOSE, EYE]] = True
     no = torch.zeros(2, dtype=torch.bool)
-    people = Instances(keypoints, labelled, torch.zeros(2, 9, 9), crowd=no, unmasked=no)
+    people = Instances(keypoints, labelled, torch.zeros(2, 9, 9), crowd=no, imputed=no, unmasked=no)
     return Scene(replace(people, **changes), 65, 65, 8)
 
 
@@ -105,7 +105,7 @@ def test_a_cell_is_on_the_mask_that_covers_most_of_it() -> None:
     assert targets.fields.seg[0, 2].tolist() == shares.tolist()
     assert targets.long_valid[0, NOSE, 2].tolist() == [False] * 3 + [True] * 4 + [False] * 2
     case.people.labelled[1] = False
-    assert encoded(case).heatmap_valid[0, 2].tolist() == [True] * 5 + [False] * 4
+    assert encoded(case).heatmap_valid[0, NOSE, 2].tolist() == [True] * 5 + [False] * 4
     crowd = replace(case, people=replace(case.people, crowd=torch.tensor([False, True])))
     assert encoded(crowd).seg_valid[0, 2].tolist() == [True] * 5 + [False] * 4
     assert encoded(crowd).long_valid[0, NOSE, 2].tolist() == [False] * 3 + [True] * 2 + [False] * 4
@@ -123,7 +123,8 @@ def test_a_person_without_a_mask_hides_what_is_in_the_region() -> None:
     assert targets.heatmap_valid.all()
     assert targets.fields.heatmap[0, NOSE, 6, 6] == 1  # the keypoints train the poses
     case.people.labelled[1] = False
-    assert encoded(case).heatmap_valid[0, 2].tolist() == expected  # nor are they known without keypoints
+    hidden = encoded(case).heatmap_valid[0, NOSE, 2]
+    assert hidden.tolist() == expected  # nor are they known without keypoints
 
 
 def test_without_any_masks_seg_and_long_are_undefined() -> None:
@@ -152,11 +153,11 @@ def test_crowd_defines_nothing() -> None:
     crowd = torch.tensor([False, True])
     targets = encoded(two((16.0, 32.0), (48.0, 48.0), masks=masks, crowd=crowd))
     expected = [True] * 4 + [False] * 5
-    assert targets.heatmap_valid[0, 2].tolist() == expected
+    assert targets.heatmap_valid[0, :, 2].tolist() == [expected] * K
     assert targets.seg_valid[0, 2].tolist() == expected
     assert targets.long_valid[0, NOSE, 2].tolist() == expected
     assert targets.fields.heatmap[0, NOSE, 6, 6] == 0  # a crowd's keypoints draw no disk
-    assert targets.heatmap_valid[0, 3].all()
+    assert targets.heatmap_valid[0, :, 3].all()
 
 
 def test_people_without_keypoints_hide_the_heatmap_only() -> None:
@@ -165,13 +166,26 @@ def test_people_without_keypoints_hide_the_heatmap_only() -> None:
     case = two((16.0, 32.0), (0.0, 0.0), masks=masks)
     case.people.labelled[1] = False
     targets = encoded(case)
-    assert targets.heatmap_valid[0, 2].tolist() == [True] * 4 + [False] * 5
+    assert targets.heatmap_valid[0, :, 2].tolist() == [[True] * 4 + [False] * 5] * K
     assert targets.seg_valid.all()
     assert targets.fields.seg[0, 2].tolist() == [0.0] * 4 + [1.0] * 5
     assert not targets.long_valid.any()
     # their keypoints at (0, 0) mean nothing: only the other person's disk is there
     alone = encoded(case.select([0]))
     assert torch.equal(targets.fields.heatmap, alone.fields.heatmap)
+
+
+def test_imputed_people_hide_the_heatmaps_of_their_other_keypoints() -> None:
+    masks = torch.zeros(2, 9, 9)
+    masks[1, 2, 4:] = 1
+    case = two((16.0, 32.0), (48.0, 16.0), masks=masks, imputed=torch.tensor([False, True]))
+    valid = encoded(case).heatmap_valid[0]
+    assert valid[[NOSE, EYE]].all()  # estimated
+    others = [k for k in range(K) if k not in (NOSE, EYE)]
+    assert valid[others, 2].tolist() == [[True] * 4 + [False] * 5] * len(others)
+    assert valid[:, 3].all()
+    annotated = replace(case, people=replace(case.people, imputed=torch.zeros(2, dtype=torch.bool)))
+    assert encoded(annotated).heatmap_valid.all()  # annotators label all keypoints that they see
 
 
 def test_no_people() -> None:
@@ -193,7 +207,7 @@ def test_shapes_and_types() -> None:
         "mid": (1, 32, 2, 5, 7),
         "seg": (1, 5, 7),
         "long": (1, 17, 2, 5, 7),
-        "heatmap_valid": (1, 5, 7),
+        "heatmap_valid": (1, 17, 5, 7),
         "short_valid": (1, 17, 5, 7),
         "mid_valid": (1, 32, 5, 7),
         "seg_valid": (1, 5, 7),
@@ -224,6 +238,7 @@ def assert_matches_reference(case: Scene, radius: float) -> None:
         p.labelled.tolist(),
         p.masks.numpy(),
         p.crowd.tolist(),
+        p.imputed.tolist(),
         p.unmasked.tolist(),
         stride=case.stride,
         radius=radius,

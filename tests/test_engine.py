@@ -55,6 +55,7 @@ def batch(seed: int = 0, size: int = 2) -> Batch:
             labelled=torch.ones(1, K, dtype=torch.bool),
             masks=mask,
             crowd=torch.zeros(1, dtype=torch.bool),
+            imputed=torch.zeros(1, dtype=torch.bool),
             unmasked=torch.zeros(1, dtype=torch.bool),
         )
         targets.append(encode(people, stride=STRIDE, radius=MODEL.radius, skeleton=COCO_PERSON))

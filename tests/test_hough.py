@@ -63,7 +63,7 @@ def perfect(x: float, y: float, *, side: int, stride: int) -> Fields:
     labelled[0, 0] = True
     n = cells(side, stride)
     no = torch.tensor([False])
-    people = Instances(keypoints, labelled, torch.zeros(1, n, n), crowd=no, unmasked=no)
+    people = Instances(keypoints, labelled, torch.zeros(1, n, n), crowd=no, imputed=no, unmasked=no)
     return encode(people, stride=stride, radius=RADIUS, skeleton=COCO_PERSON).fields
 
 

@@ -43,7 +43,7 @@ def random_case(seed: int, batch: int = 2, height: int = 3, width: int = 4) -> t
     wanted = random_fields(generator, batch, height, width, 20.0)
     targets = Targets(
         fields=wanted.replace(heatmap=some(K, share=0.3).float(), seg=some(share=0.5).float()),
-        heatmap_valid=some(share=0.7),
+        heatmap_valid=some(K, share=0.7),
         mid_valid=some(E, share=0.3),
         seg_valid=some(share=0.7),
         long_valid=some(K, share=0.3),
@@ -113,7 +113,7 @@ def test_perfect_fields_cost_nothing() -> None:
 def test_what_stands_at_undefined_positions_does_not_matter(garbage: float) -> None:
     fields, targets = random_case(1)
     known = {
-        "heatmap": targets.heatmap_valid[:, None],
+        "heatmap": targets.heatmap_valid,
         "seg": targets.seg_valid,
         "short": targets.short_valid[:, :, None],
         "mid": targets.mid_valid[:, :, None],
@@ -154,7 +154,7 @@ def test_mirrored_fields_and_targets_cost_the_same(seed: int) -> None:
     fields, targets = random_case(seed)
     flipped = Targets(
         fields=mirrored(targets.fields),
-        heatmap_valid=targets.heatmap_valid.flip(-1),
+        heatmap_valid=targets.heatmap_valid.flip(-1)[:, list(FLIP)],
         mid_valid=targets.mid_valid.flip(-1)[:, EDGE_FLIP],
         seg_valid=targets.seg_valid.flip(-1),
         long_valid=targets.long_valid.flip(-1)[:, list(FLIP)],
@@ -186,7 +186,7 @@ def test_positions_are_those_that_are_averaged_over() -> None:
     fields, targets = random_case(6)
     counted = positions(targets).tolist()
     masks = ("heatmap_valid", "seg_valid", "short_valid", "mid_valid", "long_valid")
-    assert counted == [int(getattr(targets, name).sum()) * (K if "heatmap" in name else 1) for name in masks]
+    assert counted == [int(getattr(targets, name).sum()) for name in masks]
     given = losses(fields, targets, radius=32.0, counts=positions(targets))
     assert values(given) == values(losses(fields, targets, radius=32.0))
     assert positions(nowhere(targets)).tolist() == [0] * 5

@@ -25,6 +25,7 @@ class Instances:
     labelled: Tensor  # P x K bool
     masks: Tensor  # P x H x W, how much of each output cell the person's mask covers (Transform.coverage)
     crowd: Tensor  # P bool
+    imputed: Tensor  # P bool, people whose keypoints are estimates: others may be there too
     unmasked: Tensor  # P bool, people without a mask; `masks` holds the region that they are in
 
     def to(self, device: torch.device | str) -> Self:
@@ -43,7 +44,8 @@ def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton)
 
     Crowd regions leave the heatmap, the segmentation and the long-range offsets undefined, and have no
     keypoints of their own; disks of people that reach into one keep their short- and mid-range offsets.
-    People without keypoints leave the heatmap undefined over their mask. People without a mask leave the
+    Over the mask of a person without keypoints the heatmaps are undefined, and over that of a person with
+    imputed ones the heatmaps of all keypoints that were not. People without a mask leave the
     segmentation and the long-range offsets undefined in their region and, if there are no others, everywhere:
     in such an image no outlines were drawn.
     """
@@ -74,7 +76,9 @@ def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton)
     long = _towards(people.keypoints[owner].permute(2, 0, 1, 3), position)
     long_valid = ((covers.sum(0) == 1) & ~crowd & ~unknown) & labelled[owner].permute(2, 0, 1)
 
-    anonymous = (people.masks > 0) & (~labelled.any(1) & ~people.crowd)[:, None, None]  # no keypoint
+    # keypoints of which nothing is known, P x K, and where they may be, K x H x W
+    unsure = ~labelled & (people.imputed | ~labelled.any(1))[:, None] & ~people.crowd[:, None]
+    perhaps = torch.einsum("pk,phw->khw", unsure.float(), (people.masks > 0).float()) > 0
     fields = Fields(
         heatmap=disk.float()[None],
         short=(short * disk[:, None])[None],
@@ -85,7 +89,7 @@ def encode(people: Instances, *, stride: int, radius: float, skeleton: Skeleton)
     )
     return Targets(
         fields=fields,
-        heatmap_valid=(~crowd & ~anonymous.any(0))[None],
+        heatmap_valid=(~crowd & ~perhaps)[None],
         mid_valid=mid_valid[None],
         seg_valid=~(crowd | unknown)[None],
         long_valid=long_valid[None],

@@ -97,7 +97,7 @@ class Targets:
     """
 
     fields: Fields
-    heatmap_valid: Tensor  # B x H x W bool: not in crowds or people without keypoints
+    heatmap_valid: Tensor  # B x K x H x W bool: not in crowds, or in people who may have such a keypoint
     mid_valid: Tensor  # B x E x H x W bool: the source's disk, where that person has both ends
     seg_valid: Tensor  # B x H x W bool: not in crowds or people without a mask
     long_valid: Tensor  # B x K x H x W bool: exactly one person's mask, keypoint annotated, not crowd

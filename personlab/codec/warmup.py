@@ -18,6 +18,7 @@ def main() -> None:
         labelled=torch.ones(1, count, dtype=torch.bool),
         masks=torch.ones(1, cells, cells),
         crowd=torch.zeros(1, dtype=torch.bool),
+        imputed=torch.zeros(1, dtype=torch.bool),
         unmasked=torch.zeros(1, dtype=torch.bool),
     )
     fields = encode(people, stride=STRIDE, radius=decoder.radius, skeleton=decoder.skeleton).fields

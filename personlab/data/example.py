@@ -66,6 +66,7 @@ def project_people(
             labelled=torch.zeros(0, count, dtype=torch.bool),
             masks=torch.zeros(0, cells(transform.height, stride), cells(transform.width, stride)),
             crowd=torch.zeros(0, dtype=torch.bool),
+            imputed=torch.zeros(0, dtype=torch.bool),
             unmasked=torch.zeros(0, dtype=torch.bool),
         )
     order = list(skeleton.flip or ()) if transform.mirror_width else list(range(count))
@@ -77,6 +78,7 @@ def project_people(
         labelled=torch.from_numpy(np.ascontiguousarray(labelled)),
         masks=torch.from_numpy(masks),
         crowd=torch.tensor([person.crowd for person in people]),
+        imputed=torch.tensor([person.imputed for person in people]),
         unmasked=torch.tensor([not person.rle for person in people]),
     )
 

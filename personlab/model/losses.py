@@ -66,7 +66,6 @@ def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor
             Default: the batch's own `positions`.
     """
     predicted, wanted = predicted.float(), targets.fields.float()
-    heatmap_valid = targets.heatmap_valid[:, None].expand_as(predicted.heatmap)
     heatmap, seg, short, mid, long = positions(targets).clamp(min=1) if counts is None else counts
     if not predicted.has_masks:
         wanted = wanted.replace(seg=predicted.seg, long=predicted.long)
@@ -74,7 +73,7 @@ def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor
             targets, seg_valid=predicted.seg > 0, long_valid=predicted.long[:, :, 0] > 0
         )  # no cells
     return Losses(
-        heatmap=_logistic(predicted.heatmap, wanted.heatmap, heatmap_valid) / heatmap,
+        heatmap=_logistic(predicted.heatmap, wanted.heatmap, targets.heatmap_valid) / heatmap,
         seg=_logistic(predicted.seg, wanted.seg, targets.seg_valid) / seg,
         short=_distance(predicted.short, wanted.short, targets.short_valid) / short / radius,
         mid=_distance(predicted.mid, wanted.mid, targets.mid_valid) / mid / radius,
@@ -84,10 +83,11 @@ def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor
 
 def positions(targets: Targets) -> Tensor:
     """Number of positions that each loss is averaged over, in their order (5, int64); may be 0."""
-    valid = (targets.seg_valid, targets.short_valid, targets.mid_valid, targets.long_valid)
-    return torch.stack(
-        [targets.heatmap_valid.sum() * targets.fields.heatmap.shape[1], *(each.sum() for each in valid)]
+    valid = (
+        *(targets.heatmap_valid, targets.seg_valid),
+        *(targets.short_valid, targets.mid_valid, targets.long_valid),
     )
+    return torch.stack([each.sum() for each in valid])
 
 
 def _logistic(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:

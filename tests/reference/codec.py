@@ -39,15 +39,15 @@ class Targets:
     long_valid: Array
 
 
-def targets(keypoints, labelled, masks, crowd, unmasked, *, stride: int, radius: float) -> Targets:
+def targets(keypoints, labelled, masks, crowd, imputed, unmasked, *, stride: int, radius: float) -> Targets:
     """Section 3.1 and 3.2, word by word.
 
-    keypoints P x K x 2, labelled P x K, masks P x H x W (covered share of each cell), crowd P, unmasked P.
+    keypoints P x K x 2, labelled P x K, masks P x H x W (covered share of each cell), crowd P,
+    imputed P, unmasked P.
     """
     height, width = masks.shape[1:]
-    t = Targets(
-        *(np.zeros((*c, height, width)) for c in ((K,), (K, 2), (E, 2), (), (K, 2), (), (K,), (E,), (), (K,)))
-    )
+    shapes = ((K,), (K, 2), (E, 2), (), (K, 2), (K,), (K,), (E,), (), (K,))
+    t = Targets(*(np.zeros((*c, height, width)) for c in shapes))
     people = [j for j in range(len(crowd)) if not crowd[j]]
     outlined = [j for j in people if not unmasked[j]]
     for row in range(height):
@@ -72,8 +72,12 @@ def targets(keypoints, labelled, masks, crowd, unmasked, *, stride: int, radius:
             unknown = any(unmasked[j] and masks[j][cell] > 0 for j in people)
             unknown |= any(unmasked) and not outlined
             in_crowd = any(crowd[j] and masks[j][cell] > 0 for j in range(len(crowd)))
-            unannotated = any(not any(labelled[j]) and masks[j][cell] > 0 for j in people)
-            t.heatmap_valid[cell] = not in_crowd and not unannotated
+            # Someone here may have a keypoint that nobody looked for, or that no estimate is sure of.
+            for k in range(K):
+                t.heatmap_valid[k, *cell] = not in_crowd and not any(
+                    (imputed[j] or not any(labelled[j])) and not labelled[j][k] and masks[j][cell] > 0
+                    for j in people
+                )
             t.seg[cell] = min(1.0, sum(float(masks[j][cell]) for j in outlined))
             t.seg_valid[cell] = not in_crowd and not unknown
             # L_k(x) = y_jk - x inside the mask of the one person there is.

@@ -15,7 +15,7 @@ def losses(fields: Fields, targets: Targets, *, radius: float) -> dict[str, floa
             _logistic(float(fields.heatmap[b, k, i, j]), float(wanted.heatmap[b, k, i, j]))
             for b, i, j in cells
             for k in range(K)
-            if targets.heatmap_valid[b, i, j]
+            if targets.heatmap_valid[b, k, i, j]
         ),
         "seg": _mean(
             _logistic(float(fields.seg[b, i, j]), float(wanted.seg[b, i, j]))

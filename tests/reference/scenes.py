@@ -64,6 +64,7 @@ class Scene:
             self.people.labelled[:, list(FLIP)],
             self.people.masks.flip(-1),
             self.people.crowd,
+            self.people.imputed,
             self.people.unmasked,
         )
         return replace(self, people=people)
@@ -88,13 +89,15 @@ def scene(poses: list[Tensor], *, height: int, width: int, stride: int, margin: 
         labelled=torch.ones(len(poses), K, dtype=torch.bool),
         masks=masks,
         crowd=torch.zeros(len(poses), dtype=torch.bool),
+        imputed=torch.zeros(len(poses), dtype=torch.bool),
         unmasked=torch.zeros(len(poses), dtype=torch.bool),
     )
     return Scene(people, height, width, stride)
 
 
 def random_scene(seed: int, *, people: int = 3, rows: int = 9, columns: int = 11, stride: int = 8) -> Scene:
-    """Keypoints anywhere, some outside or unlabelled; ragged masks; some crowds, some without either."""
+    """Keypoints anywhere, some outside or unlabelled; ragged masks; some crowds, some without either,
+    some with imputed keypoints."""
     rng = np.random.default_rng(seed)
     height, width = (rows - 1) * stride + 1, (columns - 1) * stride + 1
     keypoints = rng.uniform(-0.2, 1.2, (people, K, 2)) * (width, height)
@@ -105,8 +108,7 @@ def random_scene(seed: int, *, people: int = 3, rows: int = 9, columns: int = 11
             torch.from_numpy(np.round(keypoints * 16) / 16).float(),
             torch.from_numpy(labelled),
             torch.from_numpy(_shares(rng, (people, rows, columns))),
-            torch.from_numpy(rng.random(people) < 0.2),
-            torch.from_numpy(rng.random(people) < 0.2),
+            *(torch.from_numpy(rng.random(people) < 0.2) for _ in range(3)),
         ),
         height,
         width,
