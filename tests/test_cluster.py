@@ -62,7 +62,7 @@ def refusal(address: str) -> str:
         ("127.0.0.1:port", "invalid literal"),
         ("127.0.0.1:9", "Connection refused"),
         ("nowhere.invalid:6379", ""),  # the resolver's reason
-        ("ray://127.0.0.1:9", ""),  # Ray Client's reason
+        ("ray://127.0.0.1:9", "Connection refused"),
     ],
 )
 def test_addresses_without_a_cluster_are_explained(address: str, reason: str) -> None:

@@ -72,8 +72,7 @@ def connect(address: str | None = None) -> Iterator[None]:
 def _join(address: str, source: str) -> None:
     """Connect to a cluster. source: where the address is set, for the error."""
     try:
-        if not address.startswith("ray://"):  # Ray Client checks its addresses itself
-            _probe(address)
+        _probe(address.removeprefix("ray://"))
         ray.init(address=address, **_QUIET)
     except Exception as error:  # Ray raises exceptions of many types, some with long advice
         reason = re.split(r"\. |\n", getattr(error, "strerror", None) or str(error))[0]
@@ -84,7 +83,7 @@ def _join(address: str, source: str) -> None:
 
 
 def _probe(address: str) -> None:
-    """Check that a gRPC server answers; Ray itself tries for minutes.
+    """Check that a gRPC server answers; Ray itself tries for minutes, and Ray Client for half a minute.
 
     Raises:
         ValueError: the address is malformed.
