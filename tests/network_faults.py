@@ -22,8 +22,8 @@ from tests.hosts import Cluster, Host
 from tests.test_stage_train_faults import EVERY, Project, Trained, make_project
 
 IMAGES, PART = 120, 2
-SECONDS: Final = 240  # for a run
-ROWS: Final = ("none", "5s", "stop", "60s", "good")
+SECONDS: Final = 600  # for a run
+ROWS: Final = ("none", "5s", "stop", "60s", "good", "100ms", "1%")
 
 
 def disturb(row: str, cluster: Cluster, host: Host) -> Callable[[], None]:
@@ -36,12 +36,22 @@ def disturb(row: str, cluster: Cluster, host: Host) -> Callable[[], None]:
         for process in stopped:
             if process.is_running():
                 process.send_signal(signal.SIGCONT)
+    elif row == "100ms":
+        host.cable.seconds = 0.1
+    elif row == "1%":
+        host.cable.loss = 0.01
     elif row != "none":
         host.unplug()
         if row != "good":
             time.sleep(float(row.removesuffix("s")))
             host.plug()
-    return lambda: cluster.restart(host) if row in ("60s", "good") else None
+
+    def right() -> None:
+        host.cable.seconds = host.cable.loss = 0
+        if row in ("60s", "good"):
+            cluster.restart(host)
+
+    return right
 
 
 def batch(row: str, cluster: Cluster, folder: Path) -> str:
