@@ -32,7 +32,7 @@ class Host:
     name: str
     address: str
     process: subprocess.Popen[bytes] | None = field(default=None)
-    cable: Cable = field(init=False, repr=False)  # to the bridge, which is on the head
+    cable: Cable = field(init=False, repr=False)  # to the bridge, which is on the head, if it is a bad one
 
     def command(self, *command: str) -> list[str]:
         return ["ip", "netns", "exec", self.name, *command]
@@ -82,10 +82,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(workers: int, folder: Path) -> Iterator[Cluster]:
+def cluster(workers: int, folder: Path, *, bad_cables: bool = False) -> Iterator[Cluster]:
     """A head without processors, on which drivers run, and `workers` nodes of one processor each.
 
-    folder: for logs. Its path must be short.
+    Args:
+        folder: for logs. Its path must be short.
+        bad_cables: that can delay and lose frames (`Host.cable`), and are slower.
 
     Raises:
         NotPermittedError: namespaces cannot be made.
@@ -94,7 +96,7 @@ def cluster(workers: int, folder: Path) -> Iterator[Cluster]:
     head, *others = hosts
     carrier = None
     try:
-        carrier = _connect(hosts)
+        carrier = _connect(hosts, bad_cables=bad_cables)
         _start(head, folder, "--head", "--port=6379", "--include-dashboard=false", "--num-cpus=0")
         _wait(head, folder)
         made = Cluster(head, others, folder)
@@ -114,7 +116,7 @@ def cluster(workers: int, folder: Path) -> Iterator[Cluster]:
             carrier.stop()
 
 
-def _connect(hosts: list[Host]) -> Carrier:
+def _connect(hosts: list[Host], *, bad_cables: bool) -> Carrier | None:
     """Make the namespaces: a bridge in the first, and a cable to it from each other."""
     head = hosts[0]
     try:
@@ -126,7 +128,10 @@ def _connect(hosts: list[Host]) -> Carrier:
         _ip("-n", head.name, "link", "set", "br0", "up")
         for host in hosts[1:]:
             port, plug = f"{host.name}p", f"{host.name}h"
-            host.cable = Cable.between(port, plug)
+            if bad_cables:
+                host.cable = Cable.between(port, plug)
+            else:
+                _ip("link", "add", port, "type", "veth", "peer", "name", plug)
             _ip("link", "set", port, "netns", head.name)
             _ip("link", "set", plug, "netns", host.name, "name", "eth0")
             _ip("-n", head.name, "link", "set", port, "master", "br0", "up")
@@ -136,7 +141,7 @@ def _connect(hosts: list[Host]) -> Carrier:
         raise NotPermittedError(error.stderr.decode().strip()) from None
     except OSError as error:  # no command `ip`, no /dev/net/tun, or no right to use it
         raise NotPermittedError(str(error)) from None
-    return Carrier([host.cable for host in hosts[1:]])
+    return Carrier([host.cable for host in hosts[1:]]) if bad_cables else None
 
 
 def _ip(*arguments: str) -> None:
