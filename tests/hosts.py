@@ -158,7 +158,7 @@ def _start(host: Host, folder: Path, *options: str) -> None:
         host.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
-def _wait(host: Host, folder: Path, seconds: float = 120) -> None:
+def _wait(host: Host, folder: Path, seconds: float = 300) -> None:
     log, end = folder / f"{host.name}.log", time.monotonic() + seconds
     while b"Ray runtime started" not in log.read_bytes():
         assert host.process, host
