@@ -6,7 +6,7 @@ A published network is downloaded once, to a folder of the cache, and converted 
     ~/.cache/personlab/bodypix-mobilenet-075.safetensors, .json
 
 Files that were put into the folder by other means are used as if they had been downloaded. XDG_CACHE_HOME
-replaces ~/.cache. `sample`, trained on rendered people by configs/pretrained.yaml, is part of the repository.
+replaces ~/.cache. `sample`, trained on rendered people (docs/training.md), is part of the repository.
 """
 
 import hashlib
