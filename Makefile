@@ -8,11 +8,13 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-fast lint ui ui-check bench lock clean
+.PHONY: help install demo test test-fast lint ui ui-check bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: .venv/ready ## make .venv with the packages of requirements.lock
 
 demo: preflight-demo .venv/ready ## train and evaluate on the rendered sample data set
 	dvc repro

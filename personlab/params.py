@@ -273,6 +273,7 @@ class Compute(Section):
     worker then normalises over its own share of the batch."""
 
     gpu: bool = False
+    gpus_per_actor: float = Field(default=1, gt=0, le=1)
     workers: PositiveInt = 1
     checkpoint_every: PositiveInt = 500
     max_failures: int = Field(default=2, ge=-1)

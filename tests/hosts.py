@@ -16,6 +16,8 @@ from typing import Final
 
 import psutil
 
+from tests.cables import Cable, Carrier
+
 _NET: Final = "10.77.0"
 _PREFIX: Final = f"pl{os.getpid() % 100_000}"  # of namespaces; names of links have at most 15 characters
 _START: Final = (*("--disable-usage-stats", "--object-store-memory=100000000", "--block"),)
@@ -30,6 +32,7 @@ class Host:
     name: str
     address: str
     process: subprocess.Popen[bytes] | None = field(default=None)
+    cable: Cable = field(init=False, repr=False)  # to the bridge, which is on the head, if it is a bad one
 
     def command(self, *command: str) -> list[str]:
         return ["ip", "netns", "exec", self.name, *command]
@@ -63,15 +66,15 @@ class Cluster:
     folder: Path  # for logs
 
     def start(self, host: Host) -> None:
-        """Start a node of one processor; it joins later."""
+        """Start a node of one processor."""
         _start(host, self.folder, f"--address={self.address}", "--num-cpus=1")
+        _wait(host, self.folder)
 
     def restart(self, host: Host) -> None:
         """Start the node of a host again, which is plugged in."""
         host.stop()
         host.plug()
         self.start(host)
-        _wait(host, self.folder)
 
     @property
     def address(self) -> str:
@@ -79,25 +82,26 @@ class Cluster:
 
 
 @contextmanager
-def cluster(workers: int, folder: Path) -> Iterator[Cluster]:
+def cluster(workers: int, folder: Path, *, bad_cables: bool = False) -> Iterator[Cluster]:
     """A head without processors, on which drivers run, and `workers` nodes of one processor each.
 
-    folder: for logs. Its path must be short.
+    Args:
+        folder: for logs. Its path must be short.
+        bad_cables: that can delay and lose frames (`Host.cable`), and are slower.
 
     Raises:
         NotPermittedError: namespaces cannot be made.
     """
     hosts = [Host(f"{_PREFIX}-{number}", f"{_NET}.{number + 1}") for number in range(workers + 1)]
     head, *others = hosts
+    carrier = None
     try:
-        _connect(hosts)
+        carrier = _connect(hosts, bad_cables=bad_cables)
         _start(head, folder, "--head", "--port=6379", "--include-dashboard=false", "--num-cpus=0")
         _wait(head, folder)
         made = Cluster(head, others, folder)
-        for host in others:
+        for host in others:  # one by one: Ray gives up on a node that takes longer than 30 s
             made.start(host)
-        for host in others:
-            _wait(host, folder)
         yield made
     finally:
         for host in hosts:
@@ -108,10 +112,12 @@ def cluster(workers: int, folder: Path) -> Iterator[Cluster]:
             if host.process:
                 host.process.wait()
             subprocess.run(["ip", "netns", "del", host.name], capture_output=True)  # with its links
+        if carrier:
+            carrier.stop()
 
 
-def _connect(hosts: list[Host]) -> None:
-    """Make the namespaces: a bridge in the first, and a cable to it from each."""
+def _connect(hosts: list[Host], *, bad_cables: bool) -> Carrier | None:
+    """Make the namespaces: a bridge in the first, and a cable to it from each other."""
     head = hosts[0]
     try:
         for host in hosts:
@@ -120,27 +126,22 @@ def _connect(hosts: list[Host]) -> None:
         _ip("-n", head.name, "link", "add", "br0", "type", "bridge")
         _ip("-n", head.name, "addr", "add", f"{head.address}/24", "dev", "br0")
         _ip("-n", head.name, "link", "set", "br0", "up")
-        for number, host in enumerate(hosts[1:], 1):
-            cable = (
-                "link",
-                "add",
-                f"port{number}",
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                host.name,
-            )
-            _ip("-n", head.name, *cable)
-            _ip("-n", head.name, "link", "set", f"port{number}", "master", "br0", "up")
+        for host in hosts[1:]:
+            port, plug = f"{host.name}p", f"{host.name}h"
+            if bad_cables:
+                host.cable = Cable.between(port, plug)
+            else:
+                _ip("link", "add", port, "type", "veth", "peer", "name", plug)
+            _ip("link", "set", port, "netns", head.name)
+            _ip("link", "set", plug, "netns", host.name, "name", "eth0")
+            _ip("-n", head.name, "link", "set", port, "master", "br0", "up")
             _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", "eth0")
             host.plug()
     except subprocess.CalledProcessError as error:
         raise NotPermittedError(error.stderr.decode().strip()) from None
-    except FileNotFoundError as error:
+    except OSError as error:  # no command `ip`, no /dev/net/tun, or no right to use it
         raise NotPermittedError(str(error)) from None
+    return Carrier([host.cable for host in hosts[1:]]) if bad_cables else None
 
 
 def _ip(*arguments: str) -> None:
@@ -157,7 +158,7 @@ def _start(host: Host, folder: Path, *options: str) -> None:
         host.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
-def _wait(host: Host, folder: Path, seconds: float = 120) -> None:
+def _wait(host: Host, folder: Path, seconds: float = 300) -> None:
     log, end = folder / f"{host.name}.log", time.monotonic() + seconds
     while b"Ray runtime started" not in log.read_bytes():
         assert host.process, host

@@ -28,6 +28,13 @@ def test_requests_without_room_are_refused(ray_local: None, workers: int, cpus: 
         cluster.require(workers, cpus=cpus, gpus=gpus, hint="set x to 1")
 
 
+def test_room_for_workers_that_share_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}, {"CPU": 4.0}]
+    monkeypatch.setattr(cluster, "_nodes", lambda: nodes)
+    room = [cluster.room(cpus=1, gpus=gpus) for gpus in (0, 1, 0.5, 0.1)]
+    assert room == [13, 3, 5, 9]  # of at least one processor each
+
+
 @pytest.fixture
 def web_server() -> Iterator[str]:
     """The address of a server that speaks HTTP/1, as Ray's dashboard does."""

@@ -1,4 +1,4 @@
-"""Batch inference while actors, nodes and drivers are killed: the same files, nothing lost, nothing doubled.
+"""Batch inference while processes and nodes die, and nodes join: same files, nothing lost, nothing doubled.
 
 On a real cluster of three nodes and a head; drivers are processes of their own. What is expected is what a
 plain loop without Ray makes, byte by byte.
@@ -14,6 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from personlab.data import images
+from personlab.data.transform import ImageArray
+from personlab.distributed import batch, cluster
 from tests.batches import begin, check_truth, digests, job, make_all, save_pictures, save_weights, spoil
 from tests.nodes import removed
 from tests.object_store import ObjectStore
@@ -99,6 +102,50 @@ def test_a_driver_and_then_an_actor_are_killed_and_a_node_is_removed(
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done  # nothing is made again
     assert digests(out) == expected
     assert check_truth(out).errors == IMAGES // 20
+
+
+def test_a_node_that_joins_is_used(
+    folder: Path, ray_cluster: Any, expected: dict[str, str], tmp_path: Path
+) -> None:
+    run = Run(folder, tmp_path / "out", ray_cluster)
+    run.wait_for(0.1)
+    waiting = [actor for node in busy(ray_cluster) for actor in actors(node)]
+    for actor in waiting:
+        actor.suspend()
+    done = len(run.parts())
+    node = ray_cluster.add_node(num_cpus=1)
+    try:
+        run.wait_for((done + 1) / run.total)
+        assert actors(node)
+    finally:
+        for actor in waiting:
+            actor.resume()
+    run.end()
+    ray_cluster.remove_node(node)
+    assert digests(tmp_path / "out") == expected
+
+
+def test_two_actors_share_a_gpu(
+    folder: Path, ray_cluster: Any, expected: dict[str, str], tmp_path: Path
+) -> None:
+    """A GPU that only Ray knows of; networks run on the CPU."""
+    node = ray_cluster.add_node(num_cpus=3, num_gpus=1)
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    def decode(content: bytes) -> ImageArray:
+        (seen / str(os.getpid())).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
+        end = time.monotonic() + 120
+        while len(list(seen.iterdir())) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        return images.decode(content)
+
+    given = job(folder / "in", folder / "w.safetensors", tmp_path / "out", part_size=PART, read=decode)
+    with cluster.connect(ray_cluster.address):
+        batch.run(*given, gpus_per_actor=0.5)
+    ray_cluster.remove_node(node)
+    assert [path.read_text() for path in seen.iterdir()] == ["0", "0"]
+    assert digests(tmp_path / "out") == expected
 
 
 def test_images_weights_and_results_on_an_object_store(

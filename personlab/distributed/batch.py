@@ -19,7 +19,7 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 
-from personlab.distributed.cluster import connect, require
+from personlab.distributed.cluster import connect, require, room
 from personlab.errors import UserError
 from personlab.inference import job as batch
 from personlab.inference.job import Job, Manifest, Part, Worker
@@ -37,10 +37,20 @@ Row = dict[str, Any]
 _RETRIES = 8  # of a part whose process or node died; an image that kills its process is given up sooner
 
 
-def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str | None = None) -> Manifest:
+def run(
+    job: Job,
+    listing: Listing,
+    *,
+    gpus_per_actor: float = 0,
+    label: str = "infer-batch",
+    address: str | None = None,
+) -> Manifest:
     """Start or resume a run: write its missing parts, then manifest.json.
 
-    address: of a Ray cluster, as for `connect`.
+    Args:
+        gpus_per_actor: that Ray reserves; 0.5 puts two actors on a GPU. `job.gpu` decides whether they are
+            used.
+        address: of a Ray cluster, as for `connect`.
 
     Raises:
         UserError: the folder holds another run or other files, is locked by another process, or cannot be
@@ -65,7 +75,7 @@ def run(job: Job, listing: Listing, *, label: str = "infer-batch", address: str 
             total = sum(len(plan.ids(number)) for number in missing)
 
             def images() -> Iterator[int]:
-                for part in _make_parts(job, missing):
+                for part in _make_parts(job, missing, gpus_per_actor):
                     parts[part.number] = part
                     yield from plan.ids(part.number)
 
@@ -103,14 +113,13 @@ def _read_part(job: Job, folder: Path, row: Row) -> Row:
     return {"part": part.model_dump_json() if part else ""}
 
 
-def _make_parts(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
-    """Make parts, in the order in which they finish."""
+def _make_parts(job: Job, numbers: Sequence[int], gpus: float) -> Iterator[Part]:
+    """Make parts, in the order in which they finish; on all nodes, including those that join later."""
     if not numbers:
         return
-    gpu = job.gpu
-    require(1, cpus=1, gpus=int(gpu), hint="compute without GPU")
-    devices = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 1))
-    actors = max(1, min(devices, len(numbers)))
+    require(1, cpus=1, gpus=gpus, hint="compute without GPU")
+    parts = len(numbers)
+    actors = min(room(cpus=1, gpus=gpus), parts)  # to begin with; Ray Data adds more when nodes have room
     with warnings.catch_warnings():
         # Ray deprecates options such as max_task_retries here, without a replacement. Its default is to retry
         # for ever, also a part whose image kills its process every time.
@@ -118,9 +127,9 @@ def _make_parts(job: Job, numbers: Sequence[int]) -> Iterator[Part]:
         rows = _one_block_each(numbers).map(
             _Actor,
             fn_constructor_args=(job, Path.cwd()),
-            compute=ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+            compute=ActorPoolStrategy(min_size=1, max_size=parts, initial_size=actors),
             num_cpus=1,
-            num_gpus=int(gpu),
+            num_gpus=gpus,
             max_task_retries=_RETRIES,
         )
     try:

@@ -152,17 +152,26 @@ def require(workers: int, *, cpus: float, gpus: float, hint: str) -> None:
     Raises:
         UserError: there is not enough room.
     """
-    nodes = _nodes()
-    needed = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
-    room = sum(int(min(node.get(name, 0) // amount for name, amount in needed.items())) for node in nodes)
-    if room >= workers:
+    available = room(cpus=cpus, gpus=gpus)
+    if available >= workers:
         return
-    each = " and ".join(f"{amount:g} {name}" for name, amount in needed.items())
+    nodes = _nodes()
+    each = " and ".join(f"{amount:g} {name}" for name, amount in _needed(cpus, gpus).items())
     total = " and ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
     raise UserError(
-        f"{workers} workers with {each} each requested, but Ray has room for {room} ({total} on {len(nodes)} "
-        f"nodes); {hint}, or add nodes"
+        f"{workers} workers with {each} each requested, but Ray has room for {available} ({total} on "
+        f"{len(nodes)} nodes); {hint}, or add nodes"
     )
+
+
+def room(*, cpus: float, gpus: float) -> int:
+    """How many workers with `cpus` and `gpus` each fit on the nodes that are up."""
+    needed = _needed(cpus, gpus)
+    return sum(int(min(node.get(name, 0) / each for name, each in needed.items())) for node in _nodes())
+
+
+def _needed(cpus: float, gpus: float) -> dict[str, float]:
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
 
 
 def node_cpus() -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt
-from cyclopts.validators import MutuallyExclusive
+from cyclopts.validators import MutuallyExclusive, Number
 
 from personlab import params
 from personlab.errors import UserError
@@ -128,6 +128,13 @@ def infer_batch(
     max_people: MaxPeople = None,
     part_size: Annotated[PositiveInt, Parameter(help="Images per part, the unit of work and of files.")] = 64,
     device: Device = "cpu",
+    gpus_per_actor: Annotated[
+        float,
+        Parameter(
+            validator=Number(gt=0, lte=1),
+            help="GPUs per process, with --device cuda: 0.5 runs two on each GPU, with a CPU each.",
+        ),
+    ] = 1,
 ) -> None:
     """Predict any number of images in parallel, resumably.
 
@@ -147,8 +154,9 @@ def infer_batch(
     listing = list_images(images, leave_out=[out])
     plan = make_plan(listing, checkpoint, infer, max_people=max_people, part_size=part_size)
     place = weights if weights and is_uri(weights) else str(checkpoint.absolute())
-    job = Job(plan, listing.root, Folder(out), place, decode, gpu=device == "cuda")
-    batch.run(job, listing)
+    gpu = device == "cuda"
+    job = Job(plan, listing.root, Folder(out), place, decode, gpu=gpu)
+    batch.run(job, listing, gpus_per_actor=gpus_per_actor if gpu else 0)
 
 
 def overlays(

@@ -49,8 +49,10 @@ def run(params: Params, root: Path) -> None:
     plan = make_plan(listing, weights, params.infer, params.decode, part_size=_PART_SIZE)
     work = root.resolve() / "runs" / f"infer-{_digest(plan, shards)}"
     decode = partial(images.decode, apply_exif=False)
-    job = Job(plan, listing.root, Folder(str(work)), str(weights), decode, gpu=params.compute.gpu)
-    manifest = batch.run(job, listing, label="infer", address=params.compute.ray_address)
+    compute = params.compute
+    job = Job(plan, listing.root, Folder(str(work)), str(weights), decode, gpu=compute.gpu)
+    gpus = compute.gpus_per_actor if compute.gpu else 0
+    manifest = batch.run(job, listing, gpus_per_actor=gpus, label="infer", address=compute.ray_address)
     if manifest.errors:
         reason = first_error(job, manifest)
         shutil.rmtree(work)

@@ -173,7 +173,8 @@ def _work(config: dict[str, Any]) -> None:
     progress = _Progress(network, engine.optimizer(network, train), average)
     if state := checkpoints.resumed(run, device, lambda line: board.post.remote(0, line)):
         progress.load(state, device)
-        board.post.remote(progress.step, f"resuming from step {progress.step}")
+        if is_rank_zero():
+            board.post.remote(progress.step, f"resuming from step {progress.step}")
     validates = is_rank_zero() and train.validate_every > 0
     validation = Validation.of(network, root / "data", train) if validates else None
 
