@@ -20,6 +20,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # training sets its own num
 os.environ.setdefault("RAY_worker_niceness", "0")
 # It watches for nodes that are drained, which tests do not do; its start takes seconds.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# Every node would measure its processes every few seconds, for a dashboard.
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "600000")
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,11 +31,11 @@ NEEDLESS = {"include_dashboard": False, "include_log_monitor": False, "no_monito
 # What takes longest, in the order to run it. Files in a row share what is slow to start: a Prefect server; a
 # cluster and an object store; a Ray of one processor.
 TOGETHER = (
-    ("test_flows.py", "test_flows_inference.py", "test_retrain.py"),
+    ("test_flows.py", "test_flows_inference.py", "test_counts.py", "test_retrain.py"),
     ("test_stage_batch_faults.py", "test_stage_train_faults.py", "test_object_store.py"),
     (
-        *("test_pipeline.py", "test_any_skeleton.py", "test_stage_batch.py", "test_stage_infer.py"),
-        *("test_stage_impute.py", "test_cluster.py", "test_board.py"),
+        *("test_pipeline.py", "test_stage_batch.py", "test_stage_infer.py", "test_stage_impute.py"),
+        *("test_cluster.py", "test_board.py"),
     ),
     ("test_network_faults.py",),
     ("test_ablation.py",),

@@ -5,6 +5,7 @@ best one, the further off are the predictions. `evaluate` is the real stage. Peo
 `acquire.sample.keypoints` says.
 """
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -55,7 +56,7 @@ def project(folder: Path, weights: Path | None = None) -> None:
     A stage fails with the text of input/STAGE.txt unless that is "ok".
 
     Args:
-        weights: a real model that `train` copies, instead of text that only `infer` can read.
+        weights: a real model, which `train` writes instead of text that only `infer` can read.
     """
     from dvc.repo import Repo
 
@@ -148,12 +149,17 @@ def targets(out: Path, params: Any) -> None:
 
 
 def train(out: Path, params: Any) -> None:
+    from safetensors.numpy import load_file, save_file
+
     blur = 4.0 * abs(np.log10(params.train.learning_rate / BEST))
-    weights, card = Path("input/model.safetensors"), Path("input/model.json")
-    (out / weights.name).write_bytes(weights.read_bytes() if weights.exists() else f"{blur}\n".encode())
-    skeleton = {"skeleton": skeleton_of(params).to_record()}
-    real = json.loads(card.read_bytes()) if card.exists() else skeleton
-    (out / card.name).write_text(json.dumps(real | {"blur": blur}))
+    weights, card = out / "model.safetensors", {"skeleton": skeleton_of(params).to_record()}
+    if (real := Path("input/model.safetensors")).exists():
+        save_file(load_file(real), weights, {"blur": str(blur)})  # the same network, but other bytes
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        card = json.loads(real.with_suffix(".json").read_bytes()) | {"sha256": digest}
+    else:
+        weights.write_text(f"{blur}\n")
+    (out / "model.json").write_text(json.dumps(card | {"blur": blur}))
     metrics("train", heatmap=blur / 10)
 
 

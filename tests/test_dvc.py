@@ -199,6 +199,7 @@ def test_a_parameter_reruns_the_stages_it_decides(
     [
         ("models/start.safetensors", {"train", "infer"}),  # other weights under the same path
         ("data/train/model.json", {"train", "infer"}),  # as an output and as a dependency
+        ("data/infer/out", {"infer", "evaluate"}),
         ("personlab/codec/score.py", {"infer"}),
         ("personlab/codec/encode.py", {"train", "infer"}),
         ("personlab/training/engine.py", {"train"}),

@@ -1,6 +1,10 @@
-"""The whole pipeline through DVC: small, but every stage real, and killed in the middle."""
+"""The whole pipeline through DVC, and what follows it, on people whose keypoints are not COCO's.
+
+Small, but every stage is real, and killed in the middle.
+"""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,17 +15,35 @@ from collections.abc import Callable, Iterator
 from contextlib import chdir, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute as pc
 import pytest
 from dvc import cli
+from PIL import Image
 
+from personlab.data import images
+from personlab.inference.job import Job, make_plan
+from personlab.inference.listing import list_images
+from personlab.inference.overlays import draw
+from personlab.model.network import from_checkpoint
 from personlab.params import Params
-from personlab.stages import ingest
-from personlab.tables import params_hash
+from personlab.report import page
+from personlab.stages import acquire, estimator, evaluate, impute, infer, ingest, targets, train
+from personlab.synthetic.dataset import LIMBS
+from personlab.tables import PEOPLE, params_hash, read_dataset, read_table
+from personlab.utils.storage import Folder
+from personlab.weights import onnx
 from tests import tiny
+from tests.batches import begin, make_all
 from tests.tiny import STAGES, TINY, write_params
 
 pytestmark = pytest.mark.slow
+
+PARAMS: dict[str, Any] = TINY | {
+    "acquire": {"sample": TINY["acquire"]["sample"] | {"keypoints": 14}},
+    "infer": {"sides": [97, 129], "stride": 16},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +51,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, ray_local: str) -> Iterato
     """A Git and DVC repository with this pipeline, tiny parameters, and nothing run; stages share one Ray."""
     folder = tmp_path_factory.mktemp("project")
     tiny.project(folder)
+    write_params(folder, PARAMS)
     (folder / "prefect").mkdir()  # before the real one on every stage's path: the pipeline needs none
     (folder / "prefect/__init__.py").write_text('raise ImportError("dvc repro has no use for Prefect")\n')
     with pytest.MonkeyPatch.context() as patch:
@@ -84,19 +107,31 @@ def has_checkpoint(project: Path) -> bool:
     return any(project.glob("runs/train-*/step-*/state.sha256"))
 
 
+def results(root: Path, stage: str) -> Any:
+    return json.loads((root / f"data/metrics/{stage}.json").read_bytes())
+
+
 def steps_of(curve: Path) -> list[int]:
     _, *points = (line.split("\t") for line in curve.read_text().splitlines())
     return [int(step) for step, *_ in points]
 
 
-def test_every_stage_runs_though_ingest_and_training_are_killed(project: Path, tmp_path: Path) -> None:
-    """tests/test_stage_train_faults.py compares a resumed training with an uninterrupted one."""
+@pytest.fixture(scope="module")
+def outputs(project: Path) -> list[str]:
+    """What `dvc repro` printed: killed in ingest, killed in training, and to the end."""
     data, shown = project / "data", {"PERSONLAB_LOG": "json", "PERSONLAB_RUN": "weekly-7"}
-    outputs = [kill_when((data / ".ingest.partial").is_dir, start("repro", folder=project, **shown))]
+    printed = [kill_when((data / ".ingest.partial").is_dir, start("repro", folder=project, **shown))]
     assert not (data / "ingest").exists()  # nothing half-written is in its place
-    outputs.append(kill_when(lambda: has_checkpoint(project), start("repro", folder=project, **shown)))
+    printed.append(kill_when(lambda: has_checkpoint(project), start("repro", folder=project, **shown)))
     assert not (data / "train").exists()
-    outputs.append(dvc("repro", folder=project, **shown))
+    return [*printed, dvc("repro", folder=project, **shown)]
+
+
+def test_every_stage_runs_though_ingest_and_training_are_killed(
+    project: Path, outputs: list[str], tmp_path: Path
+) -> None:
+    """tests/test_stage_train_faults.py compares a resumed training with an uninterrupted one."""
+    data = project / "data"
     assert "resuming from step" in outputs[-1]
     assert "waiting for data; " in outputs[-1]
     assert "s of validation not included" in outputs[-1]
@@ -105,7 +140,7 @@ def test_every_stage_runs_though_ingest_and_training_are_killed(project: Path, t
     lines = [line for output in outputs for line in output.splitlines()]
     logged = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     assert {line["stage"] for line in logged} == set(STAGES)
-    experiment = {name: section for name, section in TINY.items() if name != "compute"}
+    experiment = {name: section for name, section in PARAMS.items() if name != "compute"}
     digest = params_hash(Params.model_validate(experiment))
     assert {(line["run"], line["params"]) for line in logged} == {("weekly-7", digest)}
     scores = json.loads((data / "metrics/evaluate.json").read_text())
@@ -120,46 +155,112 @@ def test_every_stage_runs_though_ingest_and_training_are_killed(project: Path, t
         assert (data / stage).is_dir()
 
     shutil.copytree(data / "acquire", tmp_path / "data/acquire")
-    ingest.run(Params.model_validate(TINY), tmp_path)
+    ingest.run(Params.model_validate(PARAMS), tmp_path)
     undisturbed = sorted((tmp_path / "data/ingest").rglob("*.parquet"))
     assert undisturbed
     for path in undisturbed:
         assert (project / path.relative_to(tmp_path)).read_bytes() == path.read_bytes()
 
 
-def test_a_second_run_does_nothing(project: Path) -> None:
+def test_the_estimator_is_measured_on_the_validation_people(project: Path, outputs: list[str]) -> None:
+    val = read_table(project / "data/ingest/people.parquet", PEOPLE).filter(pc.field("split") == "val")
+    posed = [person for person in val.to_pylist() if any(person["visibility"])]
+    metrics = results(project, "estimator")
+    assert metrics["people"] == len(posed) > 0
+    for size in ("full", "small"):
+        assert 0 <= metrics[size]["oks"] <= 1
+        assert 0 <= metrics[size]["pck"] <= 1
+        points = json.loads((project / f"data/plots/estimator/pck-{size}.json").read_bytes())
+        names = [point["keypoint"] for point in points]
+        assert set(names) <= set(LIMBS)
+        assert len(set(names)) == len(names) > 0
+        assert all(0 <= point["pck"] <= 1 for point in points)
+    curve = json.loads((project / "data/plots/estimator/loss.json").read_bytes())
+    assert [point["step"] for point in curve] == [1, 2, 3, 4]
+    assert all(math.isfinite(point["loss"]) for point in curve)
+    assert not list(project.glob("runs/estimator-*"))
+
+
+def test_a_second_run_does_nothing(project: Path, outputs: list[str]) -> None:
     again = dvc("repro", folder=project)
     assert "Running stage" not in again
     assert "up to date" in again
 
 
-def test_other_inference_reruns_only_infer_and_evaluate(project: Path) -> None:
-    write_params(project, TINY | {"infer": {"sides": [97, 129], "stride": 16}, "decode": {"nms": "hard"}})
-    output = dvc("repro", folder=project)
-    assert [stage for stage in STAGES if f"Running stage '{stage}'" in output] == ["infer", "evaluate"]
-    assert "decode.nms" in dvc_here("params", "diff", folder=project)
+def test_dvc_shows_parameters_metrics_stages_and_plots(project: Path, outputs: list[str]) -> None:
+    assert "acquire.sample.keypoints" in dvc_here("params", "diff", folder=project)
     assert "AP" in dvc_here("metrics", "show", "data/metrics/evaluate.json", folder=project)
     assert "evaluate" in dvc_here("dag", folder=project)
     dvc_here("plots", "show", "--out", str(project / "plots"), folder=project)
     assert "Precision over recall, masks" in (project / "plots/index.html").read_text()
-    write_params(project, TINY)
-    assert "Running stage" not in dvc("repro", folder=project)  # from the run cache
 
 
-def test_where_it_is_computed_reruns_nothing(project: Path) -> None:
-    compute = {"gpu": True, "workers": 2, "checkpoint_every": 9, "max_failures": 0, "ray_address": "auto"}
-    write_params(project, TINY | {"compute": compute | {"storage_path": "elsewhere"}})
-    assert "up to date" in dvc_here("status", folder=project)
-    write_params(project, TINY)
+# --- the keypoints ------------------------------------------------------------------------------------------
 
 
-def test_other_initial_weights_under_the_same_name_are_noticed(project: Path) -> None:
-    (project / "models/init.safetensors").write_bytes(b"first")
-    write_params(project, TINY | {"model": TINY["model"] | {"init": "models/init.safetensors"}})
-    changed = dvc_here("status", "train", folder=project)
-    assert "models/init.safetensors" in changed
-    dvc_here("commit", "--force", "train", folder=project)  # as if it had been trained on them
-    assert "models/init.safetensors" not in dvc_here("status", "train", folder=project)
-    (project / "models/init.safetensors").write_bytes(b"second")
-    assert "models/init.safetensors" in dvc_here("status", "train", folder=project)
-    write_params(project, TINY)
+def test_every_stage_has_the_keypoints_of_the_data(project: Path, outputs: list[str]) -> None:
+    skeleton = read_dataset(project / "data").skeleton
+    assert skeleton.keypoints == LIMBS
+    assert ("neck", "head_top") in [(LIMBS[a], LIMBS[b]) for a, b in skeleton.tree]
+    assert from_checkpoint(project / "data/infer/model.safetensors", stride=16).skeleton == skeleton
+    assert "head top" in (project / "data/evaluate/report.md").read_text()
+    for picture in ("ingest/sheet.jpg", "evaluate/gallery.jpg"):
+        Image.open(project / "data" / picture).verify()
+
+
+def test_the_model_is_exported_and_used_with_its_keypoints(
+    project: Path, outputs: list[str], tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    weights = project / "data/infer/model.safetensors"
+    onnx.export(weights, tmp_path / "model.onnx")
+    described = onnxruntime.InferenceSession(tmp_path / "model.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(described["personlab.keypoints"]) == list(LIMBS)
+
+    listing = list_images(str(project / "data/acquire/val2017"))
+    plan = make_plan(listing, weights, Params.model_validate(PARAMS).infer, part_size=4)
+    out = Folder(str(tmp_path / "out"))
+    make_all(begin((Job(plan, listing.root, out, str(weights), images.decode), listing)))
+    for path in draw(listing, out, tmp_path / "drawn", 2):
+        Image.open(path).verify()
+
+
+def test_the_report_shows_it(project: Path, outputs: list[str], tmp_path: Path) -> None:
+    page.write(page.Results(project, None), tmp_path / "index.html")
+    assert (tmp_path / "index.html").read_text().count("<figure") >= 3
+
+
+def test_without_masks_poses_are_trained_and_scored(
+    project: Path, outputs: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the model with masks of the same keypoints, whose heads for poses are taken."""
+    shutil.copytree(project / "data/acquire", tmp_path / "mine")
+    for path in (tmp_path / "mine/annotations").iterdir():
+        content = json.loads(path.read_bytes())
+        for person in content["annotations"]:
+            del person["segmentation"], person["area"]
+        path.write_text(json.dumps(content))
+    init = str(project / "data/train/model.safetensors")
+    settings = Params.model_validate(
+        PARAMS
+        | {
+            "acquire": {"source": "directory", "directory": str(tmp_path / "mine")},
+            "model": PARAMS["model"] | {"init": init},
+            "train": PARAMS["train"] | {"steps": 3, "validate_every": 3},
+        }
+    )
+    acquire.run(settings, tmp_path)
+    ingest.run(settings, tmp_path)
+    # the training of the estimator, but for its steps
+    batches = list(estimator._batches(settings.estimator, tmp_path, done=0))
+    assert len(batches) == settings.estimator.steps
+    assert all(batch.labelled.any() for batch in batches)
+    shutil.copytree(project / "data/estimator", tmp_path / "data/estimator")
+    for stage in (impute, targets, train, infer, evaluate):
+        stage.run(settings, tmp_path)
+    assert not read_dataset(tmp_path / "data").masks
+    assert not from_checkpoint(tmp_path / "data/infer/model.safetensors", stride=16).masks
+    assert results(tmp_path, "evaluate")["segm"]["AP"] is None
+    assert results(tmp_path, "ingest")["train"]["people"]["no mask"] > 0
+    assert "only its backbone" not in caplog.text

@@ -38,13 +38,19 @@ from tests.served import artifacts_of, is_alive, log_of, run_of, sub_runs, table
 pytestmark = pytest.mark.slow
 
 PATIENCE = 600  # seconds until a test fails
+GALLERY = "evaluate.gallery=3"
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with an uncommitted change, in a folder whose name is not ASCII."""
-    folder = tmp_path_factory.mktemp("rehearsal") / "Läufe 2"
-    rehearsal.project(folder)
+    place = tmp_path_factory.mktemp("rehearsal")
+    folder = place / "Läufe 2"
+    rehearsal.project(folder, weights=save_weights(place / "model.safetensors"))
+    with rehearsal.dvc(folder) as repo, repo.config.edit() as settings:
+        settings["remote"] = {"storage": {"url": str(place / "storage")}}
+        settings["core"]["remote"] = "storage"
+    rehearsal.commit(folder)
     (folder / "input/ingest.txt").write_text("uncommitted\n")
     return folder
 
@@ -52,7 +58,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def first(prefect_server: None, project: Path) -> State[Any]:
     """The state of the first retraining."""
-    return retrain(Retraining(), project, return_state=True)
+    return retrain(Retraining(overrides=[GALLERY]), project, return_state=True)
 
 
 def outcomes(state: State[Any]) -> dict[str, str]:
@@ -88,7 +94,7 @@ def has_event(event: str, run: FlowRun) -> bool:
 
 
 def learning_rate(value: float) -> list[str]:
-    return [f"train.learning_rate={value}"]
+    return [GALLERY, f"train.learning_rate={value}"]
 
 
 def test_the_first_model_becomes_champion_and_the_working_tree_stays_as_it_is(
@@ -111,6 +117,39 @@ def test_the_first_model_becomes_champion_and_the_working_tree_stays_as_it_is(
     assert str(champion.lineage.experiment).startswith("retrain-")
     saved = f"{champion.lineage.commit}:dvc.lock"
     assert rehearsal.run(project, "git", "cat-file", "-t", saved) == "blob"
+
+
+def test_the_project_and_its_checkout_share_results_and_the_champion_can_be_pulled(
+    project: Path, first: State[Any], tmp_path: Path
+) -> None:
+    clone, pulled = tmp_path / "clone", tmp_path / "pulled"
+    rehearsal.run(project, "git", "reset", "-q", "--hard")
+    with rehearsal.dvc(project) as repo:
+        (experiment,) = rehearsal.experiments(project)
+        repo.experiments.apply(experiment)
+        repo.reproduce()  # restores the metrics, which Git did not know
+        repo.push(all_tags=True)
+    for name in ("data/infer/part-00000.parquet", "data/metrics/evaluate.json", "data/evaluate/gallery.jpg"):
+        assert (project / name).read_bytes() == (project / "runs/retrain" / name).read_bytes()
+    assert load(project / "params.yaml").evaluate.gallery == 3
+
+    rehearsal.run(project, "git", "switch", "-q", "-c", "results")
+    rehearsal.commit(project)
+    with checkout(project, "results", ["evaluate.gallery=2"]) as folder, rehearsal.dvc(folder) as repo:
+        assert repo.status().keys() == {"evaluate"}
+    rehearsal.run(project, "git", "switch", "-q", "main")
+    (project / "input/ingest.txt").write_text("uncommitted\n")
+
+    rehearsal.run(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    rehearsal.run(clone, "git", "checkout", "-q", "champion/1")
+    with rehearsal.dvc(clone) as repo:
+        repo.pull()
+    Artifacts.get(str(clone), ARTIFACT, stage="champion", out=str(pulled))
+    champion = (project / "models/champion/model.safetensors").read_bytes()
+    for folder in (clone / "data/infer", pulled):
+        assert (folder / "model.safetensors").read_bytes() == champion
+    predictor = personlab.Predictor.from_checkpoint(pulled / "model.safetensors")
+    assert predictor.level(np.zeros((36, 48, 3), np.uint8), 65).scale > 1
 
 
 def test_a_sabotaged_model_is_not_promoted_a_better_one_is_and_rollback_brings_the_bytes_back(
@@ -200,41 +239,6 @@ def test_the_form_refuses_bad_values() -> None:
     for bad in ({"rule": "maybe"}, {"overrides": ["; rm"]}, {"branch": "main"}):
         with pytest.raises(ValidationError):
             Retraining.model_validate(bad)
-
-
-def test_a_retraining_shares_the_projects_cache_and_its_champion_can_be_pulled(
-    prefect_server: None, tmp_path: Path
-) -> None:
-    project, clone, pulled = tmp_path / "Läufe", tmp_path / "clone", tmp_path / "pulled"
-    rehearsal.project(project, weights=save_weights(tmp_path / "model.safetensors"))
-    with rehearsal.dvc(project) as repo:
-        with repo.config.edit() as settings:
-            settings["remote"] = {"storage": {"url": str(tmp_path / "storage")}}
-            settings["core"]["remote"] = "storage"
-        repo.reproduce()
-    rehearsal.commit(project)
-    state = retrain(Retraining(overrides=["evaluate.gallery=3"]), project, return_state=True)
-    assert state.name == "Promoted"
-    assert outcomes(state) == dict.fromkeys(STAGES, "Cached") | {"evaluate": "Completed"}
-
-    with rehearsal.dvc(project) as repo:
-        (experiment,) = rehearsal.experiments(project)
-        repo.experiments.apply(experiment)
-        repo.push(all_tags=True)
-    for name in ("data/infer/part-00000.parquet", "data/metrics/evaluate.json", "data/evaluate/gallery.jpg"):
-        assert (project / name).read_bytes() == (project / "runs/retrain" / name).read_bytes()
-    assert load(project / "params.yaml").evaluate.gallery == 3
-
-    rehearsal.run(tmp_path, "git", "clone", "-q", str(project), str(clone))
-    rehearsal.run(clone, "git", "checkout", "-q", "champion/1")
-    with rehearsal.dvc(clone) as repo:
-        repo.pull()
-    Artifacts.get(str(clone), ARTIFACT, stage="champion", out=str(pulled))
-    champion = (project / "models/champion/model.safetensors").read_bytes()
-    for folder in (clone / "data/infer", pulled):
-        assert (folder / "model.safetensors").read_bytes() == champion
-    predictor = personlab.Predictor.from_checkpoint(pulled / "model.safetensors")
-    assert predictor.level(np.zeros((36, 48, 3), np.uint8), 65).scale > 1
 
 
 def test_two_retrainings_do_not_share_a_checkout(project: Path, first: State[Any]) -> None:

@@ -12,7 +12,7 @@ from personlab.params import NO_FOLDER, RANDOM, Params
 from tests.conftest import ROOT
 
 STAGES = ("acquire", "ingest", "estimator", "impute", "targets", "train", "infer", "evaluate")
-TINY = {
+TINY: dict[str, Any] = {
     "acquire": {
         "source": "sample",
         "sample": {"train_images": 12, "val_images": 4, "width": 320, "height": 240},
