@@ -42,10 +42,10 @@ def serve(
     import uvicorn
     from fastapi import FastAPI
 
+    from personlab.distributed.replicas import serve_replicas
     from personlab.predictor import Predictor
     from personlab.serving.app import make_app
     from personlab.serving.model import Served
-    from personlab.serving.replicas import serve_replicas
 
     infer, root = params.Infer(sides=(side,), stride=stride), Path.cwd()
     named = find(weights, root) if weights else None  # a download, of a URI
