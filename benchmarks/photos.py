@@ -41,6 +41,7 @@ from personlab.utils.progress import progress
 
 CACHE = Path(".cache") / "bench-node"
 
+SETTING = "sides / stride"
 OURS = "ours"
 PAPER = "paper"
 
@@ -127,7 +128,7 @@ def main() -> None:
         print(f"without tfjs body-pix: {reason}")
         tfjs = nullcontext()
     with tfjs as other, tempfile.TemporaryDirectory() as folder:
-        files = _files(options.annotations, options.images)
+        files = files_of(options.annotations, options.images)
         found = find(contenders, truth, files, other, Path(folder))
     scores = [
         Score.of(setting, method, match(truth, people, task), options.samples)
@@ -213,8 +214,8 @@ def choices(scores: Sequence[Score], first: str) -> str:
         ours = by_key[setting, first]
         beside = [by_key.get((setting, method)) for method in others]
         rows.append([str(setting), ours.plain(), *(other.minus(ours) if other else "" for other in beside)])
-    return _table(
-        f"{scores[0].task} AP, and the differences of others from the first", [first, *others], rows
+    return table(
+        f"{scores[0].task} AP, and the differences of others from the first", [SETTING, first, *others], rows
     )
 
 
@@ -236,8 +237,8 @@ def worth_of_steps(scores: Sequence[Score]) -> str:
             for name in TFJS
             if (setting, name) in by_key
         ]
-    headings = ["step", "AP", "on top of the former", "on top of all others"]
-    return _table(f"{scores[0].task} AP, and what each step adds", headings, rows)
+    headings = [SETTING, "step", "AP", "on top of the former", "on top of all others"]
+    return table(f"{scores[0].task} AP, and what each step adds", headings, rows)
 
 
 def _different(scores: Sequence[Score]) -> list[str]:
@@ -264,13 +265,13 @@ def pyramids(scores: Sequence[Score], first: str) -> str:
         for setting, score in ours.items()
         if len(setting.sides) > 1
     ]
-    headings = [first, *(f"- {side}" for (side,) in sides)]
-    return _table(f"{scores[0].task} AP of pyramids, and their gain over single sides", headings, rows)
+    headings = [SETTING, first, *(f"- {side}" for (side,) in sides)]
+    return table(f"{scores[0].task} AP of pyramids, and their gain over single sides", headings, rows)
 
 
-def _table(title: str, headings: list[str], rows: list[list[str]]) -> str:
-    """In Markdown."""
-    lines = [["sides / stride", *headings], ["---"] * (len(headings) + 1), *rows]
+def table(title: str, headings: list[str], rows: list[list[str]]) -> str:
+    """In Markdown; the first heading stands above the rows' names."""
+    lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join([f"{title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 
 
@@ -279,7 +280,7 @@ def _pyramids(sides: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [chosen for chosen in (sides[1:], sides) if len(chosen) > 1]
 
 
-def _files(annotations: Path, images: Path) -> dict[int, Path]:
+def files_of(annotations: Path, images: Path) -> dict[int, Path]:
     return {
         image["id"]: images / image["file_name"] for image in json.loads(annotations.read_bytes())["images"]
     }

@@ -214,6 +214,7 @@ class Train(Section):
     max_scale: PositiveFloat = 1.5
     person_sizes: tuple[PositiveFloat, PositiveFloat] | None = None
     loss_weights: LossWeights = LossWeights()
+    pos_weight: PositiveFloat = 1.0
     precision: Precision = "float32"
     validate_every: int = Field(default=0, ge=0)
     validate_images: PositiveInt = 100

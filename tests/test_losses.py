@@ -78,11 +78,25 @@ def with_gradients(fields: Fields) -> Fields:
     st.integers(1, 3),
     st.integers(1, 3),
     st.sampled_from([1.0, 32.0]),
+    st.sampled_from([1.0, 2.5]),
 )
-def test_reference(seed: int, batch: int, height: int, width: int, radius: float) -> None:
+def test_reference(seed: int, batch: int, height: int, width: int, radius: float, pos_weight: float) -> None:
     fields, targets = random_case(seed, batch, height, width)
-    expected = reference.losses(fields, targets, radius=radius)
-    assert values(losses(fields, targets, radius=radius)) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    expected = reference.losses(fields, targets, radius=radius, pos_weight=pos_weight)
+    found = losses(fields, targets, radius=radius, pos_weight=pos_weight)
+    assert values(found) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.floats(0.05, 0.95), st.floats(0.2, 5.0))
+def test_pos_weight_multiplies_the_odds_of_the_best_probability(share: float, pos_weight: float) -> None:
+    """A cell that is a person in some of many images costs least at share / (1 - share) * pos_weight."""
+    fields, targets = random_case(0)
+    targets = replace(targets, fields=targets.fields.replace(seg=torch.full_like(fields.seg, share)))
+    logit = torch.full_like(fields.seg, math.log(pos_weight * share / (1 - share))).requires_grad_()
+    losses(fields.replace(seg=logit), targets, radius=32.0, pos_weight=pos_weight).seg.backward()
+    assert logit.grad is not None
+    assert logit.grad.abs().max() < 1e-6
 
 
 def test_undecided_logits_cost_log_2() -> None:

@@ -1,8 +1,9 @@
 """The losses of training (paper, sections 3.1 to 3.3 and 4.1).
 
-Heatmaps and segmentation: mean logistic loss over the valid positions. Offsets: mean L1 distance in units of
-R over the positions where they are defined. Values at other positions do not matter, NaN included; a loss
-that is defined nowhere is 0 with gradient 0. All losses are computed in float32.
+Heatmaps and segmentation: mean logistic loss over the valid positions, times `pos_weight` where the target is
+1 (in the paper, 1). Offsets: mean L1 distance in units of R over the positions where they are defined.
+Values at other positions do not matter, NaN included; a loss that is defined nowhere is 0 with gradient 0.
+All losses are computed in float32.
 """
 
 from dataclasses import dataclass, replace
@@ -41,10 +42,12 @@ class Objective:
     weights: params.LossWeights
     steps: int  # of offset refinement; 0 without refinement
     skeleton: Skeleton
+    pos_weight: float = 1.0
 
     @classmethod
     def of(cls, model: params.Model, train: params.Train, skeleton: Skeleton) -> Self:
-        return cls(model.radius, train.loss_weights, STEPS if model.refine else 0, skeleton)
+        steps = STEPS if model.refine else 0
+        return cls(model.radius, train.loss_weights, steps, skeleton, train.pos_weight)
 
     def __call__(self, predicted: Fields, targets: Targets, counts: Tensor | None = None) -> Losses:
         """The losses of the network's raw output, float32 also under autocast; `counts` as for `losses`."""
@@ -52,16 +55,25 @@ class Objective:
             refined = refine(
                 predicted.float(), mid_steps=self.steps, long_steps=self.steps, skeleton=self.skeleton
             )
-            return losses(refined, targets, radius=self.radius, counts=counts)
+            return losses(refined, targets, radius=self.radius, pos_weight=self.pos_weight, counts=counts)
 
 
-def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor | None = None) -> Losses:
+def losses(
+    predicted: Fields,
+    targets: Targets,
+    *,
+    radius: float,
+    pos_weight: float = 1.0,
+    counts: Tensor | None = None,
+) -> Losses:
     """The five losses of a batch of fields; heatmap and seg are logits, offsets are refined already.
 
     Without fields for masks, the losses of seg and long are 0.
 
     Args:
         radius: R in input pixels, the unit of the offset losses.
+        pos_weight: factor of the logistic losses where the target is 1. The probability of least loss is that
+            of odds `pos_weight` times as high.
         counts: divisors of the five sums over positions (5), if the batch is a share of a larger one.
             Default: the batch's own `positions`.
     """
@@ -73,8 +85,8 @@ def losses(predicted: Fields, targets: Targets, *, radius: float, counts: Tensor
             targets, seg_valid=predicted.seg > 0, long_valid=predicted.long[:, :, 0] > 0
         )  # no cells
     return Losses(
-        heatmap=_logistic(predicted.heatmap, wanted.heatmap, targets.heatmap_valid) / heatmap,
-        seg=_logistic(predicted.seg, wanted.seg, targets.seg_valid) / seg,
+        heatmap=_logistic(predicted.heatmap, wanted.heatmap, targets.heatmap_valid, pos_weight) / heatmap,
+        seg=_logistic(predicted.seg, wanted.seg, targets.seg_valid, pos_weight) / seg,
         short=_distance(predicted.short, wanted.short, targets.short_valid) / short / radius,
         mid=_distance(predicted.mid, wanted.mid, targets.mid_valid) / mid / radius,
         long=_distance(predicted.long, wanted.long, targets.long_valid) / long / radius,
@@ -90,10 +102,13 @@ def positions(targets: Targets) -> Tensor:
     return torch.stack([each.sum() for each in valid])
 
 
-def _logistic(logits: Tensor, wanted: Tensor, valid: Tensor) -> Tensor:
-    """Sum of the logistic loss where `valid`; all three of one shape."""
+def _logistic(logits: Tensor, wanted: Tensor, valid: Tensor, pos_weight: float) -> Tensor:
+    """Sum of the logistic loss where `valid`; the tensors are of one shape."""
     each = F.binary_cross_entropy_with_logits(
-        logits.where(valid, 0.0), wanted.where(valid, 0.0), reduction="none"
+        logits.where(valid, 0.0),
+        wanted.where(valid, 0.0),
+        reduction="none",
+        pos_weight=torch.tensor(pos_weight, device=logits.device),
     )
     return each.where(valid, 0.0).sum()
 

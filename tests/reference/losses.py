@@ -6,19 +6,19 @@ from personlab.codec.fields import Fields, Targets
 from tests.coco_person import E, K
 
 
-def losses(fields: Fields, targets: Targets, *, radius: float) -> dict[str, float]:
+def losses(fields: Fields, targets: Targets, *, radius: float, pos_weight: float = 1.0) -> dict[str, float]:
     batch, height, width = fields.seg.shape
     cells = [(b, i, j) for b in range(batch) for i in range(height) for j in range(width)]
     wanted = targets.fields
     return {
         "heatmap": _mean(
-            _logistic(float(fields.heatmap[b, k, i, j]), float(wanted.heatmap[b, k, i, j]))
+            _logistic(float(fields.heatmap[b, k, i, j]), float(wanted.heatmap[b, k, i, j]), pos_weight)
             for b, i, j in cells
             for k in range(K)
             if targets.heatmap_valid[b, k, i, j]
         ),
         "seg": _mean(
-            _logistic(float(fields.seg[b, i, j]), float(wanted.seg[b, i, j]))
+            _logistic(float(fields.seg[b, i, j]), float(wanted.seg[b, i, j]), pos_weight)
             for b, i, j in cells
             if targets.seg_valid[b, i, j]
         ),
@@ -48,9 +48,9 @@ def _mean(values) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def _logistic(logit: float, wanted: float) -> float:
+def _logistic(logit: float, wanted: float, pos_weight: float) -> float:
     probability = 1 / (1 + math.exp(-logit))
-    return -math.log(probability if wanted == 1 else 1 - probability)
+    return -math.log(probability) * pos_weight if wanted == 1 else -math.log(1 - probability)
 
 
 def _l1(offset, wanted) -> float:
