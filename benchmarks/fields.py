@@ -1,12 +1,12 @@
-"""What each field of a network is worth: AP with some of them replaced, on photos.
+"""AP of a network with some of its fields replaced by the true ones, or by those of other weights.
 
     python -m benchmarks.fields --weights FILE [--other FILE...] --annotations FILE --images FOLDER
                                 [--side 801] [--stride 8] [--samples 1000] [--json FILE]
 
-The fields of the first weights are decoded with some of them replaced by the true ones, where these are
-defined: the gain is what a better field could bring. With `--other` they are replaced by those of these
-weights instead, of the same keypoints and radius: a field that loses AP is one that a training has spoilt.
-Differences have the 95% interval of a paired bootstrap over the images.
+By default, fields are replaced by the encoded annotations where these are defined: the gain bounds what a
+better field could bring. With `--other`, by the fields of other weights with the same keypoints and radius:
+the difference shows which field a training has improved or made worse. Differences have the 95% interval of
+a paired bootstrap over the images.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from personlab.codec.encode import encode
 from personlab.codec.fields import FIELDS, Fields
 from personlab.data import images
 from personlab.data.transform import ImageArray
+from personlab.errors import UserError
 from personlab.metrics.coco import Task, match
 from personlab.metrics.files import read_annotations
 from personlab.metrics.oracle import people_of, project
@@ -45,7 +46,7 @@ REPLACED: Final = (
     FIELDS,
 )
 
-# Other fields of an image, given the predicted ones.
+# Fields to replace the predicted ones with, given the image, its id and its predicted level.
 Source = Callable[[ImageArray, int, Level], Fields]
 
 
@@ -55,24 +56,25 @@ def main() -> None:
     predictor = Predictor.from_checkpoint(options.weights, infer)
     truth = read_annotations(options.annotations).truth
     sources: dict[str, Source] = {
-        str(path): partial(_of_others, Predictor.from_checkpoint(path, infer), options.side)
-        for path in options.other
+        str(path): partial(_of_others, _like(predictor, path), options.side) for path in options.other
     } or {"true": partial(_true, truth, predictor, options.side)}
     found = find(predictor, options.side, sources, files_of(options.annotations, options.images))
-    figures = []
+    setting, figures = Setting(options.stride, (options.side,)), []
     for task in get_args(Task):
         scores = [
-            Score.of(
-                Setting(options.stride, (options.side,)), method, match(truth, people, task), options.samples
-            )
+            Score.of(setting, method, match(truth, people, task), options.samples)
             for method, people in found.items()
         ]
         columns = [name for name in scores[0].columns if name.startswith("AP")]
-        rows = [
-            [each.method, *(f"{100 * each.columns[name]:.1f}" for name in columns), each.minus(scores[0])]
-            for each in scores
-        ]
-        print(table(f"{task}, {scores[0].setting}", ["fields replaced", *columns, "difference of AP"], rows))
+        rows = [[each.method, *(f"{100 * each.columns[name]:.1f}" for name in columns)] for each in scores]
+        differences = ["", *(each.minus(scores[0]) for each in scores[1:])]
+        print(
+            table(
+                f"{task}, {setting}",
+                ["fields replaced", *columns, "difference of AP"],
+                [[*row, difference] for row, difference in zip(rows, differences, strict=True)],
+            )
+        )
         figures += [{"task": task, "method": each.method, **each.columns} for each in scores]
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -81,7 +83,7 @@ def main() -> None:
 def find(
     predictor: Predictor, side: int, sources: dict[str, Source], files: dict[int, Path]
 ) -> dict[str, dict[int, list[Detection]]]:
-    """The people found with every choice of fields, by image."""
+    """The people found with every choice of fields, by choice and image id."""
 
     def people(image_id: int) -> dict[str, list[Detection]]:
         image = images.read(files[image_id], apply_exif=False)
@@ -107,6 +109,15 @@ def find(
     return found
 
 
+def _like(predictor: Predictor, path: Path) -> Predictor:
+    """Other weights, of the same keypoints and radius."""
+    infer = Infer(sides=predictor.sides, stride=predictor.network.stride)
+    other = Predictor.from_checkpoint(path, infer)
+    if (other.skeleton, other.decoder.radius) != (predictor.skeleton, predictor.decoder.radius):
+        raise UserError(f"{path}: its keypoints or model.radius are not those of --weights")
+    return other
+
+
 def _of_others(other: Predictor, side: int, image: ImageArray, _image_id: int, _level: Level) -> Fields:
     return other.level(image, side).fields
 
@@ -128,6 +139,8 @@ def _true(
         "seg": targets.seg_valid,
         "long": targets.long_valid[:, :, None],
     }
+    if not level.fields.has_masks:
+        del defined["seg"], defined["long"]
     wanted, predicted = targets.fields.tensors(), level.fields.tensors()
     return level.fields.replace(
         **{name: torch.where(where, wanted[name], predicted[name]) for name, where in defined.items()}
@@ -139,7 +152,9 @@ def _options() -> argparse.Namespace:
         prog="python -m benchmarks.fields", description="Measure what each field of a network is worth."
     )
     parser.add_argument("--weights", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--other", type=Path, nargs="+", default=[], metavar="FILE", help="not the truth")
+    parser.add_argument(
+        "--other", type=Path, nargs="+", default=[], metavar="FILE", help="take the fields of these"
+    )
     parser.add_argument("--annotations", type=Path, required=True, metavar="FILE")
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--side", type=int, default=801, metavar="N")

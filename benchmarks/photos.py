@@ -270,7 +270,7 @@ def pyramids(scores: Sequence[Score], first: str) -> str:
 
 
 def table(title: str, headings: list[str], rows: list[list[str]]) -> str:
-    """In Markdown; the first heading stands above the rows' names."""
+    """A Markdown table under a title; the first column names the rows."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join([f"{title}:", "", *(f"| {' | '.join(line)} |" for line in lines), ""])
 

@@ -178,6 +178,7 @@ def test_everything_is_up_to_date_at_first(project: Path) -> None:
         ({"targets.imputed": False}, {"targets"}),
         ({"model.radius": 20}, {"train"}),
         ({"train.loss_weights.mid": 9}, {"train"}),
+        ({"train.pos_weight": 2}, {"train"}),
         ({"model.init": RANDOM}, {"train", "infer"}),
         ({"export.initial_share": 0.5}, {"infer"}),
         ({"infer.sides": [65]}, {"infer"}),

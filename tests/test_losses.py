@@ -82,6 +82,8 @@ def with_gradients(fields: Fields) -> Fields:
 )
 def test_reference(seed: int, batch: int, height: int, width: int, radius: float, pos_weight: float) -> None:
     fields, targets = random_case(seed, batch, height, width)
+    shares = torch.rand(targets.fields.seg.shape, generator=torch.Generator().manual_seed(seed))
+    targets = replace(targets, fields=targets.fields.replace(seg=shares))
     expected = reference.losses(fields, targets, radius=radius, pos_weight=pos_weight)
     found = losses(fields, targets, radius=radius, pos_weight=pos_weight)
     assert values(found) == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -97,6 +99,12 @@ def test_pos_weight_multiplies_the_odds_of_the_best_probability(share: float, po
     losses(fields.replace(seg=logit), targets, radius=32.0, pos_weight=pos_weight).seg.backward()
     assert logit.grad is not None
     assert logit.grad.abs().max() < 1e-6
+
+
+def test_the_objective_weighs_positive_targets() -> None:
+    fields, targets = random_case(4)
+    objective = Objective.of(params.Model(refine=False), params.Train(pos_weight=2.5), COCO_PERSON)
+    assert values(objective(fields, targets)) == values(losses(fields, targets, radius=32.0, pos_weight=2.5))
 
 
 def test_undecided_logits_cost_log_2() -> None:

@@ -45,6 +45,7 @@ def test_the_paper_run_has_the_papers_values() -> None:
     assert (paper.train.crop, paper.train.stride, paper.train.batch) == (801, 16, 8)
     assert (paper.train.learning_rate, paper.train.momentum, paper.train.steps) == (1e-3, 0.9, 1_000_000)
     assert tuple(paper.train.loss_weights.model_dump().values()) == (4, 2, 1, 1 / 4, 1 / 8)
+    assert paper.train.pos_weight == 1
     assert (paper.infer.sides, paper.infer.stride, paper.decode.max_people) == ((1401,), 8, 20)
     own = Decode(extensions=(), trace_refinements=2)
     assert paper.decode == own
@@ -58,6 +59,7 @@ def test_the_paper_run_has_the_papers_values() -> None:
         ("trian: {}", "unknown key 'trian'"),
         ("train: {stride: 12}", r"train\.stride"),
         ("train: {batch: 0}", r"train\.batch"),
+        ("train: {pos_weight: 0}", r"train\.pos_weight"),
         ("train: {crop: 800}", "multiple of stride 16 plus 1"),
         ("{export: {initial_share: 0.5}}", r"needs a model\.init"),
         ("{train: {batch: 8}, compute: {workers: 3}}", r"cannot be shared by 3 workers \(compute\.workers\)"),

@@ -1,9 +1,10 @@
 """The losses of training (paper, sections 3.1 to 3.3 and 4.1).
 
-Heatmaps and segmentation: mean logistic loss over the valid positions, times `pos_weight` where the target is
-1 (in the paper, 1). Offsets: mean L1 distance in units of R over the positions where they are defined.
-Values at other positions do not matter, NaN included; a loss that is defined nowhere is 0 with gradient 0.
-All losses are computed in float32.
+Heatmaps and segmentation: mean of -(w y log p + (1 - y) log(1 - p)) over the valid positions, where p is the
+predicted probability, y the target, of the segmentation a share of the cell, and w is `pos_weight`, 1 in the
+paper. Offsets: mean L1 distance in units of R over the positions where they are defined. Values at other
+positions do not matter, NaN included; a loss that is defined nowhere is 0 with gradient 0. All losses are
+computed in float32.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ class Objective:
     weights: params.LossWeights
     steps: int  # of offset refinement; 0 without refinement
     skeleton: Skeleton
-    pos_weight: float = 1.0
+    pos_weight: float = 1.0  # of positive targets in the logistic losses
 
     @classmethod
     def of(cls, model: params.Model, train: params.Train, skeleton: Skeleton) -> Self:
@@ -72,8 +73,8 @@ def losses(
 
     Args:
         radius: R in input pixels, the unit of the offset losses.
-        pos_weight: factor of the logistic losses where the target is 1. The probability of least loss is that
-            of odds `pos_weight` times as high.
+        pos_weight: weight of positive targets in the logistic losses. It multiplies the odds p / (1 - p) at
+            which the loss is least.
         counts: divisors of the five sums over positions (5), if the batch is a share of a larger one.
             Default: the batch's own `positions`.
     """
@@ -108,7 +109,7 @@ def _logistic(logits: Tensor, wanted: Tensor, valid: Tensor, pos_weight: float) 
         logits.where(valid, 0.0),
         wanted.where(valid, 0.0),
         reduction="none",
-        pos_weight=torch.tensor(pos_weight, device=logits.device),
+        pos_weight=logits.new_full((), pos_weight),
     )
     return each.where(valid, 0.0).sum()
 

@@ -83,7 +83,7 @@ def train_step(
         supervised: a `Supervised`, wrapped by DistributedDataParallel if there are several workers.
 
     Returns the losses before the step over the batches of all workers: "total", which is minimised, and the
-    unweighted losses of the final heads.
+    losses of the final heads, weighted by `pos_weight` but not by `loss_weights`.
 
     Raises:
         UserError: the loss is not finite; raised on every worker, before the weights change.

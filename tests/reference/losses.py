@@ -50,7 +50,7 @@ def _mean(values) -> float:
 
 def _logistic(logit: float, wanted: float, pos_weight: float) -> float:
     probability = 1 / (1 + math.exp(-logit))
-    return -math.log(probability) * pos_weight if wanted == 1 else -math.log(1 - probability)
+    return -pos_weight * wanted * math.log(probability) - (1 - wanted) * math.log(1 - probability)
 
 
 def _l1(offset, wanted) -> float:
