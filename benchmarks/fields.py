@@ -56,9 +56,9 @@ def main() -> None:
     predictor = Predictor.from_checkpoint(options.weights, infer)
     truth = read_annotations(options.annotations).truth
     sources: dict[str, Source] = {
-        str(path): partial(_of_others, _like(predictor, path), options.side) for path in options.other
-    } or {"true": partial(_true, truth, predictor, options.side)}
-    found = find(predictor, options.side, sources, files_of(options.annotations, options.images))
+        str(path): partial(_of_others, _like(predictor, path)) for path in options.other
+    } or {"true": partial(_true, truth, predictor)}
+    found = find(predictor, sources, files_of(options.annotations, options.images))
     setting, figures = Setting(options.stride, (options.side,)), []
     for task in get_args(Task):
         scores = [
@@ -66,24 +66,22 @@ def main() -> None:
             for method, people in found.items()
         ]
         columns = [name for name in scores[0].columns if name.startswith("AP")]
-        rows = [[each.method, *(f"{100 * each.columns[name]:.1f}" for name in columns)] for each in scores]
         differences = ["", *(each.minus(scores[0]) for each in scores[1:])]
-        print(
-            table(
-                f"{task}, {setting}",
-                ["fields replaced", *columns, "difference of AP"],
-                [[*row, difference] for row, difference in zip(rows, differences, strict=True)],
-            )
-        )
+        rows = [
+            [each.method, *(f"{100 * each.columns[name]:.1f}" for name in columns), difference]
+            for each, difference in zip(scores, differences, strict=True)
+        ]
+        print(table(f"{task}, {setting}", ["fields replaced", *columns, "difference of AP"], rows))
         figures += [{"task": task, "method": each.method, **each.columns} for each in scores]
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def find(
-    predictor: Predictor, side: int, sources: dict[str, Source], files: dict[int, Path]
+    predictor: Predictor, sources: dict[str, Source], files: dict[int, Path]
 ) -> dict[str, dict[int, list[Detection]]]:
-    """The people found with every choice of fields, by choice and image id."""
+    """The people found with every choice of fields, by choice and image id; a predictor of one side."""
+    (side,) = predictor.sides
 
     def people(image_id: int) -> dict[str, list[Detection]]:
         image = images.read(files[image_id], apply_exif=False)
@@ -118,14 +116,14 @@ def _like(predictor: Predictor, path: Path) -> Predictor:
     return other
 
 
-def _of_others(other: Predictor, side: int, image: ImageArray, _image_id: int, _level: Level) -> Fields:
+def _of_others(other: Predictor, image: ImageArray, _image_id: int, _level: Level) -> Fields:
+    (side,) = other.sides
     return other.level(image, side).fields
 
 
-def _true(
-    truth: COCO, predictor: Predictor, side: int, image: ImageArray, image_id: int, level: Level
-) -> Fields:
+def _true(truth: COCO, predictor: Predictor, image: ImageArray, image_id: int, level: Level) -> Fields:
     """The targets where they are defined, the predicted fields elsewhere."""
+    (side,) = predictor.sides
     height, width = image.shape[:2]
     stride, skeleton = predictor.network.stride, predictor.skeleton
     people, _ = project(

@@ -50,8 +50,8 @@ def test_with_all_true_fields_an_untrained_network_is_perfect(annotations: Path,
     weights = save_weights(annotations.parent / "w.safetensors")
     predictor = Predictor.from_checkpoint(weights, Infer(sides=(SIDE,), stride=STRIDE))
     truth = read_annotations(annotations).truth
-    sources = {"true": partial(fields._true, truth, predictor, SIDE)}
-    found = fields.find(predictor, SIDE, sources, {1: annotations.parent / "1.png"})
+    sources = {"true": partial(fields._true, truth, predictor)}
+    found = fields.find(predictor, sources, {1: annotations.parent / "1.png"})
     ap = {choice: match(truth, people, task).columns()["AP"] for choice, people in found.items()}
     assert ap["none"] < 0.1
     assert ap["true heatmap, short, mid, seg, long"] > 0.9
