@@ -28,7 +28,7 @@ demo: preflight-demo .venv/ready ## train and evaluate on the rendered sample da
 	@echo "           make ui                            flows, schedules and batches in the browser"
 
 # tests/conftest.py says which tests share a process.
-test: preflight-test .venv/ready ## run all tests
+test: preflight-test .venv/ready .cache/azurite/ready ## run all tests
 	pytest --numprocesses=2 --no-loadscope-reorder
 
 test-fast: preflight-test .venv/ready ## run the tests that start no cluster or pipeline
@@ -55,6 +55,10 @@ lock: ## resolve the newest versions and write requirements.lock
 
 clean: ## remove the environment and caches, keep data
 	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Azure's storage server, for tests; they skip what needs it where there is no npm.
+.cache/azurite/ready:
+	-npm install --silent --no-audit --no-fund --prefix $(@D) azurite@3.35.0 && touch $@
 
 preflight-%:
 	@$(PYTHON) personlab/utils/preflight.py $*

@@ -1,12 +1,13 @@
-"""Overhead of Ray in batch inference: images a second against plain loops over the same parts, and memory.
+"""Overhead of Ray in batch inference: images a second against plain loops and `predict`, and memory.
 
     python -m benchmarks.batch [--images 1000 10000] [--part-size 64] [--rounds 1] [--json FILE]
 
 Small images of noise and a random network of width 8, so that nearly all of the time is overhead. For each
-number of images, alternately: `personlab infer-batch` with an actor on each CPU, and as many plain processes
-that make the same parts with the same code without Ray. Rates are from the times at which parts were
-finished, without the first parts (start-up); "whole" is everything, from the start of Python. CPU time is
-that of all processes together; memory is each process's own peak (VmHWM), read every second.
+number of images, alternately: `personlab infer-batch` with an actor on each CPU, as many plain processes that
+make the same parts with the same code without Ray, and `personlab predict`, which also draws every image.
+Rates are from the times at which parts (of `predict`: pictures) were finished, without the first ones
+(start-up); "whole" is everything, from the start of Python. CPU time is that of all processes together.
+Memory is each process's own peak (VmHWM), read every second.
 """
 
 import argparse
@@ -31,8 +32,9 @@ from rich.table import Table
 
 from personlab.data import images
 from personlab.inference import job as batch
-from personlab.inference.job import Job, Worker, make_plan
+from personlab.inference.job import Job, make_plan
 from personlab.inference.listing import Listing, list_images
+from personlab.inference.worker import Worker
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
@@ -41,6 +43,7 @@ from personlab.utils.storage import Folder
 
 _INFER, _MAX_PEOPLE = Infer(sides=(65,), stride=16), 2
 _SECOND = 1.0
+_WAYS = ("plain", "predict", "Ray")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def main() -> None:
         for count in options.images:
             pictures = _pictures(Path(folder) / f"in-{count}", count)
             for turn in range(options.rounds):
-                for how in ("plain", "Ray"):
+                for how in _WAYS:
                     out = Path(folder) / f"{how}-{count}-{turn}"
                     runs.append(_measured(how, count, _command(how, pictures, weights, out, options), out))
                     print(runs[-1], file=sys.stderr)
@@ -102,14 +105,20 @@ def _command(how: str, pictures: Path, weights: Path, out: Path, options: argpar
     if how == "plain":
         own = [sys.executable, "-m", "benchmarks.batch", "--plain", str(pictures), str(weights), str(out)]
         return [*own, "--part-size", size]
-    settings = ["--side", "65", "--max-people", str(_MAX_PEOPLE), "--stride", "16", "--part-size", size]
-    command = [sys.executable, "-m", "personlab", "infer-batch", str(pictures)]
+    particular = (
+        ["predict", "--format", "parquet"] if how == "predict" else ["infer-batch", "--part-size", size]
+    )
+    settings = ["--side", "65", "--max-people", str(_MAX_PEOPLE), "--stride", "16"]
+    command = [sys.executable, "-m", "personlab", *particular, str(pictures)]
     return [*command, "--weights", str(weights), "--out", str(out), *settings]
 
 
 def _measured(how: str, images: int, command: Sequence[str], out: Path) -> Run:
     start = time.monotonic()
-    running = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    threads = os.cpu_count() if how == "predict" else 1  # of a process
+    running = subprocess.Popen(
+        command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=subprocess.DEVNULL
+    )
     seen: dict[int, Process] = {}
     while running.poll() is None:
         seen |= _look(running.pid)
@@ -155,8 +164,9 @@ def _makes_parts(title: str) -> bool:
 
 
 def _rate(out: Path, images: int) -> float:
-    """Images a second from the parts that were finished first (one a processor) to the last."""
-    times = sorted(path.stat().st_mtime for path in out.glob("part-*.parquet"))
+    """Images a second from the parts or pictures that were finished first (one a processor) to the last."""
+    files = [*out.glob("part-*.parquet")] or [*out.glob("overlays/*.jpg")]
+    times = sorted(path.stat().st_mtime for path in files)
     skipped = os.cpu_count() or 1
     return images * (len(times) - skipped) / len(times) / (times[-1] - times[skipped - 1])
 
@@ -198,16 +208,16 @@ def _job(pictures: Path, weights: Path, out: Path, part_size: int) -> tuple[Job,
 
 
 def table(runs: Sequence[Run]) -> Table:
-    """A row for each run, with Ray's rate as a share of the plain one's: medians over the rounds."""
+    """A row for each run, with Ray's rate as a share of the others': medians over the rounds."""
     shown = Table(title=f"{os.cpu_count()} processors, side {_INFER.sides[0]}")
-    for heading in ("images", "how", "images/s", "of plain", "whole s", "CPU ms/image", "driver MB"):
+    for heading in ("images", "how", "images/s", "Ray's share of it", "whole s", "CPU ms/image", "driver MB"):
         shown.add_column(heading, justify="left" if heading == "how" else "right")
     for heading in ("worker MB", "Ray's own MB"):
         shown.add_column(heading, justify="right")
     for count in sorted({run.images for run in runs}):
-        pairs = [[run for run in runs if run.images == count and run.how == how] for how in ("plain", "Ray")]
-        share = statistics.median(ray.rate / plain.rate for plain, ray in zip(*pairs, strict=True))
-        for same in pairs:
+        ways = [[run for run in runs if run.images == count and run.how == how] for how in _WAYS]
+        for same in ways:
+            share = statistics.median(ray.rate / run.rate for run, ray in zip(same, ways[-1], strict=True))
             rate, seconds, cpu = (
                 statistics.median(getattr(run, name) for run in same)
                 for name in ("rate", "whole_seconds", "cpu_ms")
@@ -215,8 +225,13 @@ def table(runs: Sequence[Run]) -> Table:
             memory = (
                 max(getattr(run, f"{who}_mb") for run in same) for who in ("driver", "worker", "others")
             )
-            of_plain = f"{share:.0%}" if same[0].how == "Ray" else ""
-            cells = (f"{rate:.1f}", of_plain, f"{seconds:.0f}", f"{cpu:.1f}", *(f"{mb:.0f}" for mb in memory))
+            cells = (
+                f"{rate:.1f}",
+                f"{share:.0%}",
+                f"{seconds:.0f}",
+                f"{cpu:.1f}",
+                *(f"{mb:.0f}" for mb in memory),
+            )
             shown.add_row(str(count), same[0].how, *cells)
     return shown
 

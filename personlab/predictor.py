@@ -1,12 +1,15 @@
 """Predict the people of an image: the network and the decoder of its fields as one object."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from personlab import params
 from personlab.codec.decode import Decoder, Level
@@ -19,6 +22,10 @@ from personlab.skeleton import Skeleton
 
 # Images that are predicted at a time, at most: each needs a few hundred megabytes.
 MOST_AT_A_TIME: Final = 4
+
+# On a GPU: images that pass the network together, at most, and the share of its free memory for them.
+_LARGEST_BATCH: Final = 32
+_MEMORY_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,21 +83,72 @@ class Predictor:
         Raises:
             UserError: the network computes values that are not finite.
         """
+        (levels,) = self.levels([image])
+        return self.people(image, levels)
+
+    def people(self, image: ImageArray, levels: Sequence[Level]) -> list[Detection]:
+        """As `__call__`, from the image's `levels`.
+
+        Raises:
+            UserError: they are not finite.
+        """
         height, width = image.shape[:2]
-        levels = [self.level(image, side) for side in self.sides]
         try:
             return list(self.decoder.people(levels, height=height, width=width, image=image))
         except ValueError as error:
             raise UserError(f"{error}: the network's weights are broken; use others") from None
 
-    @torch.inference_mode()
+    def levels(self, images: Sequence[ImageArray]) -> list[list[Level]]:
+        """The fields of each image at every side, on the CPU.
+
+        Images whose inputs have the same size pass the network together. On a CPU, fields of several images
+        may differ from those of one by rounding.
+        """
+        found = [list[Level]() for _ in images]
+        for side in self.sides:
+            for levels, level in zip(found, self._levels(images, side), strict=True):
+                levels.append(level)
+        return found
+
     def level(self, image: ImageArray, side: int) -> Level:
-        """The fields of an image whose longest side is resized to `side` pixels."""
+        """The fields of an image whose longest side is resized to `side` pixels, on the CPU."""
+        (found,) = self._levels([image], side)
+        return found
+
+    @torch.inference_mode()
+    def _levels(self, images: Sequence[ImageArray], side: int) -> list[Level]:
+        inputs = [self._input(image, side) for image in images]
+        alike = defaultdict[torch.Size, list[int]](list)  # indices of inputs, by their size
+        for index, (pixels, _) in enumerate(inputs):
+            alike[pixels.shape].append(index)
+        found = dict[int, Level]()
+        for indices in alike.values():
+            batch = torch.stack([inputs[index][0] for index in indices]).to(self.device)
+            fields = self.network(batch).probabilities().to("cpu")
+            for row, index in enumerate(indices):
+                own = fields.map(lambda field, row=row: field[row : row + 1])
+                found[index] = Level(own, inputs[index][1])
+        return [found[index] for index in range(len(images))]
+
+    def _input(self, image: ImageArray, side: int) -> tuple[Tensor, float]:
+        """The network's input, 3 x H x W uint8, and its scale."""
         scale, height, width = fit(image.shape[0], image.shape[1], side)
         stride = self.network.stride
         transform = Transform(scale, (0.0, 0.0), padded_side(height, stride), padded_side(width, stride))
-        pixels = torch.from_numpy(transform.image(image)).permute(2, 0, 1)[None].to(self.device)
-        return Level(self.network(pixels).probabilities(), scale)
+        return torch.from_numpy(transform.image(image)).permute(2, 0, 1), scale
+
+    def batch_size(self) -> int:
+        """How many images to give to `levels` at a time: on a GPU as many as its free memory holds, measured
+        with one; 1 on a CPU, which gains nothing by more.
+        """
+        if self.device.type != "cuda":
+            return 1
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.levels([np.zeros((max(self.sides), max(self.sides), 3), np.uint8)])
+        needed = torch.cuda.max_memory_allocated(self.device) - before
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return max(1, min(int(_MEMORY_SHARE * free / needed), _LARGEST_BATCH))
 
 
 @contextmanager

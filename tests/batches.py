@@ -16,12 +16,12 @@ from personlab.inference.job import (
     Job,
     Manifest,
     Part,
-    Worker,
     make_plan,
     write_manifest,
     write_plan,
 )
 from personlab.inference.listing import Listing, list_images
+from personlab.inference.worker import Worker
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Decode, Infer, Model

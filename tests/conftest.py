@@ -120,9 +120,9 @@ def ray_cluster() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def object_store() -> Iterator[Any]:
     """An S3 store (tests/object_store.py)."""
-    from tests.object_store import ObjectStore
+    from tests.object_store import S3
 
-    store = ObjectStore()
+    store = S3()
     yield store
     store.stop()
 

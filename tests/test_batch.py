@@ -1,20 +1,23 @@
 """Plans, parts and the folder of a batch run, without Ray."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from personlab import tables
+from personlab.codec.decode import Level
 from personlab.data import images as picture
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference import job as batch
-from personlab.inference.job import Worker
+from personlab.inference.worker import Worker
 from personlab.params import Infer
-from personlab.people import Detection
+from personlab.predictor import Predictor
 from tests.batches import (
     DECODE,
     INFER,
@@ -122,17 +125,48 @@ def test_a_predictor_that_stumbles_costs_one_image(
     pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = begin(job(pictures, weights, tmp_path / "out"))
-    bad, predict = picture.read(pictures / "008.png"), worker.predictor
+    worker.batch_size = 3
+    bad, levels = picture.read(pictures / "008.png"), Predictor.levels
 
-    def stumble(image: ImageArray) -> list[Detection]:
-        if np.array_equal(image, bad):
+    def stumble(predictor: Predictor, images: Sequence[ImageArray]) -> list[list[Level]]:
+        if any(np.array_equal(image, bad) for image in images):
             raise MemoryError("too much")
-        return predict(image)
+        return levels(predictor, images)
 
-    monkeypatch.setattr(worker, "predictor", stumble)
+    monkeypatch.setattr(Predictor, "levels", stumble)
     make_all(worker)
     assert errors(tmp_path / "out") == {"008.png": "MemoryError: too much"}
     check_truth(tmp_path / "out")
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_images_that_pass_the_network_together(
+    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    """As on a GPU, with its threads: the same people in the same order, but for rounding."""
+    Image.new("RGB", (36, 48), (9, 9, 9)).save(pictures / "005.png")  # of another shape
+    spoil(pictures / "006.png", 1)
+    alone, together = (begin(job(pictures, weights, tmp_path / name)) for name in ("alone", "together"))
+    together.batch_size, together.job = 3, replace(together.job, gpu=gpu)
+    passed = list[int]()
+    levels = Predictor.levels
+
+    def counted(predictor: Predictor, images: Sequence[ImageArray]) -> list[list[Level]]:
+        passed.append(len(images))
+        return levels(predictor, images)
+
+    make_all(alone)
+    monkeypatch.setattr(Predictor, "levels", counted)
+    make_all(together)
+    assert passed == [3, 1, 2, 1, 2]  # parts of 4, 4 and 2, one image unreadable
+    for number in range(3):
+        pairs = zip(rows(tmp_path / "alone", number), rows(tmp_path / "together", number), strict=True)
+        for one, other in pairs:
+            assert one["image"] == other["image"]
+            found = [np.array([person["keypoints"] for person in row["people"]]) for row in (one, other)]
+            np.testing.assert_allclose(*found, atol=1e-3)
+    assert errors(tmp_path / "together") == errors(tmp_path / "alone")
+    check_truth(tmp_path / "together")
 
 
 def test_errors_of_an_earlier_attempt_do_not_stay(pictures: Path, weights: Path, tmp_path: Path) -> None:

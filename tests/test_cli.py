@@ -100,7 +100,7 @@ WITHOUT_NETWORK = ("acquire", "ingest", "targets", "evaluate")
     [
         (["cli"], LARGE),
         (
-            ["inference.job", *(f"stages.{stage}" for stage in WITHOUT_NETWORK)],
+            ["inference.worker", *(f"stages.{stage}" for stage in WITHOUT_NETWORK)],
             {"torch", "ray", "dvc", "prefect"},
         ),
     ],

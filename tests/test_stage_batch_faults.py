@@ -19,7 +19,7 @@ from personlab.data.transform import ImageArray
 from personlab.distributed import batch, cluster
 from tests.batches import begin, check_truth, digests, job, make_all, save_pictures, save_weights, spoil
 from tests.nodes import removed
-from tests.object_store import ObjectStore
+from tests.object_store import S3
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +48,7 @@ def expected(folder: Path) -> dict[str, str]:
 class Run:
     """`personlab infer-batch` in a process of its own, on local folders or on those of a store."""
 
-    def __init__(self, folder: Path, out: Path, cluster: Any, store: ObjectStore | None = None) -> None:
+    def __init__(self, folder: Path, out: Path, cluster: Any, store: S3 | None = None) -> None:
         options = ["--side", "65", "--max-people", "2", "--part-size", str(PART)]
         place = store.uri if store else str
         self.out, self.store = out, store
@@ -149,7 +149,7 @@ def test_two_actors_share_a_gpu(
 
 
 def test_images_weights_and_results_on_an_object_store(
-    folder: Path, ray_cluster: Any, object_store: ObjectStore, tmp_path: Path
+    folder: Path, ray_cluster: Any, object_store: S3, tmp_path: Path
 ) -> None:
     """The driver is killed. tests/test_object_store.py has stores that are busy or away."""
     save_pictures(tmp_path / "in", FEW)

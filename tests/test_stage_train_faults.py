@@ -27,7 +27,7 @@ from personlab.params import Params
 from personlab.skeleton import COCO_PERSON
 from tests.batches import save_weights
 from tests.nodes import removed
-from tests.object_store import ObjectStore
+from tests.object_store import S3
 from tests.test_example import HEIGHT, WIDTH, person, row
 
 pytestmark = pytest.mark.slow
@@ -212,7 +212,7 @@ def test_the_disk_is_full_and_the_newest_checkpoint_damaged(
     assert not list(small_disk.iterdir())
 
 
-def test_checkpoints_on_an_object_store(project: Project, object_store: ObjectStore, alone: Trained) -> None:
+def test_checkpoints_on_an_object_store(project: Project, object_store: S3, alone: Trained) -> None:
     """The driver is killed; then the store is away for longer than pyarrow tries."""
 
     def newest() -> int:

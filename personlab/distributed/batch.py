@@ -1,4 +1,4 @@
-"""Batch inference on a Ray cluster: a pool of actors makes the parts of a run (personlab/inference/job.py).
+"""Batch inference on a Ray cluster: a pool of actors makes the parts of a run (inference/worker.py).
 
 The driver holds one line for each part and an actor the results of one part, so memory does not grow with the
 number of images.
@@ -22,9 +22,10 @@ from ray.exceptions import RayError
 from personlab.distributed.cluster import connect, require, room
 from personlab.errors import UserError
 from personlab.inference import job as batch
-from personlab.inference.job import Job, Manifest, Part, Worker
+from personlab.inference.job import Job, Manifest, Part
 from personlab.inference.listing import Listing
 from personlab.inference.poison_images import RECORD
+from personlab.inference.worker import Worker
 from personlab.people import SHOWN
 from personlab.tables.shards import part_name
 from personlab.utils import malloc

@@ -1,4 +1,4 @@
-"""Batch inference without a cluster: the plan of a run, its parts, and a worker that makes them.
+"""The plan of a batch inference run, its parts and its manifest, as files in a folder.
 
 A plan divides the sorted images of a run into parts of equal size. A part is one unit of work: its
 predictions are written to part-00000.parquet (tables.NAMED_PREDICTIONS), after the images that cannot be
@@ -8,10 +8,10 @@ same files.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,39 +19,22 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from personlab import __version__, tables
-from personlab.data import images
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
-from personlab.inference.listing import Fetch, Listing
-from personlab.inference.local_copy import local_copy
-from personlab.inference.poison_images import Attempt, attempt
+from personlab.inference.listing import Listing
 from personlab.params import Decode, Infer, Section
 from personlab.people import SHOWN
 from personlab.skeleton import Skeleton
 from personlab.tables.shards import part_name
-from personlab.utils.prefetch import prefetch
-from personlab.utils.storage import LOCK, Folder, UnreachableError, retry, writing
+from personlab.utils.storage import LOCK, Folder, writing
 
 Row = dict[str, Any]
 DecodeImage = Callable[[bytes], ImageArray]
-T = TypeVar("T")
 
 PLAN: Final = "plan.json"
 INPUTS: Final = "inputs.parquet"
 MANIFEST: Final = "manifest.json"
 _COUNTS: Final = ("predictions", "errors", "proposals", "people")  # of a part, summed in the manifest
-
-_FETCH_THREADS = 8  # object stores are slow to answer
-_FETCH_DEPTH, _DECODE_DEPTH = 16, 2  # images
-
-
-@dataclass(frozen=True)
-class NamedImage:
-    """pixels: or why the image cannot be read. orientation: EXIF's, of the file; 1 is upright."""
-
-    name: str
-    pixels: ImageArray | UserError
-    orientation: int = 1
 
 
 class Plan(Section):
@@ -147,7 +130,7 @@ def make_plan(
         images=listing.entries.num_rows,
         part_size=part_size,
         inputs=hashlib.sha256(_inputs(listing, part_size)).hexdigest(),
-        weights=_digest_of(weights),
+        weights=digest_of(weights),
         skeleton=network.skeleton,
         infer=infer,
         decode=decoding(network, max_people, decode),
@@ -196,7 +179,8 @@ def _inputs(listing: Listing, part_size: int) -> bytes:
     return tables.table_bytes(listing.entries, params_hash="", row_group_size=part_size)
 
 
-def _digest_of(weights: Path) -> str:
+def digest_of(weights: Path) -> str:
+    """SHA-256 of a checkpoint and its card."""
     return hashlib.sha256(weights.read_bytes() + weights.with_suffix(".json").read_bytes()).hexdigest()
 
 
@@ -284,108 +268,3 @@ def _parsed(content: bytes, schema: pa.Schema, plan: Plan) -> pa.Table:
     table = pq.read_table(pa.BufferReader(content))
     same = table.schema.equals(schema) and tables.params_hash_of(table.schema) == plan.digest
     return table if same else schema.empty_table()
-
-
-class Worker:
-    """Makes parts with a predictor that is loaded once.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or is not the plan's.
-    """
-
-    def __init__(self, job: Job) -> None:
-        # imported here: processes that only check parts need not wait for torch
-        from personlab.predictor import Predictor
-
-        weights = local_copy(job.weights)
-        if _digest_of(weights) != job.plan.weights:
-            raise UserError(f"{job.weights}: has changed since the run began; put the old weights back")
-        self.job = job
-        self._listing = retry(job.out.place, lambda: pq.ParquetFile(job.out.open(INPUTS)))
-        self.predictor = Predictor.from_checkpoint(weights, job.plan.infer, job.plan.decode, gpu=job.gpu)
-
-    def make_part(self, number: int) -> Part:
-        """Predict the images of a part and write its files.
-
-        Raises:
-            UserError: they cannot be written, or the images' store does not answer.
-        """
-        predictions, failures = list[Row](), list[Row]()
-        with writing(self.job.out.place), attempt(self.job.out, number) as this:
-            named = self._one_by_one(number, this) if this.careful else self._side_by_side(number)
-            for image_id, row in zip(self.job.plan.ids(number), named, strict=True):
-                rows = failures if "reason" in row else predictions
-                rows.append({"image_id": image_id} | row)
-            self._write(errors_name(number), failures, tables.FAILURES)
-            self._write(part_name(number), predictions, tables.NAMED_PREDICTIONS)
-        part = read_part(self.job, number)
-        if part is None:
-            raise UserError(f"{self.job.out.place}: {part_name(number)} is not what was written to it")
-        return part
-
-    def _contents(self, number: int) -> Iterator[tuple[str, Fetch]]:
-        entries = retry(self.job.out.place, lambda: self._listing.read_row_group(number))
-        return Listing(self.job.listing_root, entries).read()
-
-    def _side_by_side(self, number: int) -> Iterator[Row]:
-        """The rows of a part, whose images are read ahead and, for a GPU, predicted by several threads."""
-        contents = self._contents(number)
-        fetched = prefetch(_fetch, contents, threads=_FETCH_THREADS, depth=_FETCH_DEPTH)
-        decoded = prefetch(self._decode, fetched, threads=1, depth=_DECODE_DEPTH)
-        if not self.job.gpu:
-            return map(self._predict, decoded)
-        from personlab.predictor import MOST_AT_A_TIME
-
-        return prefetch(self._predict, decoded, threads=MOST_AT_A_TIME, depth=MOST_AT_A_TIME)
-
-    def _one_by_one(self, number: int, this: Attempt) -> Iterator[Row]:
-        """The rows of a part, each image read when the one before it is done."""
-        for image_id, (name, fetch) in zip(self.job.plan.ids(number), self._contents(number), strict=True):
-            if this.gives_up(image_id):
-                error = UserError("kills the process that reads it or looks for people in it")
-                yield self._predict(NamedImage(name, error))
-            else:
-                this.takes(image_id)
-                yield self._predict(self._decode(_fetch((name, fetch))))
-
-    def _decode(self, entry: tuple[str, bytes | UserError]) -> NamedImage:
-        name, content = entry
-        orientation = images.orientation(content) if isinstance(content, bytes) else 1
-        return NamedImage(name, _result(self.job.decode, content), orientation)
-
-    def _predict(self, image: NamedImage) -> Row:
-        people = _result(self.predictor, image.pixels)
-        if isinstance(people, UserError) or isinstance(image.pixels, UserError):
-            return {"image": image.name, "reason": str(people)}
-        height, width = image.pixels.shape[:2]
-        size = {"height": height, "width": width, "orientation": image.orientation}
-        return {"image": image.name, **size, "people": [person.to_row() for person in people]}
-
-    def _write(self, name: str, rows: list[Row], schema: pa.Schema) -> None:
-        if not rows and schema == tables.FAILURES:
-            self.job.out.delete(name)  # of an earlier attempt
-            return
-        table = pa.Table.from_pylist(rows, schema=schema)
-        self.job.out.write(name, tables.table_bytes(table, params_hash=self.job.plan.digest))
-
-
-def _fetch(entry: tuple[str, Fetch]) -> tuple[str, bytes | UserError]:
-    return entry[0], _result(entry[1])
-
-
-def _result(function: Callable[..., T], *arguments: Any) -> T | UserError:
-    """What a function returns, or the error that it raises or is given: no image must stop the others.
-
-    Raises:
-        UnreachableError: the images' store does not answer, which is no property of an image.
-    """
-    if errors := [each for each in arguments if isinstance(each, UserError)]:
-        return errors[0]
-    try:
-        return function(*arguments)
-    except UnreachableError:
-        raise
-    except UserError as error:
-        return error
-    except Exception as error:
-        return UserError(f"{type(error).__name__}: {error}")

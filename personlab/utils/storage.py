@@ -27,14 +27,16 @@ import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from personlab.errors import UserError
+from personlab.utils import azure
 from personlab.utils.files import file_lock, write_atomic
 
 log = logging.getLogger("personlab")
 
 T = TypeVar("T")
 
-# File systems on which a file appears when it is closed, not before.
+# File systems on which a file's contents appear when it is closed, not before.
 _ATOMIC: Final = {"s3", "gcs", "abfs"}
+_EMPTY_FIRST: Final = {"abfs"}  # where an empty file appears before: its writer may have died
 LOCK: Final = ".lock"
 _ANSWER_SECONDS: Final = 20.0  # object stores' own limits add up to minutes
 _RETRY_SECONDS: Final = 120.0  # once a store has answered
@@ -44,7 +46,7 @@ _SCHEMES: Final = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs", "file")
 # whose text is longer than what was asked for.
 _TRANSIENT: Final = re.compile(
     r"SLOW_DOWN|THROTTL|NETWORK_CONNECTION|INTERNAL_FAILURE|UNAVAILABLE|REQUEST_TIMEOUT|"
-    r"HTTP status (429|5\d\d)|\b50[0234] |curl"
+    r"HTTP status (429|5\d\d)|\b50[0234] |curl|Azure Error: \[\]"  # Azure's without a code: no connection
 )
 _REFUSED: Final = re.compile(r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|HTTP status 40[013]|\b40[13] ")
 
@@ -103,7 +105,8 @@ def _reason(error: Exception) -> str:
     """One line for people."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    return f"{error}{'; are its credentials set and right?' if _REFUSED.search(str(error)) else ''}"
+    first = str(error).partition("\n")[0]
+    return f"{first}{'; are its credentials set and right?' if _REFUSED.search(str(error)) else ''}"
 
 
 def locate(place: str) -> tuple[FileSystem, str]:
@@ -134,7 +137,8 @@ def _system(scheme: str, host: str, query: str) -> tuple[FileSystem, str]:
 
     def ask() -> None:
         try:
-            system, root = FileSystem.from_uri(f"{scheme}://{host}/{'?' if query else ''}{query}")
+            known = azure.from_environment(host) if scheme in azure.SCHEMES else None
+            system, root = known or FileSystem.from_uri(f"{scheme}://{host}/{'?' if query else ''}{query}")
             with suppress(Exception):  # rights to the root are not needed
                 system.get_file_info(root)
             answer.put((system, root))
@@ -227,12 +231,21 @@ class Folder:
         return retry(self.place, lambda: _open(*self._at(name)))
 
     def read(self, name: str) -> bytes:
+        """Read a file.
+
+        Raises:
+            FileNotFoundError: there is none, or its writer died before it was whole.
+        """
+
         def read() -> bytes:
             with self.open(name) as file:
                 content: bytes = file.read()
             return content
 
-        return retry(self.place, read)
+        content = retry(self.place, read)
+        if not content and locate(self.place)[0].type_name in _EMPTY_FIRST:
+            raise FileNotFoundError(f"{name}: empty")
+        return content
 
     def files(self, *, recursive: bool = False) -> list[str]:
         """Names of the files, relative to the folder, in any order; none if the folder does not exist.

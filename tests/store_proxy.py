@@ -1,7 +1,7 @@
-"""A proxy before an S3 server: `python -m tests.s3_proxy PORT BACKEND_PORT SHARE`.
+"""A proxy before an object store: `python -m tests.store_proxy PORT BACKEND_PORT SHARE [KEY]`.
 
-It answers 503 SlowDown to a share of the requests, and 403 to those that are not signed with KEY. Killed and
-started again, it is a store that was away and kept its objects; those of moto's server are in its memory.
+It answers 503 to a share of the requests, and, before moto's S3 server, which takes any key, 403 to those
+that are not signed with KEY. Killed and started again, it is a store that was away and kept its objects.
 """
 
 import http.client
@@ -11,12 +11,11 @@ from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Final
 
-KEY: Final = "KNOWNKEY"
 _HOP_BY_HOP: Final = {"connection", "content-length", "expect", "keep-alive", "transfer-encoding"}
 
 
 def _error(code: str) -> bytes:
-    """As S3 words it, with an id for its support: longer than a small image."""
+    """As S3 and Azure word it, with an id for their support: longer than a small image."""
     details = f"<Code>{code}</Code><Message>{code}</Message><HostId>{'x' * 200}</HostId>"
     return f'<?xml version="1.0"?><Error>{details}</Error>'.encode()
 
@@ -25,11 +24,12 @@ class Proxy(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     backend = 0
     share = 0.0
+    key = ""
     chance = random.Random(0)
 
     def forward(self) -> None:
         body = self._body()
-        if f"Credential={KEY}/" not in self.headers.get("Authorization", ""):
+        if self.key and f"Credential={self.key}/" not in self.headers.get("Authorization", ""):
             signed = "Authorization" in self.headers
             self._answer(403, [], _error("InvalidAccessKeyId" if signed else "AccessDenied"))
         elif self.chance.random() < self.share:
@@ -55,7 +55,8 @@ class Proxy(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def _answer(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
-        length = dict(headers).get("Content-Length") if self.command == "HEAD" else None
+        lengths = {name.lower(): value for name, value in headers if self.command == "HEAD"}
+        length = lengths.get("content-length")
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in _HOP_BY_HOP:
@@ -73,4 +74,5 @@ class Server(ThreadingHTTPServer):
 
 if __name__ == "__main__":
     port, Proxy.backend, Proxy.share = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    Proxy.key = sys.argv[4] if sys.argv[4:] else ""
     Server(("127.0.0.1", port), Proxy).serve_forever()

@@ -1,0 +1,173 @@
+"""A worker of batch inference: it makes the parts of a run, with or without a cluster."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from personlab import tables
+from personlab.data import images
+from personlab.data.transform import ImageArray
+from personlab.errors import UserError
+from personlab.inference.job import INPUTS, Job, Part, Row, digest_of, errors_name, read_part
+from personlab.inference.listing import Fetch, Listing
+from personlab.inference.local_copy import local_copy
+from personlab.inference.poison_images import Attempt, attempt
+from personlab.tables.shards import part_name
+from personlab.utils.prefetch import prefetch
+from personlab.utils.storage import UnreachableError, retry, writing
+
+if TYPE_CHECKING:  # processes that only check parts need not wait for torch
+    from personlab.codec.decode import Level
+
+    Levels = list[Level] | UserError  # of an image, or the reason why there are none
+
+T = TypeVar("T")
+
+_FETCH_THREADS = 8  # object stores are slow to answer
+_FETCH_DEPTH, _DECODE_DEPTH = 16, 2  # images
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """pixels: or why the image cannot be read. orientation: EXIF's, of the file; 1 is upright."""
+
+    name: str
+    pixels: ImageArray | UserError
+    orientation: int = 1
+
+
+class Worker:
+    """Makes parts with a predictor that is loaded once.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or is not the plan's.
+    """
+
+    def __init__(self, job: Job) -> None:
+        from personlab.predictor import Predictor
+
+        weights = local_copy(job.weights)
+        if digest_of(weights) != job.plan.weights:
+            raise UserError(f"{job.weights}: has changed since the run began; put the old weights back")
+        self.job = job
+        self._listing = retry(job.out.place, lambda: pq.ParquetFile(job.out.open(INPUTS)))
+        self.predictor = Predictor.from_checkpoint(weights, job.plan.infer, job.plan.decode, gpu=job.gpu)
+        self.batch_size = self.predictor.batch_size()
+
+    def make_part(self, number: int) -> Part:
+        """Predict the images of a part and write its files.
+
+        Raises:
+            UserError: they cannot be written, or the images' store does not answer.
+        """
+        predictions, failures = list[Row](), list[Row]()
+        with writing(self.job.out.place), attempt(self.job.out, number) as this:
+            named = self._one_by_one(number, this) if this.careful else self._side_by_side(number)
+            for image_id, row in zip(self.job.plan.ids(number), named, strict=True):
+                rows = failures if "reason" in row else predictions
+                rows.append({"image_id": image_id} | row)
+            self._write(errors_name(number), failures, tables.FAILURES)
+            self._write(part_name(number), predictions, tables.NAMED_PREDICTIONS)
+        part = read_part(self.job, number)
+        if part is None:
+            raise UserError(f"{self.job.out.place}: {part_name(number)} is not what was written to it")
+        return part
+
+    def _contents(self, number: int) -> Iterator[tuple[str, Fetch]]:
+        entries = retry(self.job.out.place, lambda: self._listing.read_row_group(number))
+        return Listing(self.job.listing_root, entries).read()
+
+    def _side_by_side(self, number: int) -> Iterator[Row]:
+        """The rows of a part, whose images are read ahead.
+
+        On a GPU, several images pass the network together, while threads decode the fields of those before.
+        """
+        contents = self._contents(number)
+        fetched = prefetch(_fetch, contents, threads=_FETCH_THREADS, depth=_FETCH_DEPTH)
+        decoded = prefetch(self._decode, fetched, threads=1, depth=_DECODE_DEPTH + self.batch_size - 1)
+        with_levels = chain.from_iterable(map(self._with_levels, _batches(decoded, self.batch_size)))
+        if not self.job.gpu:
+            return map(self._row, with_levels)
+        from personlab.predictor import MOST_AT_A_TIME
+
+        return prefetch(self._row, with_levels, threads=MOST_AT_A_TIME, depth=MOST_AT_A_TIME)
+
+    def _one_by_one(self, number: int, this: Attempt) -> Iterator[Row]:
+        """The rows of a part, each image read when the one before it is done."""
+        for image_id, (name, fetch) in zip(self.job.plan.ids(number), self._contents(number), strict=True):
+            if this.gives_up(image_id):
+                error = UserError("kills the process that reads it or looks for people in it")
+                yield self._row((NamedImage(name, error), error))
+            else:
+                this.takes(image_id)
+                yield from map(self._row, self._with_levels([self._decode(_fetch((name, fetch)))]))
+
+    def _decode(self, entry: tuple[str, bytes | UserError]) -> NamedImage:
+        name, content = entry
+        orientation = images.orientation(content) if isinstance(content, bytes) else 1
+        return NamedImage(name, _result(self.job.decode, content), orientation)
+
+    def _with_levels(self, batch: Sequence[NamedImage]) -> Iterator[tuple[NamedImage, "Levels"]]:
+        """Images and their fields, or the reason why there are none."""
+        pixels = [each.pixels for each in batch if not isinstance(each.pixels, UserError)]
+        together = _result(self.predictor.levels, pixels)
+        levels: Iterator[Levels]
+        if isinstance(together, UserError):  # of one of the images, or not enough memory for all
+            levels = (_result(self._levels_of_one, each) for each in pixels)
+        else:
+            levels = iter(together)
+        for each in batch:
+            yield each, each.pixels if isinstance(each.pixels, UserError) else next(levels)
+
+    def _levels_of_one(self, pixels: ImageArray) -> "list[Level]":
+        (levels,) = self.predictor.levels([pixels])
+        return levels
+
+    def _row(self, found: tuple[NamedImage, "Levels"]) -> Row:
+        image, levels = found
+        people = _result(self.predictor.people, image.pixels, levels)
+        if isinstance(people, UserError) or isinstance(image.pixels, UserError):
+            return {"image": image.name, "reason": str(people)}
+        height, width = image.pixels.shape[:2]
+        size = {"height": height, "width": width, "orientation": image.orientation}
+        return {"image": image.name, **size, "people": [person.to_row() for person in people]}
+
+    def _write(self, name: str, rows: list[Row], schema: pa.Schema) -> None:
+        if not rows and schema == tables.FAILURES:
+            self.job.out.delete(name)  # of an earlier attempt
+            return
+        table = pa.Table.from_pylist(rows, schema=schema)
+        self.job.out.write(name, tables.table_bytes(table, params_hash=self.job.plan.digest))
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last one may be shorter."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _fetch(entry: tuple[str, Fetch]) -> tuple[str, bytes | UserError]:
+    return entry[0], _result(entry[1])
+
+
+def _result(function: Callable[..., T], *arguments: Any) -> T | UserError:
+    """What a function returns, or the error that it raises or is given: no image must stop the others.
+
+    Raises:
+        UnreachableError: the images' store does not answer, which is no property of an image.
+    """
+    if errors := [each for each in arguments if isinstance(each, UserError)]:
+        return errors[0]
+    try:
+        return function(*arguments)
+    except UnreachableError:
+        raise
+    except UserError as error:
+        return error
+    except Exception as error:
+        return UserError(f"{type(error).__name__}: {error}")
