@@ -12,14 +12,16 @@ pycocotools, safetensors, pillow, PyYAML, tqdm, cyclopts, rich. About five minut
 - training steps on a batch that lies on the device, in TF32, in bfloat16, and in bfloat16 compiled; then in
   bfloat16 with batches prepared during the steps, as the stage `train` does. Operations are counted by
   PyTorch's FlopCounterMode;
-- inference of one image at stride 8: resizing, network and copy to the host in float32 and bfloat16, and
-  decoding ten people's poses and masks from made fields of a square of that width. The paper (appendix A.1)
+- inference at stride 8: resizing, network and copy to the host in float32 and bfloat16, of one image and of
+  as many together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks
+  from made fields of a square of that width. The paper (appendix A.1)
   reports 464 ms for all of it at 801x529 with ResNet-101 on a Titan X.
 
 `--device cpu` runs the same code without a GPU, to try it: choose small sizes.
 """
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
@@ -141,9 +143,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Inference:
-    """One image, milliseconds."""
+    """Milliseconds an image."""
 
     size: str
+    together: int  # images that pass the network together
     precision: str
     network: float  # resizing, network, copy to the host
     decoding: float  # ten people with masks
@@ -298,7 +301,7 @@ def _operations(this: Trial) -> int:
 
 
 def images(this: Trial, width: int, height: int) -> Iterator[Inference]:
-    """One image after the other at stride 8, with the people of made fields."""
+    """Images at stride 8, with the people of made fields."""
     torch.manual_seed(0)
     network = PersonLab(this.model, stride=8, skeleton=COCO_PERSON).to(this.device).eval()
     predictor = Predictor(network, decoder(network), (width,), this.device)
@@ -313,15 +316,16 @@ def images(this: Trial, width: int, height: int) -> Iterator[Inference]:
 
     decoding = 1e3 * this.seconds(decode)
     precisions: tuple[params.Precision, ...] = ("float32", "bfloat16")
-    for precision in precisions:
+    for together, precision in itertools.product((1, max(2, predictor.batch_size())), precisions):
 
-        def see(precision: params.Precision = precision) -> None:
+        def see(precision: params.Precision = precision, together: int = together) -> None:
             with autocast(this.device, precision):
-                predictor.level(photo, width).fields.map(lambda field: field.to(CPU))
+                predictor.levels([photo] * together)
 
-        seen = 1e3 * this.seconds(see)
+        seen = 1e3 * this.seconds(see) / together
         total = seen + decoding
-        yield Inference(f"{width}x{height}", precision, seen, decoding, 1e3 / total, decoding / total)
+        size = f"{width}x{height}"
+        yield Inference(size, together, precision, seen, decoding, 1e3 / total, decoding / total)
 
 
 def _options() -> argparse.Namespace:
