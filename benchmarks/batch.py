@@ -201,7 +201,7 @@ def _share(pictures: Path, weights: Path, out: Path, part_size: int, index: int)
 def _job(pictures: Path, weights: Path, out: Path, part_size: int) -> tuple[Job, Listing]:
     listing = list_images(str(pictures))
     plan = make_plan(listing, weights, _INFER, max_people=_MAX_PEOPLE, part_size=part_size)
-    return Job(plan, listing.root, Folder(str(out)), weights, images.decode), listing
+    return Job(plan, listing.root, Folder(str(out)), str(weights), images.decode), listing
 
 
 # --- showing ------------------------------------------------------------------------------------------------
