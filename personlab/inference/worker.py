@@ -94,7 +94,8 @@ class Worker:
             return map(self._row, with_levels)
         from personlab.predictor import MOST_AT_A_TIME
 
-        return prefetch(self._row, with_levels, threads=MOST_AT_A_TIME, depth=MOST_AT_A_TIME)
+        depth = max(self.batch_size, MOST_AT_A_TIME)  # so the next batch passes while one is decoded
+        return prefetch(self._row, with_levels, threads=MOST_AT_A_TIME, depth=depth)
 
     def _one_by_one(self, number: int, this: Attempt) -> Iterator[Row]:
         """The rows of a part, each image read when the one before it is done."""
