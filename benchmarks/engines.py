@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from personlab.codec.fields import padded_side
 from personlab.model.network import PersonLab, from_checkpoint
@@ -89,21 +89,9 @@ def measure(engines: dict[str, Engine], image: Tensor, rounds: int) -> list[Timi
     ]
 
 
-class _Fields(nn.Module):
-    """The network with its fields as a tuple, as all engines return them."""
-
-    def __init__(self, network: PersonLab) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        fields = self.network(image).probabilities().tensors()
-        return tuple(fields[name] for name in self.network.heads)
-
-
 def engines(network: PersonLab, model: Path, image: Tensor, threads: int) -> Iterator[tuple[str, Engine]]:
     """The engines that are installed, PyTorch's first."""
-    eager = _Fields(network).eval()
+    eager = onnx.TupleOutput(network).eval()
     yield "PyTorch", _of_torch(eager)
     yield "torch.compile", _of_torch(torch.compile(eager, dynamic=False))
     with torch.inference_mode():

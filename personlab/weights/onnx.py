@@ -41,7 +41,7 @@ def export(weights: Path, out: Path, *, stride: Stride = 16) -> None:
         program.save(str(partial))
 
 
-class _TupleOutput(nn.Module):
+class TupleOutput(nn.Module):
     """The network with its fields as a tuple of tensors."""
 
     def __init__(self, network: PersonLab) -> None:
@@ -67,7 +67,7 @@ def _program(network: PersonLab) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's deprecation warnings about its own code
             return torch.onnx.export(
-                _TupleOutput(network).eval(),
+                TupleOutput(network).eval(),
                 (torch.zeros(2, 3, side, side + stride),),
                 dynamo=True,
                 input_names=["image"],
