@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ AZURITE_KEY: Final = (
 )
 
 
-class ObjectStore:
+class ObjectStore(ABC):
     """A store with a container named `work`, as tests and programs see it.
 
     Attributes:
@@ -39,14 +40,17 @@ class ObjectStore:
         self.inside = self._system(self._backend)
         self.open()
 
+    @abstractmethod
     def _serve(self, port: int) -> "subprocess.Popen[bytes]":
-        raise NotImplementedError
+        """Start the server."""
 
+    @abstractmethod
     def _system(self, port: int) -> FileSystem:
-        raise NotImplementedError
+        """The server's file system."""
 
+    @abstractmethod
     def uri(self, path: str | Path, *, bucket: str = "work") -> str:
-        raise NotImplementedError
+        """The URI of a path, as programs are given it: through the proxy."""
 
     def open(self, busy: float = 0.0) -> None:
         """From now on, a share of the requests is answered 503."""

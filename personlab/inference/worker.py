@@ -115,18 +115,14 @@ class Worker:
     def _with_levels(self, batch: Sequence[NamedImage]) -> Iterator[tuple[NamedImage, "Levels"]]:
         """Images and their fields, or the reason why there are none."""
         pixels = [each.pixels for each in batch if not isinstance(each.pixels, UserError)]
-        together = _result(self.predictor.levels, pixels)
-        levels: Iterator[Levels]
-        if isinstance(together, UserError):  # of one of the images, or not enough memory for all
-            levels = (_result(self._levels_of_one, each) for each in pixels)
-        else:
-            levels = iter(together)
+        found = _result(self.predictor.levels, pixels)
+        if isinstance(found, UserError) and len(batch) > 1:  # one image's fault, or not enough memory for all
+            for each in batch:
+                yield from self._with_levels([each])
+            return
+        levels: Iterator[Levels] = iter([found]) if isinstance(found, UserError) else iter(found)
         for each in batch:
             yield each, each.pixels if isinstance(each.pixels, UserError) else next(levels)
-
-    def _levels_of_one(self, pixels: ImageArray) -> "list[Level]":
-        (levels,) = self.predictor.levels([pixels])
-        return levels
 
     def _row(self, found: tuple[NamedImage, "Levels"]) -> Row:
         image, levels = found
