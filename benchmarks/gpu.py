@@ -21,7 +21,6 @@ pycocotools, safetensors, pillow, PyYAML, tqdm, cyclopts, rich. About five minut
 """
 
 import argparse
-import itertools
 import json
 import os
 import tempfile
@@ -48,7 +47,6 @@ from personlab.data.loader import load_batches
 from personlab.data.transform import ImageArray
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
-from personlab.model.precision import autocast
 from personlab.predictor import Predictor, decoder
 from personlab.skeleton import COCO_PERSON
 from personlab.training import engine
@@ -304,7 +302,7 @@ def images(this: Trial, width: int, height: int) -> Iterator[Inference]:
     """Images at stride 8, with the people of made fields."""
     torch.manual_seed(0)
     network = PersonLab(this.model, stride=8, skeleton=COCO_PERSON).to(this.device).eval()
-    predictor = Predictor(network, decoder(network), (width,), this.device)
+    found = decoder(network)
     photo: ImageArray = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     people = scenes.people(PEOPLE, stride=8, side=width)
     level = Level(scenes.predicted(people, stride=8), 1.0)
@@ -312,20 +310,17 @@ def images(this: Trial, width: int, height: int) -> Iterator[Inference]:
     square: ImageArray = np.random.default_rng(0).integers(0, 255, (width, width, 3), dtype=np.uint8)
 
     def decode() -> None:
-        list(predictor.decoder.people([level], height=width, width=width, image=square))
+        list(found.people([level], height=width, width=width, image=square))
 
     decoding = 1e3 * this.seconds(decode)
     precisions: tuple[params.Precision, ...] = ("float32", "bfloat16")
-    for together, precision in itertools.product((1, max(2, predictor.batch_size())), precisions):
-
-        def see(precision: params.Precision = precision, together: int = together) -> None:
-            with autocast(this.device, precision):
-                predictor.levels([photo] * together)
-
-        seen = 1e3 * this.seconds(see) / together
-        total = seen + decoding
-        size = f"{width}x{height}"
-        yield Inference(size, together, precision, seen, decoding, 1e3 / total, decoding / total)
+    for precision in precisions:
+        predictor = Predictor(network, found, (width,), this.device, precision)
+        for together in (1, max(2, predictor.batch_size())):
+            seen = 1e3 * this.seconds(partial(predictor.levels, [photo] * together)) / together
+            total = seen + decoding
+            size = f"{width}x{height}"
+            yield Inference(size, together, precision, seen, decoding, 1e3 / total, decoding / total)
 
 
 def _options() -> argparse.Namespace:

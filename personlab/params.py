@@ -216,6 +216,7 @@ class Train(Section):
     loss_weights: LossWeights = LossWeights()
     pos_weight: PositiveFloat = 1.0
     precision: Precision = "float32"
+    gradients: Literal["float32", "bfloat16"] = "float32"
     validate_every: int = Field(default=0, ge=0)
     validate_images: PositiveInt = 100
     validate_side: PositiveInt = 801
@@ -229,10 +230,11 @@ class Train(Section):
 
 
 class Infer(Section):
-    """Input sizes and output stride of the network in prediction."""
+    """Input sizes, output stride and precision of the network in prediction."""
 
     sides: tuple[PositiveInt, ...] = Field(default=(801,), min_length=1)
     stride: Stride = 16
+    precision: Precision = "auto"
 
 
 class Export(Section):
@@ -412,6 +414,7 @@ def from_saved(raw: Mapping[str, Any]) -> Params:
             tree.setdefault(new_section, {}).setdefault(new_key, tree[section][key])
     if {"decode", "codec"} & tree.keys():  # before `extensions`, decoding was the paper's
         tree.setdefault("decode", {}).setdefault("extensions", [])
+    tree.setdefault("infer", {}).setdefault("precision", "float32")  # before it could be chosen
     weights = tree.get("train", {}).get("loss_weights")
     if isinstance(weights, list | tuple):
         tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))

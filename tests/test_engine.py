@@ -25,6 +25,8 @@ from personlab.training.engine import (
     Batch,
     Supervised,
     optimizer,
+    read,
+    set_exchange,
     set_learning_rate,
     train_step,
 )
@@ -74,7 +76,7 @@ def test_a_step_descends_both_sets_of_heads() -> None:
     made, given = network(), batch()
     supervised = Supervised(made, OBJECTIVE)
     before = copy.deepcopy(made.state_dict())
-    report = train_step(supervised, given, optimizer(made, TRAIN))
+    (report,) = read([train_step(supervised, given, optimizer(made, TRAIN))])
     restored = network()
     restored.load_state_dict(before)
     restored.train()
@@ -101,8 +103,8 @@ def test_it_learns_one_batch(name: str, precision: params.Precision) -> None:
     train = params.Train(optimizer=name, learning_rate=3e-3)
     stepping = optimizer(made, train)
     supervised = Supervised(made, OBJECTIVE)
-    totals = [train_step(supervised, given, stepping, precision=precision)["total"] for _ in range(30)]
-    assert totals[-1] < 0.75 * totals[0]
+    losses = read([train_step(supervised, given, stepping, precision=precision) for _ in range(30)])
+    assert losses[-1]["total"] < 0.75 * losses[0]["total"]
 
 
 @pytest.mark.parametrize(("capability", "fast"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False)])
@@ -155,13 +157,22 @@ def test_the_learning_rate_falls_in_a_straight_line_to_a_last_step_that_still_co
     assert rates(decay_from=0.0) == pytest.approx([1e-3 * left / 11 for left in range(10, 0, -1)])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images() -> None:
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_step_whose_loss_is_not_finite_is_skipped_and_named_when_it_is_read(name: str) -> None:
     made = network()
-    before = copy.deepcopy(dict(made.named_parameters()))
+    stepping = optimizer(made, TRAIN.model_copy(update={"optimizer": name}))
+    supervised = Supervised(made, OBJECTIVE)
+    first = train_step(supervised, batch(), stepping)
+    before = copy.deepcopy((dict(made.named_parameters()), stepping.state_dict()))
+    second = train_step(supervised, spoilt(batch()), stepping)
+    assert all(torch.equal(parameter, before[0][name]) for name, parameter in made.named_parameters())
+    torch.testing.assert_close(stepping.state_dict(), before[1], rtol=0, atol=0)
+    third = train_step(supervised, batch(2), stepping)
+    assert [losses["total"] > 0 for losses in read([first, third])] == [True, True]
     with pytest.raises(UserError, match=r"not finite on images 100, 101 \(.*seg nan") as caught:
-        train_step(Supervised(made, OBJECTIVE), spoilt(batch()), optimizer(made, TRAIN))
+        read([first, second, third])
     assert "learning_rate" in str(caught.value)
-    assert all(torch.equal(parameter, before[name]) for name, parameter in made.named_parameters())
+    assert read([]) == []
 
 
 def steps_of(module: nn.Module, count: int) -> Iterator[int]:
@@ -223,11 +234,20 @@ def _work(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     made = frozen_network()
     wrapped, stepping = DistributedDataParallel(Supervised(made, OBJECTIVE)), optimizer(made, TRAIN)
-    reports = [train_step(wrapped, shares(seed)[rank], stepping) for seed in range(3)]
+    reports = read([train_step(wrapped, shares(seed)[rank], stepping) for seed in range(3)])
     given = shares(3)[rank]
+    spoiled = train_step(wrapped, spoilt(given) if rank else given, stepping)
     with pytest.raises(UserError) as caught:
-        train_step(wrapped, spoilt(given) if rank else given, stepping)
-    found = {"state": made.state_dict(), "reports": reports, "message": str(caught.value)}
+        read([spoiled])
+    rounded = DistributedDataParallel(Supervised(frozen_network(), OBJECTIVE))
+    set_exchange(rounded, TRAIN.model_copy(update={"gradients": "bfloat16"}))
+    rounded(shares(0)[rank].images, shares(0)[rank].targets)[0].backward()
+    found = {
+        "state": made.state_dict(),
+        "reports": reports,
+        "message": str(caught.value),
+        "rounded": [parameter.grad for parameter in rounded.parameters()],
+    }
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -262,6 +282,12 @@ def shares(seed: int) -> tuple[Batch, Batch]:
     return first, second
 
 
+def both(halves: tuple[Batch, Batch]) -> Batch:
+    """The batch of both workers."""
+    targets = stack([half.targets for half in halves])
+    return Batch(torch.cat([half.images for half in halves]), targets, [100, 101, 102, 103])
+
+
 @pytest.mark.slow
 def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_work, (tmp_path,), nprocs=2)
@@ -269,10 +295,8 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
     alone = frozen_network()
     stepping = optimizer(alone, TRAIN)
     for seed in range(3):
-        halves = shares(seed)
-        targets = stack([half.targets for half in halves])
-        whole = Batch(torch.cat([half.images for half in halves]), targets, [100, 101, 102, 103])
-        report = train_step(Supervised(alone, OBJECTIVE), whole, stepping)
+        whole = both(shares(seed))
+        (report,) = read([train_step(Supervised(alone, OBJECTIVE), whole, stepping)])
         assert first["reports"][seed] == pytest.approx(report, rel=1e-4)
         assert second["reports"][seed] == first["reports"][seed]
     for name, tensor in alone.state_dict().items():
@@ -280,3 +304,10 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
         assert torch.equal(first["state"][name], second["state"][name])
     assert first["message"] == second["message"]
     assert "not finite on images 102, 103 (" in first["message"]
+    once, whole = Supervised(frozen_network(), OBJECTIVE), both(shares(0))
+    once(whole.images, whole.targets)[0].backward()
+    for exact, *found in zip(once.parameters(), first["rounded"], second["rounded"], strict=True):
+        assert torch.equal(*found)
+        # each worker's half is rounded, and so is their sum
+        assert float((found[0] - exact.grad).norm() / exact.grad.norm()) < 2 * torch.finfo(torch.bfloat16).eps
+        assert not torch.equal(found[0], exact.grad)

@@ -112,7 +112,7 @@ def test_parameters_of_version_01_keep_their_meaning() -> None:
     assert saved.model.radius == 12
     assert (saved.ingest.shard_mb, saved.ingest.row_group) == (4, 64)
     assert saved.decode == Decode(nms_radius=5, bin=1, extensions=())
-    assert saved.infer == Infer(sides=(193, 385, 577), stride=8)
+    assert saved.infer == Infer(sides=(193, 385, 577), stride=8, precision="float32")
     assert saved.compute == Compute(checkpoint_every=500)
     assert saved.train.loss_weights.model_dump() == {
         "heatmap": 4, "seg": 2, "short": 4, "mid": 0.5, "long": 0.125
@@ -129,13 +129,16 @@ def test_moved_parameters_are_found_under_their_old_names() -> None:
     }
     saved = params.from_saved(old)
     assert (saved.decode.nms, saved.decode.scoring, saved.decode.max_people) == ("hard", "hough", 7)
-    assert saved.infer == Infer(sides=(1401,), stride=8)  # the defaults that they left out
+    left_out = Infer(sides=(1401,), stride=8, precision="float32")
+    assert saved.infer == left_out
     assert saved.compute == Compute(
         gpu=True, workers=2, max_failures=5, ray_address="auto", storage_path="s3://b"
     )
     assert saved.model.backbone == "slim-resnet50"
     newer = {"codec": {"radius": 12, "bin": 1}, "decode": {"bin": 3}}  # decoded anew by this version
-    assert params.from_saved(newer) == Params(model=Model(radius=12), decode=Decode(bin=3, extensions=()))
+    assert params.from_saved(newer) == Params(
+        model=Model(radius=12), infer=Infer(precision="float32"), decode=Decode(bin=3, extensions=())
+    )
 
 
 def test_what_is_saved_is_read_back_whatever_other_versions_add() -> None:

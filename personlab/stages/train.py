@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 import ray
@@ -35,7 +36,7 @@ from personlab.params import Compute, Model, Params, Section, Train
 from personlab.skeleton import Skeleton
 from personlab.tables import DATASET, read_dataset
 from personlab.training import engine
-from personlab.training.engine import Average, Batch, Supervised
+from personlab.training.engine import Average, Batch, StepLosses, Supervised
 from personlab.training.validation import Validation
 from personlab.utils import malloc
 from personlab.utils.files import atomic_folder, write_json, write_tsv
@@ -175,23 +176,31 @@ def _work(config: dict[str, Any]) -> None:
         progress.load(state, device)
         if is_rank_zero():
             board.post.remote(progress.step, f"resuming from step {progress.step}")
-    validates = is_rank_zero() and train.validate_every > 0
-    validation = Validation.of(network, root / "data", train) if validates else None
+    monitors = is_rank_zero() and train.validate_every > 0
+    validation = Validation.of(network, root / "data", train) if monitors else None
 
     parallel = prepare_model(supervised, move_to_device=False)
+    engine.set_exchange(parallel, train)
     throughput = _Throughput()
     batches = throughput.timed(_batches(recipe, root / "data", device, network.skeleton, done=progress.step))
     for step, batch in zip(range(progress.step + 1, train.steps + 1), batches, strict=False):
         engine.set_learning_rate(progress.optimizer, train, step)
-        losses = engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
+        progress.advance(
+            step, engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
+        )
         last = step == train.steps
-        progress.advance(step, losses, last=last)
-        if validation and step % train.validate_every == 0:
+        saves = step % config["checkpoint_every"] == 0 or last
+        validates = train.validate_every > 0 and step % train.validate_every == 0
+        if step % _LOG_EVERY == 0 or saves or validates:
+            progress.read_losses()
+        if step % _LOG_EVERY == 0 or last:
+            progress.add_point()
+        if validation and validates:
             with throughput.paused():  # the other workers wait for this one before the next step
                 progress.ap.append((step, validation(average.of(network))))
         if is_rank_zero():
             _report(board, step, progress)
-        if step % config["checkpoint_every"] == 0 or last:
+        if saves:
             checkpoints.save(run, step, progress.state)
     if is_rank_zero():
         ray.get(board.post.remote(progress.step, throughput.summary()))
@@ -206,19 +215,32 @@ class _Progress:
     average: Average
     points: Points = field(default_factory=list)  # losses, each the mean over the steps since the last point
     recent: list[dict[str, float]] = field(default_factory=list)  # losses of the steps since then
+    unread: list[StepLosses] = field(default_factory=list)  # losses of the last steps, still on the device
     ap: Points = field(default_factory=list)  # of the averaged weights
-    losses: dict[str, float] = field(default_factory=dict)  # of the last step
+    losses: dict[str, float] = field(default_factory=dict)  # of the last step that has been read
     step: int = 0
 
-    def advance(self, step: int, losses: dict[str, float], *, last: bool) -> None:
+    def advance(self, step: int, losses: StepLosses) -> None:
         """Record that `step` has updated the network."""
         self.average.update(self.network, step)
-        self.step, self.losses = step, losses
-        self.recent.append(losses)
-        if step % _LOG_EVERY == 0 or last:
-            means = {name: sum(each[name] for each in self.recent) / len(self.recent) for name in losses}
-            self.points.append((step, means))
-            self.recent = []
+        self.step = step
+        self.unread.append(losses)
+
+    def read_losses(self) -> None:
+        """Read the losses of all steps; in every step, a GPU would wait for the processor.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        self.recent += engine.read(self.unread)
+        self.losses = self.recent[-1]
+        self.unread = []
+
+    def add_point(self) -> None:
+        """Add a point to the loss curves."""
+        means = {name: fmean(each[name] for each in self.recent) for name in self.losses}
+        self.points.append((self.step, means))
+        self.recent = []
 
     def state(self) -> dict[str, Any]:
         return {

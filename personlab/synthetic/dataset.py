@@ -6,6 +6,7 @@ share no image.
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,6 +20,7 @@ from personlab.skeleton import COCO_PERSON
 from personlab.synthetic.pose import Rng
 from personlab.synthetic.scene import PersonTruth, Scene, make_scene
 from personlab.utils.files import write_atomic
+from personlab.utils.parallel import in_processes
 from personlab.utils.progress import Tracker
 
 JPEG_QUALITY: Final = 92
@@ -27,6 +29,10 @@ SMALL_AREA: Final = 32**2  # pixels; COCO annotates no keypoints of smaller peop
 MIN_AREA: Final = 20  # pixels; smaller people are not annotated
 MIN_PIECE: Final = 4  # pixels; smaller fragments and holes of a mask are not annotated
 UPSCALE: Final = 4  # contours run through pixel centres; of an upscaled mask they are close to pixel edges
+
+LEAST_IMAGES: Final = 32  # rendered by each process
+
+_Rendered = tuple[dict[str, Any], list[dict[str, Any]]]  # record of an image, and its annotations
 
 # (name, offset of image ids) of each split; ids are unique over both, as in COCO.
 SPLITS: Final = (("train2017", 0), ("val2017", 500_000))
@@ -79,18 +85,39 @@ def write_sample(
         )
     names, links = (LIMBS, LIMBS_SKELETON) if keypoints == 14 else (COCO_PERSON.keypoints, COCO_SKELETON)
     for number, ((split, offset), count) in enumerate(zip(SPLITS, (train_images, val_images), strict=True)):
-        images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
         (folder / split).mkdir(parents=True, exist_ok=True)
-        indices: Iterable[int] = range(1, count + 1)
-        for index in progress(indices, total=count, label=f"rendering {split}") if progress else indices:
-            rng = np.random.default_rng((seed, number, index))
-            scene, image_id = make_scene(rng, width, height, names), offset + index
-            name = f"{image_id:012d}.jpg"
-            _write_jpeg(folder / split / name, scene)
-            images.append({"id": image_id, "file_name": name, "width": width, "height": height, "license": 1})
-            annotations += annotate(scene, rng, image_id, names)
+        this = _Split(folder / split, (seed, number), offset, width, height, names)
+        rendered: Iterable[_Rendered] = in_processes(this.render, range(1, count + 1), least=LEAST_IMAGES)
+        if progress:
+            rendered = progress(rendered, total=count, label=f"rendering {split}")
+        images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
+        for image, people in rendered:
+            images.append(image)
+            annotations += people
         content = json.dumps(_coco(images, annotations, names, links), separators=(",", ":"))
         write_atomic(folder / "annotations" / f"person_keypoints_{split}.json", content)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What the images of a split depend on."""
+
+    folder: Path
+    seed: tuple[int, int]
+    offset: int  # of image ids
+    width: int
+    height: int
+    names: Sequence[str]
+
+    def render(self, index: int) -> _Rendered:
+        """Write an image. Returns its record and its annotations."""
+        rng = np.random.default_rng((*self.seed, index))
+        scene, image_id = make_scene(rng, self.width, self.height, self.names), self.offset + index
+        name = f"{image_id:012d}.jpg"
+        _write_jpeg(self.folder / name, scene)
+        size = {"width": self.width, "height": self.height}
+        image = {"id": image_id, "file_name": name, **size, "license": 1}
+        return image, annotate(scene, rng, image_id, self.names)
 
 
 def annotate(scene: Scene, rng: Rng, image_id: int, names: Sequence[str]) -> list[dict[str, Any]]:

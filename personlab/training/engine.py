@@ -6,12 +6,16 @@ which each worker takes over its own share.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
 
 from personlab import params
 from personlab.codec.fields import Targets
@@ -19,6 +23,8 @@ from personlab.errors import UserError
 from personlab.model.losses import Losses, Objective, positions
 from personlab.model.network import PersonLab
 from personlab.model.precision import autocast
+
+_LOSSES: Final = ("total", *(field.name for field in fields(Losses)))
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,35 @@ class Supervised(nn.Module):
         return torch.stack([each.total(self.objective.weights) for each in losses]).sum(), losses[0]
 
 
+@dataclass(frozen=True)
+class StepLosses:
+    """The losses of a step. They lie on the network's device: `read` waits for the step, once for many."""
+
+    means: Tensor  # (6,): the total and the losses of the final heads, over the batches of all workers
+    total: Tensor  # scalar, of this worker's batch
+    image_ids: list[int]  # of this worker's batch
+
+
 def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
-    """The paper's SGD with momentum, or Adam with `momentum` as the decay of its first moment."""
+    """The paper's SGD with momentum, or Adam with `momentum` as the decay of its first moment.
+
+    Both are fused: one kernel for all weights, which can skip a step without the processor waiting for it.
+    """
     parameters, rate, decay = network.parameters(), train.learning_rate, train.weight_decay
     if train.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=train.momentum, weight_decay=decay)
+        return torch.optim.SGD(parameters, rate, momentum=train.momentum, weight_decay=decay, fused=True)
     return torch.optim.Adam(parameters, rate, betas=(train.momentum, 0.999), weight_decay=decay, fused=True)
+
+
+def set_exchange(supervised: nn.Module, train: params.Train) -> None:
+    """Let workers, if there are several, exchange gradients in the precision `train.gradients`."""
+    if isinstance(supervised, DistributedDataParallel) and train.gradients == "bfloat16":
+        supervised.register_comm_hook(None, _in_bfloat16)
+
+
+def _in_bfloat16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[Tensor]:
+    """PyTorch's hook, which DistributedDataParallel refuses by its name without GPUs, where it works too."""
+    return bf16_compress_hook(group, bucket)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, train: params.Train, step: int) -> None:
@@ -76,33 +105,48 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     *,
     precision: params.Precision = "float32",
-) -> dict[str, float]:
-    """Take one step of the optimizer on a batch on the network's device.
+) -> StepLosses:
+    """Take one step of a fused optimizer on a batch on the network's device, without waiting for a GPU.
+
+    A step whose loss is not finite on any worker leaves the weights as they are; `read` raises it.
 
     Args:
         supervised: a `Supervised`, wrapped by DistributedDataParallel if there are several workers.
 
-    Returns the losses before the step over the batches of all workers: "total", which is minimised, and the
-    losses of the final heads, weighted by `pos_weight` but not by `loss_weights`.
-
-    Raises:
-        UserError: the loss is not finite; raised on every worker, before the weights change.
+    Returns the losses before the step: "total", which is minimised, and those of the final heads, weighted by
+    `pos_weight` but not by `loss_weights`.
     """
     optimizer.zero_grad(set_to_none=True)
     with autocast(batch.images.device, precision):
         total, final = supervised(batch.images, batch.targets)
-    total.backward()  # before the losses are read, which waits for the GPU
-    scalars = torch.stack([total, *vars(final).values()]).detach()
-    means: list[float] = (_sum_over_workers(scalars) / _workers()).tolist()
-    losses = dict(zip(("total", *vars(final)), means, strict=True))
-    if not math.isfinite(losses["total"]):
-        images = _gather([] if torch.isfinite(total) else batch.image_ids)
-        values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
-        raise UserError(
-            f"the loss is not finite on images {', '.join(map(str, images))} ({values}); "
-            "check these images, or lower train.learning_rate"
-        )
+    total.backward()
+    means = _sum_over_workers(torch.stack([total, *vars(final).values()]).detach()) / _workers()
+    # As torch.amp.GradScaler tells a fused optimizer to skip a step, on the device.
+    optimizer.found_inf = (~means[0].isfinite()).float()  # type: ignore[attr-defined]
     optimizer.step()
+    return StepLosses(means, total.detach(), batch.image_ids)
+
+
+def read(steps: Sequence[StepLosses]) -> list[dict[str, float]]:
+    """The losses of steps by name: "total", "heatmap", "seg", "short", "mid", "long".
+
+    Raises:
+        UserError: a loss is not finite; raised on every worker.
+    """
+    if not steps:
+        return []
+    losses = [
+        dict(zip(_LOSSES, values, strict=True))
+        for values in torch.stack([step.means for step in steps]).tolist()
+    ]
+    for step, found in zip(steps, losses, strict=True):
+        if not math.isfinite(found["total"]):
+            images = _gather([] if step.total.isfinite() else step.image_ids)
+            values = ", ".join(f"{name} {value:g}" for name, value in found.items())
+            raise UserError(
+                f"the loss is not finite on images {', '.join(map(str, images))} ({values}); "
+                "check these images, or lower train.learning_rate"
+            )
     return losses
 
 
