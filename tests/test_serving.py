@@ -2,15 +2,18 @@
 
 import base64
 import io
+import itertools
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,23 @@ def test_other_bodies_are_refused_and_the_next_is_answered(
     answer = client.post("/predict", content=body)
     assert answer.status_code == status
     assert reason in answer.json()["detail"]
+    assert client.post("/predict", content=picture()).status_code == 200
+
+
+def test_a_client_that_sends_all_before_it_reads_sees_why_it_is_refused(client: httpx.Client) -> None:
+    upload = urllib.request.Request(str(client.base_url.join("/predict")), b"\0" * 100_000_000)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(upload, timeout=60)
+    with refused.value as answer:
+        assert (answer.code, b"more than 20000000 bytes" in answer.read()) == (413, True)
+
+
+def test_an_endless_body_is_cut_off(client: httpx.Client) -> None:
+    sent = itertools.count()
+    endless = (b"\0" * 1_000_000 for _ in sent)
+    with suppress(httpx.TransportError):
+        assert client.post("/predict", content=endless).status_code == 413
+    assert next(sent) < 500
     assert client.post("/predict", content=picture()).status_code == 200
 
 

@@ -18,6 +18,7 @@ from personlab.people import SHOWN
 from personlab.serving.model import BusyError, Served
 
 LARGEST_BODY: Final = 20_000_000  # bytes
+_MOST_DISCARDED: Final = 250_000_000  # bytes of a larger body, before the connection is closed
 _PAGE: Final = Path(__file__).with_name("templates") / "page.html"
 
 
@@ -90,9 +91,9 @@ def make_app(served: Served) -> FastAPI:
         ] = False,
     ) -> Prediction:
         """Find the people in an image, which is the body of the request."""
+        content = await _body(request)
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise HTTPException(415, "a form; send the file itself: curl --data-binary @photo.jpg")
-        content = await _body(request)
         try:
             answer = await served.predict(content, draw=picture)
         except BusyError:
@@ -115,15 +116,21 @@ def make_app(served: Served) -> FastAPI:
 
 
 async def _body(request: Request) -> bytes:
-    """The body, read no further than allowed.
+    """The body. The rest of one that is too large is discarded: a client that is still sending would see a
+    closed connection instead of the answer.
 
     Raises:
-        HTTPException: it is larger.
+        HTTPException: it is too large.
     """
     parts, size = list[bytes](), 0
     async for part in request.stream():
         size += len(part)
+        if size > _MOST_DISCARDED:
+            break
         if size > LARGEST_BODY:
-            raise HTTPException(413, f"the body has more than {LARGEST_BODY} bytes")
-        parts.append(part)
+            parts.clear()
+        else:
+            parts.append(part)
+    if size > LARGEST_BODY:
+        raise HTTPException(413, f"the body has more than {LARGEST_BODY} bytes", {"Connection": "close"})
     return b"".join(parts)
