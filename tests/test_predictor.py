@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -27,6 +29,8 @@ from personlab.skeleton import COCO_PERSON
 from tests.batches import save_pictures
 from tests.coco_person import K
 from tests.conftest import ROOT
+
+T = TypeVar("T")
 
 HEIGHT, WIDTH, STRIDE = 240, 320, 8
 MODEL = params.Model(width=8)
@@ -101,6 +105,40 @@ def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
     assert len(first) <= 3
     assert [d.score for d in first] == [d.score for d in second]
     assert [d.rle for d in first] == [d.rle for d in second]
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet", "resnet50"])
+def test_fields_do_not_depend_on_the_number_of_threads(tmp_path: Path, backbone: params.BackboneKind) -> None:
+    torch.manual_seed(0)
+    network = build(params.Model(backbone=backbone, width=16), stride=8, skeleton=COCO_PERSON)
+    for head in network.heads.parameters():
+        nn.init.normal_(head, std=0.1)
+    checkpoint.save(tmp_path / "w.safetensors", network.state_dict(), network.card({}))
+    infer = params.Infer(sides=(449,), stride=8, precision="float32")
+    predictor = Predictor.from_checkpoint(tmp_path / "w.safetensors", infer)
+    image = np.random.default_rng(0).integers(0, 255, (449, 449, 3), np.uint8)
+    first, *others = with_threads(lambda: predictor.level(image, 449).fields.tensors())
+    for name, field in first.items():
+        assert all(torch.equal(field, other[name]) for other in others), name
+
+
+def test_probabilities_do_not_depend_on_the_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 8 * torch.randn(1, 17, 99, 97, generator=generator)
+    rest = torch.zeros(1, 17, 2, 99, 97)
+    fields = Fields(logits, rest, rest, logits[:, 0], rest, stride=8)
+    first, *others = with_threads(lambda: fields.probabilities().heatmap)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def with_threads(function: Callable[[], T]) -> list[T]:
+    """What a function returns with 1, 2, 3 and 4 threads."""
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        found.append(function())
+    torch.set_num_threads(before)
+    return found
 
 
 def test_a_network_trained_without_refinement_is_decoded_without() -> None:

@@ -39,7 +39,7 @@ def eager(seed: int = 0) -> PersonLab:
     return network
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Oracle(Predictor):
     """Detects three of the four people: both of image 1 and one of image 2."""
 
@@ -66,7 +66,8 @@ def test_people_are_found_as_with_a_checkpoint_of_the_weights(data: Path, tmp_pa
     validation(weights)
     path = tmp_path / "model.safetensors"
     checkpoint.save(path, weights, network.card({}))
-    expected = Predictor.from_checkpoint(path, params.Infer(sides=(65,), stride=TRAIN.stride))
+    infer = params.Infer(sides=(65,), stride=TRAIN.stride, precision="float32")
+    expected = Predictor.from_checkpoint(path, infer)
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     found, known = validation.predictor(image), expected(image)
     assert validation.predictor.decoder == expected.decoder
