@@ -10,12 +10,12 @@ pycocotools, safetensors, pillow, PyYAML, tqdm, cyclopts, rich. About five minut
   decoded from the same targets;
 - matrix products in bfloat16: the rate that the card reaches at best;
 - training steps on a batch that lies on the device, in TF32, in bfloat16, and in bfloat16 compiled; then in
-  bfloat16 with batches prepared during the steps, as the stage `train` does. Operations are counted by
-  PyTorch's FlopCounterMode;
-- inference at stride 8: resizing, network and copy to the host in float32 and bfloat16, of one image and of
-  as many together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks
-  from made fields of a square of that width. The paper (appendix A.1)
-  reports 464 ms for all of it at 801x529 with ResNet-101 on a Titan X.
+  bfloat16 with averaged weights and batches prepared during the steps, as the stage `train` does. Operations are
+  counted by PyTorch's FlopCounterMode;
+- inference at stride 8: resizing, network and copy to the host in float32 and bfloat16, of one image and of as many
+  together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks from made fields
+  of a square of that width. The paper (appendix A.1) reports 464 ms for all of it at 801x529 with ResNet-101 on a
+  Titan X.
 
 `--device cpu` runs the same code without a GPU, to try it: choose small sizes.
 """
@@ -50,7 +50,7 @@ from personlab.model.network import PersonLab, build
 from personlab.predictor import Predictor, decoder
 from personlab.skeleton import COCO_PERSON
 from personlab.training import engine
-from personlab.training.engine import Batch, Supervised
+from personlab.training.engine import Average, Batch, Supervised
 from personlab.utils.prefetch import prefetch
 
 CPU = torch.device("cpu")
@@ -264,14 +264,15 @@ def resident_steps(this: Trial, card: float) -> Iterator[Training]:
 
 
 def loaded_steps(this: Trial, card: float) -> Training:
-    """Steps in bfloat16 with batches that are prepared meanwhile."""
+    """Steps in bfloat16 with averaging, and with batches that are prepared meanwhile."""
     supervised, optimizer = _learner(this)
-    batches = this.batches(this.device)
+    batches, average = this.batches(this.device), Average(start=0)
 
     def step() -> None:
         engine.train_step(supervised, next(batches), optimizer, precision="bfloat16")
+        average.update(supervised.network, 0)
 
-    return _training(this, "bfloat16, loading included", this.seconds(step), card)
+    return _training(this, "bfloat16, with loading and averaging", this.seconds(step), card)
 
 
 def _learner(this: Trial) -> tuple[Supervised, torch.optim.Optimizer]:
