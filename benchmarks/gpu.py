@@ -9,13 +9,13 @@ pycocotools, safetensors, pillow, PyYAML, tqdm, cyclopts, rich. About five minut
 - parity: one network on the CPU and on the device, both in float32 (TF32 off): fields, loss, and the people
   decoded from the same targets;
 - matrix products in bfloat16: the rate that the card reaches at best;
-- training steps on a batch that lies on the device, in TF32, in bfloat16, and in bfloat16 compiled; then in
-  bfloat16 with averaged weights and batches prepared during the steps, as the stage `train` does. Operations are
-  counted by PyTorch's FlopCounterMode;
-- inference at stride 8: resizing, network and copy to the host in float32 and bfloat16, of one image and of as many
-  together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks from made fields
-  of a square of that width. The paper (appendix A.1) reports 464 ms for all of it at 801x529 with ResNet-101 on a
-  Titan X.
+- training steps on a batch that lies on the device, in TF32, in bfloat16, and in bfloat16 compiled; then
+  in bfloat16 with averaged weights and batches prepared during the steps, as the stage `train` does.
+  Operations are counted by PyTorch's FlopCounterMode;
+- inference at stride 8: resizing, network and copy to the host in float32 and bfloat16, of one image and of
+  as many together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks
+  from made fields of a square of that width. The paper (appendix A.1) reports 464 ms for all of it at
+  801x529 with ResNet-101 on a Titan X.
 
 `--device cpu` runs the same code without a GPU, to try it: choose small sizes.
 """
