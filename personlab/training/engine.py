@@ -83,7 +83,10 @@ def set_exchange(supervised: nn.Module, train: params.Train) -> None:
         supervised.register_comm_hook(None, _in_bfloat16)
 
 
-def _in_bfloat16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future[Tensor]:
+def _in_bfloat16(
+    group: dist.ProcessGroup,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> Future[Tensor]:
     """PyTorch's hook, which DistributedDataParallel refuses by its name without GPUs, where it works too."""
     return bf16_compress_hook(group, bucket)
 
