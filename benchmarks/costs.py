@@ -121,7 +121,7 @@ def stages(folder: Path, coco: Path, weights: Path) -> dict[str, float]:
     own = own.model_copy(
         update={
             "acquire": params.Acquire(source="directory", directory=str(coco.resolve())),
-            "infer": params.Infer(),
+            "infer": params.Infer(precision="float32"),
             "decode": decoding(predictor.network),
             "evaluate": params.Evaluate(gallery=1),
         }
@@ -199,7 +199,9 @@ def photo(coco: Path, weights: Path) -> dict[str, float]:
     spent = defaultdict[str, float](float)
     paths = sorted((coco / "val2017").glob("*.jpg"))[:_PHOTOS]
     for name, side, stride in (("large", 1401, 8), ("mobile", 513, 16)):
-        predictor = Predictor.from_checkpoint(weights, params.Infer(sides=(side,), stride=stride))
+        predictor = Predictor.from_checkpoint(
+            weights, params.Infer(sides=(side,), stride=stride, precision="float32")
+        )
         predictor(images.read(paths[0]))  # compiles
         for path in paths:
             start = time.process_time()

@@ -26,7 +26,9 @@ from rich.table import Table
 from torch import Tensor
 
 from personlab.codec.fields import padded_side
-from personlab.model.network import PersonLab, from_checkpoint
+from personlab.model.network import PersonLab
+from personlab.params import Infer
+from personlab.predictor import Predictor
 from personlab.utils import malloc
 from personlab.weights import onnx
 
@@ -46,7 +48,8 @@ def main() -> None:
     options = _options()
     malloc.disable_trim()
     torch.set_num_threads(options.threads)
-    network = from_checkpoint(options.weights, stride=options.stride)
+    infer = Infer(stride=options.stride, precision="float32")
+    network = Predictor.from_checkpoint(options.weights, infer).network
     height, width = (padded_side(side, options.stride) for side in (options.side * 3 // 4, options.side))
     image = torch.randint(0, 256, (1, 3, height, width), generator=torch.Generator().manual_seed(0)).float()
     with tempfile.TemporaryDirectory() as folder:

@@ -52,7 +52,7 @@ Source = Callable[[ImageArray, int, Level], Fields]
 
 def main() -> None:
     options = _options()
-    infer = Infer(sides=(options.side,), stride=options.stride)
+    infer = Infer(sides=(options.side,), stride=options.stride, precision="float32")
     predictor = Predictor.from_checkpoint(options.weights, infer)
     truth = read_annotations(options.annotations).truth
     sources: dict[str, Source] = {
@@ -109,7 +109,7 @@ def find(
 
 def _like(predictor: Predictor, path: Path) -> Predictor:
     """Other weights, of the same keypoints and radius."""
-    infer = Infer(sides=predictor.sides, stride=predictor.network.stride)
+    infer = Infer(sides=predictor.sides, stride=predictor.network.stride, precision=predictor.precision)
     other = Predictor.from_checkpoint(path, infer)
     if (other.skeleton, other.decoder.radius) != (predictor.skeleton, predictor.decoder.radius):
         raise UserError(f"{path}: its keypoints or model.radius are not those of --weights")

@@ -40,9 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import scenes, trial
 from personlab import params
 from personlab.codec.decode import Level
-from personlab.codec.encode import encode
-from personlab.codec.fields import FIELDS, Fields, stack
-from personlab.data.example import Example
+from personlab.codec.fields import FIELDS, Fields
 from personlab.data.loader import load_batches
 from personlab.data.transform import ImageArray
 from personlab.model.losses import Objective
@@ -50,8 +48,8 @@ from personlab.model.network import PersonLab, build
 from personlab.predictor import Predictor, decoder
 from personlab.skeleton import COCO_PERSON
 from personlab.training import engine
+from personlab.training.batches import batches
 from personlab.training.engine import Average, Batch, Supervised
-from personlab.utils.prefetch import prefetch
 
 CPU = torch.device("cpu")
 PEOPLE = 10
@@ -75,7 +73,7 @@ class Trial:
         return Objective.of(self.model, self.train, skeleton=COCO_PERSON)
 
     def batches(self, device: torch.device) -> Iterator[Batch]:
-        """Training batches, prepared ahead; targets are rasterised on `device`."""
+        """Training batches on a device, as the stage `train` makes them."""
         examples = load_batches(
             self.data / "ingest/train",
             self.data / "targets/train",
@@ -84,23 +82,10 @@ class Trial:
             workers=1,
             done=0,
             threads=max(1, (os.cpu_count() or 1) - 1),
-            overlap=True,
+            overlap=device.type == "cuda",
             skeleton=COCO_PERSON,
         )
-        return prefetch(partial(self._batch, device=device), examples, threads=1, depth=2)
-
-    def _batch(self, examples: list[Example], device: torch.device) -> Batch:
-        targets = [
-            encode(
-                each.people.to(device),
-                stride=self.train.stride,
-                radius=self.model.radius,
-                skeleton=COCO_PERSON,
-            )
-            for each in examples
-        ]
-        images = torch.stack([each.image for each in examples]).to(device)
-        return Batch(images, stack(targets), [each.image_id for each in examples])
+        return batches(examples, self.network(), device)
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Mean duration, after a few rounds that do not count."""
@@ -303,20 +288,19 @@ def images(this: Trial, width: int, height: int) -> Iterator[Inference]:
     """Images at stride 8, with the people of made fields."""
     torch.manual_seed(0)
     network = PersonLab(this.model, stride=8, skeleton=COCO_PERSON).to(this.device).eval()
-    found = decoder(network)
+    people = decoder(network)
     photo: ImageArray = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    people = scenes.people(PEOPLE, stride=8, side=width)
-    level = Level(scenes.predicted(people, stride=8), 1.0)
+    level = Level(scenes.predicted(scenes.people(PEOPLE, stride=8, side=width), stride=8), 1.0)
 
     square: ImageArray = np.random.default_rng(0).integers(0, 255, (width, width, 3), dtype=np.uint8)
 
     def decode() -> None:
-        list(found.people([level], height=width, width=width, image=square))
+        list(people.people([level], height=width, width=width, image=square))
 
     decoding = 1e3 * this.seconds(decode)
     precisions: tuple[params.Precision, ...] = ("float32", "bfloat16")
     for precision in precisions:
-        predictor = Predictor(network, found, (width,), this.device, precision)
+        predictor = Predictor(network, people, (width,), this.device, precision)
         for together in (1, max(2, predictor.batch_size())):
             seen = 1e3 * this.seconds(partial(predictor.levels, [photo] * together)) / together
             total = seen + decoding

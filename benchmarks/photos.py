@@ -162,7 +162,9 @@ def _contenders(options: argparse.Namespace) -> list[Contender]:
     contenders = []
     for weights in options.weights:
         for stride in options.strides:
-            predictor = Predictor.from_checkpoint(weights, Infer(sides=tuple(options.sides), stride=stride))
+            predictor = Predictor.from_checkpoint(
+                weights, Infer(sides=tuple(options.sides), stride=stride, precision="float32")
+            )
             if several:
                 tfjs = {f"{weights}, {name}": choice for name, choice in TFJS.items()}
                 contenders.append(Contender(predictor, {str(weights): predictor.decoder}, tfjs))

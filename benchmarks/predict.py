@@ -78,7 +78,9 @@ class Load:
 @cache
 def loaded(load: Load) -> Predictor:
     torch.set_num_threads(load.threads)
-    return Predictor.from_checkpoint(load.weights, Infer(sides=(load.side,), stride=load.stride))
+    return Predictor.from_checkpoint(
+        load.weights, Infer(sides=(load.side,), stride=load.stride, precision="float32")
+    )
 
 
 def whole(load: Load, listing: Listing, output: Output) -> float:

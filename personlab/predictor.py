@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from personlab import params
 from personlab.codec.decode import Decoder, Level
-from personlab.codec.fields import padded_side
+from personlab.codec.fields import Fields, padded_side
 from personlab.data.transform import ImageArray, Transform, fit
 from personlab.errors import UserError
 from personlab.model.network import PersonLab, from_checkpoint
@@ -131,7 +131,7 @@ class Predictor:
         for indices in alike.values():
             batch = torch.stack([inputs[index][0] for index in indices]).to(self.device)
             with autocast(self.device, self.precision):
-                fields = self.network(batch).probabilities().to("cpu")
+                fields = probabilities(self.network(batch)).to("cpu")
             for row, index in enumerate(indices):
                 own = fields.map(lambda field, row=row: field[row : row + 1])
                 found[index] = Level(own, inputs[index][1])
@@ -156,6 +156,15 @@ class Predictor:
         needed = torch.cuda.max_memory_allocated(self.device) - before
         free, _ = torch.cuda.mem_get_info(self.device)
         return max(1, min(int(_MEMORY_SHARE * free / needed), _LARGEST_BATCH))
+
+
+def probabilities(logits: Fields) -> Fields:
+    """The network's fields with probabilities in place of logits, the same with any number of threads.
+
+    In float64: PyTorch's float32 sigmoid differs in the last digit where threads share a tensor.
+    """
+    exact = logits.replace(heatmap=logits.heatmap.double(), seg=logits.seg.double())
+    return exact.probabilities().float()
 
 
 def _use_onednn(network: nn.Module) -> None:

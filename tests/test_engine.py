@@ -25,8 +25,8 @@ from personlab.training.engine import (
     Batch,
     Supervised,
     optimizer,
-    read,
-    set_exchange,
+    read_losses,
+    set_gradient_precision,
     set_learning_rate,
     train_step,
 )
@@ -76,7 +76,7 @@ def test_a_step_descends_both_sets_of_heads() -> None:
     made, given = network(), batch()
     supervised = Supervised(made, OBJECTIVE)
     before = copy.deepcopy(made.state_dict())
-    (report,) = read([train_step(supervised, given, optimizer(made, TRAIN))])
+    (report,) = read_losses([train_step(supervised, given, optimizer(made, TRAIN))])
     restored = network()
     restored.load_state_dict(before)
     restored.train()
@@ -103,7 +103,7 @@ def test_it_learns_one_batch(name: str, precision: params.Precision) -> None:
     train = params.Train(optimizer=name, learning_rate=3e-3)
     stepping = optimizer(made, train)
     supervised = Supervised(made, OBJECTIVE)
-    losses = read([train_step(supervised, given, stepping, precision=precision) for _ in range(30)])
+    losses = read_losses([train_step(supervised, given, stepping, precision=precision) for _ in range(30)])
     assert losses[-1]["total"] < 0.75 * losses[0]["total"]
 
 
@@ -168,11 +168,11 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_named_when_it_is_read(na
     assert all(torch.equal(parameter, before[0][name]) for name, parameter in made.named_parameters())
     torch.testing.assert_close(stepping.state_dict(), before[1], rtol=0, atol=0)
     third = train_step(supervised, batch(2), stepping)
-    assert [losses["total"] > 0 for losses in read([first, third])] == [True, True]
+    assert [losses["total"] > 0 for losses in read_losses([first, third])] == [True, True]
     with pytest.raises(UserError, match=r"not finite on images 100, 101 \(.*seg nan") as caught:
-        read([first, second, third])
+        read_losses([first, second, third])
     assert "learning_rate" in str(caught.value)
-    assert read([]) == []
+    assert read_losses([]) == []
 
 
 def steps_of(module: nn.Module, count: int) -> Iterator[int]:
@@ -234,13 +234,13 @@ def _work(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     made = frozen_network()
     wrapped, stepping = DistributedDataParallel(Supervised(made, OBJECTIVE)), optimizer(made, TRAIN)
-    reports = read([train_step(wrapped, shares(seed)[rank], stepping) for seed in range(3)])
+    reports = read_losses([train_step(wrapped, shares(seed)[rank], stepping) for seed in range(3)])
     given = shares(3)[rank]
     spoiled = train_step(wrapped, spoilt(given) if rank else given, stepping)
     with pytest.raises(UserError) as caught:
-        read([spoiled])
+        read_losses([spoiled])
     rounded = DistributedDataParallel(Supervised(frozen_network(), OBJECTIVE))
-    set_exchange(rounded, TRAIN.model_copy(update={"gradients": "bfloat16"}))
+    set_gradient_precision(rounded, TRAIN.model_copy(update={"gradients": "bfloat16"}))
     rounded(shares(0)[rank].images, shares(0)[rank].targets)[0].backward()
     found = {
         "state": made.state_dict(),
@@ -296,7 +296,7 @@ def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
     stepping = optimizer(alone, TRAIN)
     for seed in range(3):
         whole = both(shares(seed))
-        (report,) = read([train_step(Supervised(alone, OBJECTIVE), whole, stepping)])
+        (report,) = read_losses([train_step(Supervised(alone, OBJECTIVE), whole, stepping)])
         assert first["reports"][seed] == pytest.approx(report, rel=1e-4)
         assert second["reports"][seed] == first["reports"][seed]
     for name, tensor in alone.state_dict().items():

@@ -17,7 +17,7 @@ from personlab.utils.parallel import in_processes
 
 if __name__ == "__main__":
     os.cpu_count = lambda: 2
-    list(in_processes(time.sleep, [600] * 4, least=1))
+    list(in_processes(time.sleep, [600] * 4, min_per_process=1))
 """
 
 
@@ -32,21 +32,21 @@ def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_processors")
 def test_results_are_in_order_and_from_other_processes() -> None:
-    assert list(in_processes(hex, range(300), least=10)) == [hex(number) for number in range(300)]
-    found = set(in_processes(process, range(300), least=10))
+    assert list(in_processes(hex, range(300), min_per_process=10)) == [hex(number) for number in range(300)]
+    found = set(in_processes(process, range(300), min_per_process=10))
     assert os.getpid() not in found
     assert len(found) <= 2
 
 
 @pytest.mark.usefixtures("two_processors")
 def test_few_items_stay_in_this_process() -> None:
-    assert set(in_processes(process, range(19), least=10)) == {os.getpid()}
+    assert set(in_processes(process, range(19), min_per_process=10)) == {os.getpid()}
 
 
 @pytest.mark.usefixtures("two_processors")
 def test_an_exception_is_raised_here() -> None:
     with pytest.raises(ValueError, match="invalid literal"):
-        list(in_processes(int, ["1", "2", "three", "4"], least=1))
+        list(in_processes(int, ["1", "2", "three", "4"], min_per_process=1))
 
 
 def test_a_kill_ends_the_processes_too(tmp_path: Path) -> None:

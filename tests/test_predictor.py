@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import typing
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,7 @@ from personlab.inference.listing import list_images
 from personlab.model import checkpoint
 from personlab.model.network import PersonLab, build
 from personlab.people import Annotation
-from personlab.predictor import Predictor, decoder
+from personlab.predictor import Predictor, decoder, probabilities
 from personlab.skeleton import COCO_PERSON
 from tests.batches import save_pictures
 from tests.coco_person import K
@@ -122,22 +123,38 @@ def test_fields_do_not_depend_on_the_number_of_threads(tmp_path: Path, backbone:
         assert all(torch.equal(field, other[name]) for other in others), name
 
 
+def test_bfloat16_moves_fields_little(tmp_path: Path) -> None:
+    weights = save(tmp_path / "model.safetensors")
+    image = np.random.default_rng(0).integers(0, 255, (129, 129, 3), np.uint8)
+    exact, rounded = (
+        Predictor.from_checkpoint(weights, params.Infer(precision=precision))
+        .level(image, 129)
+        .fields.tensors()
+        for precision in typing.get_args(params.Precision)[1:]
+    )
+    for name, field in rounded.items():
+        assert field.dtype == torch.float32
+        assert 0 < float((field - exact[name]).abs().max()) < 0.05 * float(exact[name].abs().max())
+
+
 def test_probabilities_do_not_depend_on_the_number_of_threads() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 8 * torch.randn(1, 17, 99, 97, generator=generator)
     rest = torch.zeros(1, 17, 2, 99, 97)
     fields = Fields(logits, rest, rest, logits[:, 0], rest, stride=8)
-    first, *others = with_threads(lambda: fields.probabilities().heatmap)
+    first, *others = with_threads(lambda: probabilities(fields).heatmap)
     assert all(torch.equal(first, other) for other in others)
 
 
 def with_threads(function: Callable[[], T]) -> list[T]:
     """What a function returns with 1, 2, 3 and 4 threads."""
     before, found = torch.get_num_threads(), []
-    for threads in (1, 2, 3, 4):
-        torch.set_num_threads(threads)
-        found.append(function())
-    torch.set_num_threads(before)
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.append(function())
+    finally:
+        torch.set_num_threads(before)
     return found
 
 

@@ -63,11 +63,8 @@ class Fields:
     stride: int
 
     def probabilities(self) -> Self:
-        """The same fields with logits replaced by probabilities.
-
-        In float64: PyTorch's float32 sigmoid differs in the last digit where threads share a tensor.
-        """
-        return self.replace(heatmap=_sigmoid(self.heatmap), seg=_sigmoid(self.seg))
+        """The same fields with logits replaced by probabilities."""
+        return self.replace(heatmap=self.heatmap.sigmoid(), seg=self.seg.sigmoid())
 
     @property
     def has_masks(self) -> bool:
@@ -112,10 +109,6 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Self:
         return type(self)(*(each.to(device) for each in vars(self).values()))
-
-
-def _sigmoid(logits: Tensor) -> Tensor:
-    return logits.double().sigmoid().to(logits.dtype)
 
 
 def stack(items: list[Targets]) -> Targets:

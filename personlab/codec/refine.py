@@ -39,7 +39,8 @@ def refine(
     both as positions; offsets from x add up instead.
     """
     short, mid, long = fields.short.float(), fields.mid.float(), fields.long.float()
-    target_short = short[:, [target for _, target in skeleton.edges]]
+    kinds = short.unbind(1)  # indexing by a list would wait for a GPU
+    target_short = torch.stack([kinds[target] for _, target in skeleton.edges], 1)
     for _ in range(mid_steps):
         mid = mid + _at_ends(target_short, mid, fields.stride)
     long_steps = long_steps if fields.has_masks else 0

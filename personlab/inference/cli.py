@@ -28,14 +28,23 @@ Pyramid = Annotated[
     list[PositiveInt] | None, _several, Parameter(help="Several such sides instead: slower, finds more.")
 ]
 OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
+Precision = Annotated[
+    params.Precision, Parameter(help="Of the network; auto: bfloat16 where the device is fast at it.")
+]
 MaxPeople = Annotated[
     PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")
 ]
 Device = Annotated[Literal["cpu", "cuda"], Parameter(help="Where the network runs.")]
 
 
-def _infer(side: int | None, pyramid: list[int] | None, stride: params.Stride) -> params.Infer:
-    return params.Infer(sides=tuple(pyramid or [side or DEFAULTS.sides[0]]), stride=stride)
+def _infer(
+    side: int | None,
+    pyramid: list[int] | None,
+    stride: params.Stride,
+    precision: params.Precision = DEFAULTS.precision,
+) -> params.Infer:
+    sides = tuple(pyramid or [side or DEFAULTS.sides[0]])
+    return params.Infer(sides=sides, stride=stride, precision=precision)
 
 
 def predict(
@@ -57,6 +66,7 @@ def predict(
     side: Side = None,
     pyramid: Pyramid = None,
     stride: OutputStride = DEFAULTS.stride,
+    precision: Precision = DEFAULTS.precision,
     max_people: MaxPeople = None,
     form: Annotated[
         Literal["json", "coco", "coco-dataset", "parquet"],
@@ -85,7 +95,7 @@ def predict(
     from personlab.utils import malloc
     from personlab.utils.progress import print_line, progress
 
-    infer = _infer(side, pyramid, stride)
+    infer = _infer(side, pyramid, stride, precision)
     annotated = (
         AnnotatedImages.read(annotations, params.of_project().acquire.categories) if annotations else None
     )
@@ -125,6 +135,7 @@ def infer_batch(
     side: Side = None,
     pyramid: Pyramid = None,
     stride: OutputStride = DEFAULTS.stride,
+    precision: Precision = DEFAULTS.precision,
     max_people: MaxPeople = None,
     part_size: Annotated[PositiveInt, Parameter(help="Images per part, the unit of work and of files.")] = 64,
     device: Device = "cpu",
@@ -149,7 +160,7 @@ def infer_batch(
     from personlab.inference.listing import list_images
     from personlab.utils.storage import Folder, is_uri
 
-    infer = _infer(side, pyramid, stride)
+    infer = _infer(side, pyramid, stride, precision)
     checkpoint = find_and_log(weights)
     listing = list_images(images, leave_out=[out])
     plan = make_plan(listing, checkpoint, infer, max_people=max_people, part_size=part_size)

@@ -116,8 +116,10 @@ def make_app(served: Served) -> FastAPI:
 
 
 async def _body(request: Request) -> bytes:
-    """The body. The rest of one that is too large is discarded: a client that is still sending would see a
-    closed connection instead of the answer.
+    """The body of a request.
+
+    The rest of one that is too large is discarded: a client that is still sending would see a closed
+    connection instead of the answer.
 
     Raises:
         HTTPException: it is too large.

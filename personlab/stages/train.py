@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
@@ -21,8 +20,6 @@ from ray import train as ray_train
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
-from personlab.codec.encode import encode
-from personlab.codec.fields import stack
 from personlab.data.example import Example
 from personlab.data.loader import image_groups, load_batches
 from personlab.distributed import checkpoints
@@ -33,14 +30,13 @@ from personlab.model import checkpoint
 from personlab.model.losses import Objective
 from personlab.model.network import PersonLab, build
 from personlab.params import Compute, Model, Params, Section, Train
-from personlab.skeleton import Skeleton
 from personlab.tables import DATASET, read_dataset
 from personlab.training import engine
+from personlab.training.batches import batches
 from personlab.training.engine import Average, Batch, StepLosses, Supervised
 from personlab.training.validation import Validation
 from personlab.utils import malloc
 from personlab.utils.files import atomic_folder, write_json, write_tsv
-from personlab.utils.prefetch import prefetch
 
 log = logging.getLogger("personlab")
 
@@ -180,10 +176,12 @@ def _work(config: dict[str, Any]) -> None:
     validation = Validation.of(network, root / "data", train) if monitors else None
 
     parallel = prepare_model(supervised, move_to_device=False)
-    engine.set_exchange(parallel, train)
-    throughput = _Throughput()
-    batches = throughput.timed(_batches(recipe, root / "data", device, network.skeleton, done=progress.step))
-    for step, batch in zip(range(progress.step + 1, train.steps + 1), batches, strict=False):
+    engine.set_gradient_precision(parallel, train)
+    gpu = device.type != "cpu"
+    examples = _examples(recipe, root / "data", network, gpu=gpu, done=progress.step)
+    throughput = _Throughput(gpu)
+    timed = throughput.timed(batches(examples, network, device))
+    for step, batch in zip(range(progress.step + 1, train.steps + 1), timed, strict=False):
         engine.set_learning_rate(progress.optimizer, train, step)
         progress.advance(
             step, engine.train_step(parallel, batch, progress.optimizer, precision=train.precision)
@@ -227,12 +225,12 @@ class _Progress:
         self.unread.append(losses)
 
     def read_losses(self) -> None:
-        """Read the losses of all steps; in every step, a GPU would wait for the processor.
+        """Read the losses of all steps so far. This waits for the GPU, which then has no work for a moment.
 
         Raises:
             UserError: a loss is not finite.
         """
-        self.recent += engine.read(self.unread)
+        self.recent += engine.read_losses(self.unread)
         self.losses = self.recent[-1]
         self.unread = []
 
@@ -263,9 +261,13 @@ class _Progress:
 
 
 class _Throughput:
-    """Images per second of a worker from its second batch on, and how long it waits for data."""
+    """Images per second of a worker from its second batch on, and how long it waits for data.
 
-    def __init__(self) -> None:
+    On a GPU the latter is not known: the process waits for the steps before at any time.
+    """
+
+    def __init__(self, gpu: bool) -> None:
+        self.gpu = gpu
         self.images, self.waited, self.validated, self.start = 0, 0.0, 0.0, time.monotonic()
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -288,10 +290,8 @@ class _Throughput:
     def summary(self) -> str:
         seconds = max(time.monotonic() - self.start - self.validated, 1e-9)
         validation = f"; {self.validated:.0f} s of validation not included" if self.validated else ""
-        return (
-            f"{self.images / seconds:.1f} images/s on each worker, "
-            f"{self.waited / seconds:.0%} of the time waiting for data{validation}"
-        )
+        waiting = "" if self.gpu else f", {self.waited / seconds:.0%} of the time waiting for data"
+        return f"{self.images / seconds:.1f} images/s on each worker{waiting}{validation}"
 
 
 def _report(board: Any, step: int, progress: _Progress) -> None:
@@ -303,18 +303,16 @@ def _report(board: Any, step: int, progress: _Progress) -> None:
     board.post.remote(step)
 
 
-def _batches(
-    recipe: Recipe, data: Path, device: torch.device, skeleton: Skeleton, *, done: int
-) -> Iterator[Batch]:
-    """This worker's share of every training batch after step `done`, on `device`.
+def _examples(
+    recipe: Recipe, data: Path, network: PersonLab, *, gpu: bool, done: int
+) -> Iterator[list[Example]]:
+    """This worker's share of every training batch after step `done`.
 
-    Batches are prepared during the steps of a GPU, but between the steps of a CPU, which would share its
-    cores.
+    They are prepared during the steps of a GPU, but between the steps of a CPU, which would share its cores.
     """
     context = ray_train.get_context()
-    gpu = device.type != "cpu"
     threads = max(1, node_cpus() // context.get_local_world_size() - 1) if gpu else torch.get_num_threads()
-    examples = load_batches(
+    return load_batches(
         data / "ingest/train",
         data / "targets/train",
         recipe.train,
@@ -323,17 +321,5 @@ def _batches(
         done=done,
         threads=threads,
         overlap=gpu,
-        skeleton=skeleton,
-    )
-    batch = partial(_batch, recipe=recipe, device=device, skeleton=skeleton)
-    return prefetch(batch, examples, threads=1, depth=2) if gpu else map(batch, examples)
-
-
-def _batch(examples: list[Example], recipe: Recipe, device: torch.device, skeleton: Skeleton) -> Batch:
-    """Collate examples; their targets are rasterised on the network's device."""
-    rasterise = partial(encode, stride=recipe.train.stride, radius=recipe.model.radius, skeleton=skeleton)
-    return Batch(
-        images=torch.stack([each.image for each in examples]).to(device),
-        targets=stack([rasterise(each.people.to(device)) for each in examples]),
-        image_ids=[each.image_id for each in examples],
+        skeleton=network.skeleton,
     )

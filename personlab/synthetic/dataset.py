@@ -30,7 +30,7 @@ MIN_AREA: Final = 20  # pixels; smaller people are not annotated
 MIN_PIECE: Final = 4  # pixels; smaller fragments and holes of a mask are not annotated
 UPSCALE: Final = 4  # contours run through pixel centres; of an upscaled mask they are close to pixel edges
 
-LEAST_IMAGES: Final = 32  # rendered by each process
+MIN_IMAGES_PER_PROCESS: Final = 32
 
 _Rendered = tuple[dict[str, Any], list[dict[str, Any]]]  # record of an image, and its annotations
 
@@ -87,7 +87,9 @@ def write_sample(
     for number, ((split, offset), count) in enumerate(zip(SPLITS, (train_images, val_images), strict=True)):
         (folder / split).mkdir(parents=True, exist_ok=True)
         this = _Split(folder / split, (seed, number), offset, width, height, names)
-        rendered: Iterable[_Rendered] = in_processes(this.render, range(1, count + 1), least=LEAST_IMAGES)
+        rendered: Iterable[_Rendered] = in_processes(
+            this.render, range(1, count + 1), min_per_process=MIN_IMAGES_PER_PROCESS
+        )
         if progress:
             rendered = progress(rendered, total=count, label=f"rendering {split}")
         images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()

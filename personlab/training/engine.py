@@ -59,7 +59,7 @@ class Supervised(nn.Module):
 
 @dataclass(frozen=True)
 class StepLosses:
-    """The losses of a step. They lie on the network's device: `read` waits for the step, once for many."""
+    """The losses of a step, on the network's device, where they need not be ready yet."""
 
     means: Tensor  # (6,): the total and the losses of the final heads, over the batches of all workers
     total: Tensor  # scalar, of this worker's batch
@@ -77,7 +77,7 @@ def optimizer(network: nn.Module, train: params.Train) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, rate, betas=(train.momentum, 0.999), weight_decay=decay, fused=True)
 
 
-def set_exchange(supervised: nn.Module, train: params.Train) -> None:
+def set_gradient_precision(supervised: nn.Module, train: params.Train) -> None:
     """Let workers, if there are several, exchange gradients in the precision `train.gradients`."""
     if isinstance(supervised, DistributedDataParallel) and train.gradients == "bfloat16":
         supervised.register_comm_hook(None, _in_bfloat16)
@@ -111,7 +111,8 @@ def train_step(
 ) -> StepLosses:
     """Take one step of a fused optimizer on a batch on the network's device, without waiting for a GPU.
 
-    A step whose loss is not finite on any worker leaves the weights as they are; `read` raises it.
+    If the loss is not finite on one of the workers, the weights stay as they are, and `read_losses` raises
+    the error.
 
     Args:
         supervised: a `Supervised`, wrapped by DistributedDataParallel if there are several workers.
@@ -130,8 +131,8 @@ def train_step(
     return StepLosses(means, total.detach(), batch.image_ids)
 
 
-def read(steps: Sequence[StepLosses]) -> list[dict[str, float]]:
-    """The losses of steps by name: "total", "heatmap", "seg", "short", "mid", "long".
+def read_losses(steps: Sequence[StepLosses]) -> list[dict[str, float]]:
+    """The losses of steps by name: "total", "heatmap", "seg", "short", "mid", "long". Waits for the steps.
 
     Raises:
         UserError: a loss is not finite; raised on every worker.
@@ -197,7 +198,7 @@ class Average:
 
 
 def _workers() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:
