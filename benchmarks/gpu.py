@@ -11,7 +11,7 @@ pycocotools, safetensors, pillow, PyYAML, tqdm, cyclopts, rich. About five minut
 - matrix products in bfloat16: the rate that the card reaches at best;
 - training steps on a batch that lies on the device, in TF32, in bfloat16, and in bfloat16 compiled; then
   in bfloat16 with averaged weights and batches prepared during the steps, as the stage `train` does.
-  Operations are counted by PyTorch's FlopCounterMode;
+  Operations are counted by PyTorch's FlopCounterMode. A warning names what in a step waits for the card;
 - inference at stride 8: resizing, network and copy to the host in float32 and bfloat16, of one image and of
   as many together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks
   from made fields of a square of that width. The paper (appendix A.1) reports 464 ms for all of it at
@@ -245,7 +245,12 @@ def resident_steps(this: Trial, card: float) -> Iterator[Training]:
         supervised, optimizer = _learner(this)
         model = torch.compile(supervised) if compiled else supervised
         step = partial(engine.train_step, model, batch, optimizer, precision=precision)
-        yield _training(this, name, this.seconds(step), card)
+        seconds = this.seconds(step)
+        if this.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("warn")  # PyTorch names what in a step waits for the card
+            step()
+            torch.cuda.set_sync_debug_mode("default")
+        yield _training(this, name, seconds, card)
 
 
 def loaded_steps(this: Trial, card: float) -> Training:
