@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, Self
 
@@ -133,7 +134,7 @@ class Predictor:
             with autocast(self.device, self.precision):
                 fields = probabilities(self.network(batch)).to("cpu")
             for row, index in enumerate(indices):
-                own = fields.map(lambda field, row=row: field[row : row + 1])
+                own = fields.map(itemgetter(slice(row, row + 1)))
                 found[index] = Level(own, inputs[index][1])
         return [found[index] for index in range(len(images))]
 
