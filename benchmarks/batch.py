@@ -249,8 +249,11 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.plain:
         torch.set_num_threads(1)
-        own = (*options.plain, options.part_size)
-        _plain(*own) if options.share is None else _share(*own, options.share)
+        pictures, weights, out = options.plain
+        if options.share is None:
+            _plain(pictures, weights, out, options.part_size)
+        else:
+            _share(pictures, weights, out, options.part_size, options.share)
         sys.exit()
     return options
 

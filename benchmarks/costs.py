@@ -101,7 +101,7 @@ def _paper_params() -> Params:
 def _tflop(work: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops() / 1e12
+    return float(counter.get_total_flops()) / 1e12
 
 
 def _backward(*outputs: Fields | PersonFields) -> None:
@@ -198,17 +198,19 @@ def photo(coco: Path, weights: Path) -> dict[str, float]:
     """Seconds a photo of an actor's work beside the network, at the sizes of `operations`."""
     spent = defaultdict[str, float](float)
     paths = sorted((coco / "val2017").glob("*.jpg"))[:_PHOTOS]
-    for name, side, stride in (("large", 1401, 8), ("mobile", 513, 16)):
-        predictor = Predictor.from_checkpoint(
-            weights, params.Infer(sides=(side,), stride=stride, precision="float32")
-        )
+    settings = {
+        "large": params.Infer(sides=(1401,), stride=8, precision="float32"),
+        "mobile": params.Infer(sides=(513,), stride=16, precision="float32"),
+    }
+    for name, setting in settings.items():
+        predictor = Predictor.from_checkpoint(weights, setting)
         predictor(images.read(paths[0]))  # compiles
         for path in paths:
             start = time.process_time()
             image = images.read(path)
             spent["decode_s"] += (time.process_time() - start) / 2
             height, width = image.shape[:2]
-            levels = [predictor.level(image, side)]
+            levels = [predictor.level(image, *setting.sides)]
             start = time.process_time()
             poses, drawn = predictor.decoder.decode(levels, height=height, width=width, image=image)
             masks = list(drawn)
@@ -236,15 +238,26 @@ def listing(folder: Path) -> dict[str, float]:
     path = folder / "inputs.parquet"
     path.write_bytes(stored)
     opened = _seconds(lambda: pq.ParquetFile(path))
-    part = batch.Part(number=1, predictions=_PART, errors=0, people=3 * _PART, sha256=["0" * 64])
     return {
         "listing_s": planned / _LISTED,
         "listing_bytes": grown / _LISTED,
         "inputs_bytes": len(stored) / _LISTED,
         "footer_bytes": int.from_bytes(stored[-8:-4], "little") / (_LISTED / _PART),
         "footer_s": opened / (_LISTED / _PART),
-        "manifest_bytes": float(len(part.model_dump_json(indent=1))),
+        "manifest_bytes": float(len(_stored_part(1).model_dump_json(indent=1))),
     }
+
+
+def _stored_part(number: int) -> batch.Part:
+    """The record of a part of which every image shows three people."""
+    return batch.Part(
+        number=number,
+        predictions=_PART,
+        errors=0,
+        proposals=20 * _PART,
+        people=3 * _PART,
+        sha256=["0" * 64],
+    )
 
 
 def parts() -> dict[str, float]:
@@ -267,7 +280,7 @@ def parts() -> dict[str, float]:
 
 
 def _part(row: dict[str, Any]) -> dict[str, Any]:
-    part = batch.Part(number=row["number"], predictions=_PART, errors=0, people=_PART, sha256=["0" * 64])
+    part = _stored_part(row["number"])
     return {"part": part.model_dump_json(), "failure": ""}
 
 
@@ -277,7 +290,7 @@ def _store_bytes() -> float:
 
     time.sleep(2)  # nodes report periodically
     there, free = ray.cluster_resources(), ray.available_resources()
-    return there["object_store_memory"] - free["object_store_memory"]
+    return float(there["object_store_memory"] - free["object_store_memory"])
 
 
 def _options() -> argparse.Namespace:

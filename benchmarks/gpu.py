@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -209,9 +210,8 @@ def _keypoints(this: Trial, fields: Fields) -> Tensor:
     """Of the people decoded from target fields: random weights find almost no one."""
     found = decoder(this.network())
     side = this.train.crop
-    levels = [
-        Level(fields.map(lambda field, at=at: field[at : at + 1]), 1.0) for at in range(this.train.batch)
-    ]
+    each_alone = [fields.map(itemgetter(slice(at, at + 1))) for at in range(this.train.batch)]
+    levels = [Level(alone, 1.0) for alone in each_alone]
     return torch.cat(
         [torch.as_tensor(found.poses([each], height=side, width=side).keypoints) for each in levels]
     )
@@ -243,8 +243,9 @@ def resident_steps(this: Trial, card: float) -> Iterator[Training]:
         if compiled and this.device.type != "cuda":
             continue
         supervised, optimizer = _learner(this)
-        model = torch.compile(supervised) if compiled else supervised
-        step = partial(engine.train_step, model, batch, optimizer, precision=precision)
+        if compiled:
+            supervised.compile()
+        step = partial(engine.train_step, supervised, batch, optimizer, precision=precision)
         seconds = this.seconds(step)
         if this.device.type == "cuda":
             torch.cuda.set_sync_debug_mode("warn")  # PyTorch names what in a step waits for the card
@@ -283,7 +284,7 @@ def _operations(this: Trial) -> int:
         seen = torch.zeros(this.train.batch, 3, this.train.crop, this.train.crop, dtype=torch.uint8)
         fields = [each for fields in network.forward_training(seen) for each in fields.tensors().values()]
         sum(each.sum() for each in fields if each.requires_grad).backward()  # type: ignore[union-attr]
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 # --- inference ----------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +58,7 @@ from personlab.people import Annotation
 from personlab.skeleton import COCO_PERSON
 from personlab.tables.shards import row_groups, with_people
 from personlab.training import engine
+from personlab.training.batches import collate
 from personlab.training.engine import Batch
 from personlab.utils import malloc
 from personlab.utils.prefetch import prefetch
@@ -318,9 +320,10 @@ def _steps(data: Path, way: str, *, warm: int = 5, timed: int = 40) -> float:
     optimizer = engine.optimizer(network, train)
     during = way == "during"
     examples = _examples(data, train, threads=max(1, threads - during), overlap=during)
-    batches: Iterable[Batch] = (_batch(each, train) for each in examples)
+    make = partial(collate, network=network, device=torch.device("cpu"))
+    batches: Iterable[Batch] = map(make, examples)
     if during:
-        batches = prefetch(lambda each: _batch(each, train), examples, threads=1, depth=2)
+        batches = prefetch(make, examples, threads=1, depth=2)
     elif way in ("ready", _TRIMMED):
         batches = list(batches)
     start = 0.0

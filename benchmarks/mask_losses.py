@@ -48,7 +48,8 @@ class Case:
     def person_of(self) -> Tensor:
         """Index of the person that each pose is matched to: N."""
         truth = torch.tensor([person.keypoints.tolist() for person in self.people])
-        return (self.poses.keypoints[:, None] - truth).norm(dim=-1).mean(-1).argmin(1)
+        distances: Tensor = torch.linalg.vector_norm(self.poses.keypoints[:, None] - truth, dim=-1).mean(-1)
+        return distances.argmin(1)
 
     def distance(self) -> Tensor:
         """Embedding distance (eq. 6) of every cell to every pose: N x H x W."""

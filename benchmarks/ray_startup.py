@@ -135,8 +135,8 @@ def observe(stage: str) -> None:
     ray.shutdown = _noted(ray.shutdown, after="down")
     estimator._train_worker = _estimator_work
     train._work = _train_work
-    impute._Actor = _observed(impute._Actor)
-    batch._Actor = _observed(batch._Actor)
+    impute._Actor = _observed(impute._Actor)  # type: ignore[misc]
+    batch._Actor = _observed(batch._Actor)  # type: ignore[misc]
     modules = {"estimator": estimator, "impute": impute, "train": train, "infer": infer}
     modules[stage].run(params.load(Path("params.yaml")), Path.cwd())
 
@@ -170,10 +170,10 @@ def _train_work(config: dict[str, Any]) -> None:
     _noted(train._work, before="begin", after="end")(config)
 
 
-def _observed(actor: type) -> type:
+def _observed(actor: Any) -> Any:
     """An actor class that records when its objects are created and when they return a result."""
 
-    class Observed(actor):
+    class Observed(actor):  # type: ignore[misc]
         def __init__(self, *args: Any) -> None:
             _note("begin")
             super().__init__(*args)

@@ -306,13 +306,11 @@ def _bytes(count: float) -> str:
 def _given(words: Sequence[str]) -> tuple[Measured, Assumed]:
     """The inputs, with those of the command line replaced."""
     given = {name: float(value) for name, _, value in (word.partition("=") for word in words)}
-    found = []
-    for inputs in (Measured(), Assumed()):
-        names = {field.name for field in fields(inputs)} & given.keys()
-        found.append(replace(inputs, **{name: given.pop(name) for name in names}))
-    if given:
-        sys.exit(f"benchmarks.scaling: no inputs: {', '.join(given)}")
-    return found[0], found[1]
+    of = {each: {field.name for field in fields(each)} & given.keys() for each in (Measured, Assumed)}
+    if unknown := given.keys() - of[Measured] - of[Assumed]:
+        sys.exit(f"benchmarks.scaling: no inputs: {', '.join(sorted(unknown))}")
+    measured = Measured(**{name: given[name] for name in of[Measured]})
+    return measured, Assumed(**{name: given[name] for name in of[Assumed]})
 
 
 if __name__ == "__main__":

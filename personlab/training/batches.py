@@ -21,13 +21,14 @@ def batches(examples: Iterable[list[Example]], network: PersonLab, device: torch
     steps, copying an example would wait for the steps before. On a CPU, whose cores a step needs, each is
     made on demand.
     """
-    make = partial(_batch, network=network, device=device)
+    make = partial(collate, network=network, device=device)
     if device.type != "cuda":
         return map(make, examples)
     return prefetch(_on_own_stream(make, device), examples, threads=1, depth=2)
 
 
-def _batch(examples: list[Example], network: PersonLab, device: torch.device) -> Batch:
+def collate(examples: list[Example], network: PersonLab, device: torch.device) -> Batch:
+    """One batch of examples, with the target fields that the network is to learn."""
     rasterise = partial(encode, stride=network.stride, radius=network.model.radius, skeleton=network.skeleton)
     return Batch(
         images=torch.stack([each.image for each in examples]).to(device),
