@@ -123,10 +123,8 @@ def steps(stride: int, count: int) -> dict[str, Callable[[], object]]:
 
     def score() -> object:
         present = presence(levels, frame, found)
-        poses = Poses.of(
-            found, present, *expected_oks(hough, found, present, radius=RADIUS, kappas=COCO_PERSON.kappas)
-        )
-        return soft_nms(poses, nms_radius=decoder.nms_radius)
+        scores = expected_oks(hough, found, present, radius=RADIUS, kappas=COCO_PERSON.kappas)
+        return soft_nms(Poses.of(found, present, scores), nms_radius=decoder.nms_radius)
 
     photo = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     hough, seeds = vote()

@@ -117,7 +117,7 @@ def _poses(found: list[dict[str, Any]]) -> Poses:
     scores = torch.tensor([[p["score"] for p in person] for person in points]).view(-1, count)
     poses = Poses.of(torch.tensor(places).view(-1, count, 2), scores, scores)
     own = torch.tensor([person["score"] for person in found], dtype=torch.float64)
-    return replace(poses, scores=own, mask_scores=own)
+    return replace(poses, scores=own)
 
 
 def _write(scene: Scene, folder: Path) -> None:

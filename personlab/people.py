@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 # People with lower scores are not drawn, not counted as found and not part of a COCO dataset. On photos at
 # 801 px, nine of ten that are shown are correct (docs/notes/decoder.md).
-SHOWN: Final = 0.15
+SHOWN: Final = 0.2
 
 # Keypoints with lower scores are not labelled in a COCO dataset.
 SHOWN_KEYPOINT: Final = 0.2
@@ -73,8 +73,7 @@ class Detection:
 
     keypoints: FloatArray  # K x 2, (x, y)
     keypoint_scores: FloatArray  # K, in [0, 1]
-    score: float  # of the pose
-    mask_score: float  # of the mask
+    score: float  # in [0, 1]
     rle: bytes  # COCO's compressed run-length string of the mask; empty if masks were not predicted
 
     @classmethod
@@ -84,7 +83,6 @@ class Detection:
             keypoints=np.array(row["keypoints"], np.float32).reshape(-1, 2),
             keypoint_scores=np.array(row["keypoint_scores"], np.float32),
             score=row["score"],
-            mask_score=row.get("mask_score", row["score"]),  # older files have none
             rle=row["mask"],
         )
 
@@ -92,7 +90,6 @@ class Detection:
         """The inverse of `from_row`."""
         return {
             "score": self.score,
-            "mask_score": self.mask_score,
             "keypoints": self.keypoints.ravel(),
             "keypoint_scores": self.keypoint_scores,
             "mask": self.rle,

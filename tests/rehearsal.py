@@ -250,7 +250,6 @@ def detection(box: tuple[int, int, int, int], off: np.ndarray, score: float, cou
     x, y = np.clip(np.round(np.add(box[:2], off)), 0, (WIDTH - box[2], HEIGHT - box[3])).astype(int)
     return {
         "score": score,
-        "mask_score": score,
         "keypoints": (lattice(box, count) + off).ravel(),
         "keypoint_scores": [score] * count,
         "mask": rectangle((x, y, box[2], box[3])),

@@ -51,7 +51,7 @@ def row(image_id: int, *people: dict) -> dict:
 def found(who: dict, score=0.9, shift=(0.0, 0.0), mask: bytes | None = None) -> Detection:
     """The detection of a person, its keypoints shifted."""
     points = np.array(who["keypoints"], dtype=np.float32).reshape(K, 2) + np.float32(shift)
-    return Detection(points, np.ones(K, dtype=np.float32), score, score, mask or who["mask"])
+    return Detection(points, np.ones(K, dtype=np.float32), score, mask or who["mask"])
 
 
 def test_perfect_detections_score_one():
@@ -191,8 +191,7 @@ def jittered(truth: COCO) -> dict[int, list[Detection]]:
         detection = Detection(
             keypoints=(points + generator.normal(0, spread, points.shape)).astype(np.float32),
             keypoint_scores=np.ones(K, dtype=np.float32),
-            score=(score := float(generator.uniform())),
-            mask_score=score,
+            score=float(generator.uniform()),
             rle=rle.encode(np.asfortranarray(mask))["counts"],
         )
         where = generator.choice(truth.getImgIds()) if generator.uniform() < 0.2 else annotation["image_id"]
@@ -237,8 +236,7 @@ def official(truth: COCO, detections: dict[int, list[Detection]], task: str) -> 
     for number, people in detections.items():
         image = truth.imgs[number]
         for d in people:
-            result = {"image_id": number, "category_id": 1}
-            result["score"] = d.score if task == "keypoints" else d.mask_score
+            result = {"image_id": number, "category_id": 1, "score": d.score}
             if task == "keypoints":
                 result["keypoints"] = [float(v) for x, y in d.keypoints for v in (x, y, 1)]
             else:

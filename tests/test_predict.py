@@ -57,7 +57,6 @@ class FixedPredictor:
             keypoints=points.astype(np.float32),
             keypoint_scores=np.linspace(0.3, 1, K).astype(np.float32),
             score=score,
-            mask_score=score / 2,
             rle=rle_tools.encode(mask)["counts"] if self.masks else b"",
         )
 
@@ -94,7 +93,6 @@ def test_json_names_keypoints_and_everything_is_in_place(tmp_path: Path) -> None
     assert (found["file_name"], found["height"], found["width"]) == (str(path), HEIGHT, WIDTH)
     assert [person["score"] for person in found["people"]] == [0.9, 0.1]
     person = found["people"][0]
-    assert person["mask_score"] == 0.45
     assert list(person["keypoints"]) == list(KEYPOINTS)
     assert person["keypoints"]["nose"] == {"x": 16.0, "y": 15.0, "score": 0.3}
     assert person["bbox"] == [16, 15, 24, 15]
@@ -145,7 +143,6 @@ def test_coco_results_have_the_ids_of_cocos_file_names(tmp_path: Path) -> None:
     assert results[2]["keypoints"][:3] == [16.0, 15.0, 0.3]
     assert len(results[2]["keypoints"]) == 3 * K
     assert results[0]["segmentation"]["size"] == [40, 30]
-    assert [r["mask_score"] for r in results] == [0.45, 0.05] * 2
 
 
 def test_the_table_is_that_of_the_pipeline(tmp_path: Path) -> None:
@@ -195,9 +192,7 @@ def test_what_cannot_be_read_is_returned_with_reasons(
         f"{text}: is not an image of any format that can be read here",
     ]
     assert [image["id"] for image in json.loads((tmp_path / "out/images.json").read_text())] == [2]
-    assert (
-        "2 images = 1 predicted + 1 not read; 2 proposals, 1 with a score of at least 0.15; " in caplog.text
-    )
+    assert "2 images = 1 predicted + 1 not read; 2 proposals, 1 with a score of at least 0.2; " in caplog.text
 
 
 def test_the_same_name_in_two_folders_is_two_images(tmp_path: Path) -> None:
@@ -333,9 +328,7 @@ def test_the_largest_polygon_comes_first() -> None:
     rle = rle_tools.encode(mask)["counts"]
     keypoints = np.full((K, 2), 30, np.float32)
     scores = np.array([0.9] + [0.1] * (K - 1), np.float32)
-    result = Result(
-        1, "a.jpg", HEIGHT, WIDTH, [Detection(keypoints, scores, 0.5, 0.5, rle)], skeleton=COCO_PERSON
-    )
+    result = Result(1, "a.jpg", HEIGHT, WIDTH, [Detection(keypoints, scores, 0.5, rle)], skeleton=COCO_PERSON)
     (record,) = coco_dataset([result], skeleton=COCO_PERSON)["annotations"]
     assert [polygon[:2] for polygon in record["segmentation"]] == [
         [20.25, 20.25],

@@ -42,7 +42,6 @@ def seen(number: int, name: str, height: int = layouts.HEIGHT, rle: bytes | None
     counts = rle_tools.encode(mask)["counts"] if rle is None else rle
     person = {
         "score": 0.5,
-        "mask_score": 0.4,
         "keypoints": POINTS,
         "keypoint_scores": [0.5] * 17,
         "mask": counts,

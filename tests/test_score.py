@@ -19,7 +19,6 @@ from personlab.codec.score import (
     hard_nms,
     hough_scores,
     score_by_person,
-    score_masks,
     soft_nms,
 )
 from tests.coco_person import KAPPAS, K
@@ -58,11 +57,6 @@ def order_of(best: Poses, keypoint_scores: Tensor) -> list[int]:
     return same.float().argmax(1).tolist() if len(same) else []
 
 
-def by_presence(hough: HoughMap, keypoints: Tensor, present: Tensor, *, radius: float) -> Tensor:
-    """Equation 3 as in the paper, weighted by p_k."""
-    return expected_oks(hough, keypoints, present, radius=radius)[0]
-
-
 # the extent of a person
 
 
@@ -98,16 +92,8 @@ def test_a_point_mass_has_an_expected_oks_of_p() -> None:
     """However little mass: h is normalised in the disk."""
     present = torch.linspace(0.1, 1.0, K)[None]
     for mass in (1.0, 1e-3):
-        scores = by_presence(masses((40, 60, mass)), at(40.0, 60.0), present, radius=RADIUS)
+        scores = expected_oks(masses((40, 60, mass)), at(40.0, 60.0), present, radius=RADIUS)
         assert torch.allclose(scores, present, atol=1e-6)
-
-
-def test_the_mass_of_votes_may_stand_for_p() -> None:
-    """The mass in the disk, at most 1, whatever p is."""
-    for mass, expected in ((0.3, 0.3), (1.7, 1.0)):
-        votes = masses((40, 60, mass), (40 + 34, 60, 5.0))
-        _, found = expected_oks(votes, at(40.0, 60.0), ALL * 0.1, radius=RADIUS)
-        assert torch.allclose(found, torch.full((1, K), expected), atol=1e-6)
 
 
 def test_two_masses_are_averaged() -> None:
@@ -116,7 +102,7 @@ def test_two_masses_are_averaged() -> None:
     keypoints[0, 5] = torch.tensor([40.0, 60.0])
     scale = float(extent(keypoints, ALL))
     score = masses((40, 60, 0.3), (46, 60, 0.1))
-    found = by_presence(score, keypoints, ALL * 0.8, radius=RADIUS)[0, 5]
+    found = expected_oks(score, keypoints, ALL * 0.8, radius=RADIUS)[0, 5]
     expected = 0.8 * (0.75 + 0.25 * math.exp(-36 / (2 * scale**2 * KAPPAS[5] ** 2)))
     assert float(found) == pytest.approx(expected, abs=1e-5)
 
@@ -127,7 +113,7 @@ def test_tolerance_is_each_keypoints_own() -> None:
     keypoints = POSE[None].clone()
     keypoints[0, [eye, hip]] = torch.tensor([40.0, 60.0])
     scale = float(extent(keypoints, ALL))
-    found = by_presence(masses((44, 60, 1.0)), keypoints, ALL, radius=RADIUS)[0]
+    found = expected_oks(masses((44, 60, 1.0)), keypoints, ALL, radius=RADIUS)[0]
     for k in (eye, hip):
         assert float(found[k]) == pytest.approx(math.exp(-16 / (2 * (scale * KAPPAS[k]) ** 2)), abs=1e-5)
     assert found[eye] < 0.7 < 0.95 < found[hip]
@@ -135,16 +121,16 @@ def test_tolerance_is_each_keypoints_own() -> None:
 
 def test_votes_outside_the_disk_do_not_count() -> None:
     score = masses((40, 60, 0.3), (40 + 34, 60, 5.0))
-    found = by_presence(score, at(40.0, 60.0), ALL, radius=RADIUS)
+    found = expected_oks(score, at(40.0, 60.0), ALL, radius=RADIUS)
     assert torch.allclose(found, ALL, atol=1e-6)
     on_the_rim = masses((40 + 32, 60, 1.0))
-    assert (by_presence(on_the_rim, POSE[None] * 0 + at(40.0, 60.0), ALL, radius=RADIUS) == 0).all()
+    assert (expected_oks(on_the_rim, POSE[None] * 0 + at(40.0, 60.0), ALL, radius=RADIUS) == 0).all()
 
 
 def test_no_votes_no_score() -> None:
-    assert not by_presence(masses(), POSE[None], ALL, radius=RADIUS).any()
+    assert not expected_oks(masses(), POSE[None], ALL, radius=RADIUS).any()
     far_outside = at(-1000.0, 1e6)
-    assert not by_presence(masses((40, 60, 1.0)), far_outside, ALL, radius=RADIUS).any()
+    assert not expected_oks(masses((40, 60, 1.0)), far_outside, ALL, radius=RADIUS).any()
 
 
 def test_a_mass_spread_by_the_accumulator_costs_little() -> None:
@@ -154,7 +140,7 @@ def test_a_mass_spread_by_the_accumulator_costs_little() -> None:
     keypoints[0, 1] = torch.tensor([41.0, 61.0])
     scale = float(extent(keypoints, ALL))
     quarters = masses(*((x, y, 0.25) for x in (40, 42) for y in (60, 62)))
-    found = float(by_presence(quarters, keypoints, ALL, radius=RADIUS)[0, 1])
+    found = float(expected_oks(quarters, keypoints, ALL, radius=RADIUS)[0, 1])
     assert found == pytest.approx(math.exp(-1 / (scale * KAPPAS[1]) ** 2), abs=1e-5)
     assert found > 0.9
 
@@ -244,23 +230,17 @@ def test_hard_nms_measures_by_the_better_pose() -> None:
         assert len(hard_nms(poses(torch.stack([first, second]), scores)).scores) == kept
 
 
-def test_a_pose_on_the_background_loses_its_score() -> None:
-    two = poses(torch.stack([POSE, POSE]), torch.full((2, K), 0.8))
-    found = score_by_person(two, torch.tensor([1.0, 0.0]))
-    assert found.scores.tolist() == pytest.approx([0.8, 0.8 / 51**2])
-    assert found.mask_scores.tolist() == found.scores.tolist()
-
-
-def test_the_score_of_a_mask_is_that_of_the_pose_the_segmentation_and_the_embeddings() -> None:
+def test_a_persons_score_is_that_of_the_pose_the_segmentation_and_the_embeddings() -> None:
     """Half of the keypoints at 0.8, the others at 0.4 and claimed; p_S of 0.46 is half as certain as 0.92."""
-    scores = torch.full((3, K), 0.8)
+    scores = torch.full((4, K), 0.8)
     scores[:, 8:] = 0.4
-    unclaimed = (torch.arange(K) < 8).expand(3, K)
-    three = replace(poses(POSE.expand(3, K, 2), scores), unclaimed=unclaimed)
-    found = score_masks(three, torch.tensor([0.95, 0.46, 0.92]), torch.tensor([0.25, 0.0, torch.inf]))
+    unclaimed = (torch.arange(K) < 8).expand(4, K)
+    four = replace(poses(POSE.expand(4, K, 2), scores), unclaimed=unclaimed)
+    found = score_by_person(
+        four, torch.tensor([0.95, 0.46, 0.92, 0.0]), torch.tensor([0.25, 0.0, torch.inf, 0.0])
+    )
     pose = 8 * 0.8**2 / (8 * 0.8 + 9 * 0.4)
-    assert found.mask_scores.tolist() == pytest.approx([pose * 0.75, pose / 64, pose * 0.01])
-    assert torch.equal(found.scores, three.scores)
+    assert found.scores.tolist() == pytest.approx([pose * 0.75, pose / 16, pose * 0.01, 0.0])
 
 
 @settings(max_examples=15, deadline=None)
@@ -269,20 +249,17 @@ def test_scores_by_cells_match_the_reference(seed: int) -> None:
     keypoints, present, scores = random_poses(seed, 5)
     person, distance = torch.rand(2, 5, generator=torch.Generator().manual_seed(seed))
     best = soft_nms(poses(keypoints, scores, present), nms_radius=NMS_RADIUS)
-    by_person, masks = score_by_person(best, person).scores, score_masks(best, person, distance).mask_scores
+    found = score_by_person(best, person, distance).scores
     for j in range(5):
         p, d = float(person[j]), float(distance[j])
-        assert float(by_person[j]) == pytest.approx(
-            reference.person_score(float(best.scores[j]), p), abs=1e-6
-        )
-        expected = reference.mask_score(best.keypoint_scores[j].tolist(), best.unclaimed[j].tolist(), p, d)
-        assert float(masks[j]) == pytest.approx(expected, abs=1e-6)
-        assert 0 <= float(masks[j]) <= 1
+        expected = reference.person_score(best.keypoint_scores[j].tolist(), best.unclaimed[j].tolist(), p, d)
+        assert float(found[j]) == pytest.approx(expected, abs=1e-6)
+        assert 0 <= float(found[j]) <= 1
 
 
-def test_a_pose_without_votes_has_a_mask_score() -> None:
+def test_a_pose_without_votes_has_a_score() -> None:
     no_one_present = poses(POSE[None], torch.zeros(1, K))
-    assert score_masks(no_one_present, torch.ones(1), torch.zeros(1)).mask_scores.tolist() == [0.0]
+    assert score_by_person(no_one_present, torch.ones(1), torch.zeros(1)).scores.tolist() == [0.0]
 
 
 @pytest.mark.parametrize("nms", [hard_nms, lambda p: soft_nms(p, nms_radius=NMS_RADIUS)])
@@ -315,15 +292,13 @@ def test_scores_match_the_reference(seed: int, radius: float, bin: float) -> Non
     rng = np.random.default_rng(seed)
     h = rng.random((K, 40, 50)) * (rng.random((K, 40, 50)) < 0.1)
     score = HoughMap(score=torch.from_numpy(h).float(), bin=bin)
-    oks, by_mass = expected_oks(score, keypoints, present, radius=radius)
+    oks = expected_oks(score, keypoints, present, radius=radius)
     values = hough_scores(score, keypoints)
     for j in range(3):
         pose, p = keypoints[j].double().numpy(), present[j].tolist()
         assert float(extent(keypoints, present)[j]) == pytest.approx(reference.extent(pose, p), rel=1e-5)
         expected = reference.expected_oks(h, pose, p, bin=bin, radius=radius)
         np.testing.assert_allclose(oks[j].numpy(), expected, rtol=0, atol=1e-4)
-        expected = reference.expected_oks(h, pose, p, bin=bin, radius=radius, vote_mass=True)
-        np.testing.assert_allclose(by_mass[j].numpy(), expected, rtol=0, atol=1e-4)
         np.testing.assert_allclose(
             values[j].numpy(), reference.hough_score(h, pose, bin=bin), rtol=0, atol=1e-4
         )
@@ -366,7 +341,7 @@ def test_scaling_everything_keeps_the_scores(seed: int, factor: float) -> None:
     keypoints, present, _ = random_poses(seed, 3)
     h = torch.rand(K, 40, 50, generator=torch.Generator().manual_seed(seed))
     small, large = (
-        by_presence(HoughMap(h, bin=BIN * f), keypoints * f, present, radius=RADIUS * f)
+        expected_oks(HoughMap(h, bin=BIN * f), keypoints * f, present, radius=RADIUS * f)
         for f in (1.0, factor)
     )
     assert torch.allclose(small, large, atol=1e-4)
@@ -377,6 +352,6 @@ def test_scaling_everything_keeps_the_scores(seed: int, factor: float) -> None:
 def test_scores_are_probabilities(seed: int) -> None:
     keypoints, present, _ = random_poses(seed, 4)
     h = torch.rand(K, 40, 50, generator=torch.Generator().manual_seed(seed))
-    found = by_presence(HoughMap(h, bin=BIN), keypoints, present, radius=RADIUS)
+    found = expected_oks(HoughMap(h, bin=BIN), keypoints, present, radius=RADIUS)
     assert (found >= 0).all()
     assert (found <= present + 1e-6).all()

@@ -47,7 +47,7 @@ class OnePerson:
         points = np.linspace((0.2, 0.2), (0.8, 0.8), 17) * (width, height)
         mask = rle_tools.encode(np.ones((height, width), np.uint8, order="F"))["counts"]
         scores = np.full(17, 0.9, np.float32)
-        return [Detection(points.astype(np.float32), scores, self.score, self.score / 2, mask)]
+        return [Detection(points.astype(np.float32), scores, self.score, mask)]
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def test_people_are_found_and_drawn(client: httpx.Client) -> None:
     found = answer.json()
     assert (found["height"], found["width"], found["shown"]) == (40, 60, 1)
     assert found["people"][0]["keypoints"]["nose"] == {"x": 12, "y": 8, "score": pytest.approx(0.9)}
-    assert (found["people"][0]["mask_score"], found["people"][0]["segmentation"]["size"]) == (0.45, [40, 60])
+    assert found["people"][0]["segmentation"]["size"] == [40, 60]
     assert "picture" not in found
     drawn = client.post("/predict", params={"picture": True}, content=picture()).json()["picture"]
     assert Image.open(io.BytesIO(base64.b64decode(drawn))).size == (60, 40)

@@ -55,7 +55,6 @@ def person(number: int, *box: int) -> dict:
 def detection(score: float, *box: int) -> dict:
     return {
         "score": score,
-        "mask_score": score,
         "keypoints": lattice(*box),
         "keypoint_scores": [score] * K,
         "mask": rectangle(*box),

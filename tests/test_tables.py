@@ -50,7 +50,6 @@ def image(image_id: int, **changes: Any) -> dict[str, Any]:
 def detection(score: float, **changes: Any) -> dict[str, Any]:
     good = {
         "score": score,
-        "mask_score": score / 2,
         "keypoints": [0.5] * 34,
         "keypoint_scores": [0.5] * 17,
         "mask": b"T3",
@@ -98,32 +97,6 @@ def test_a_table_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
     empty = table.schema.empty_table()
     write_table(empty, tmp_path / "t.parquet", params_hash="abc")
     assert read_table(tmp_path / "t.parquet", table.schema).equals(empty)
-
-
-def test_predictions_without_mask_scores_are_read(tmp_path: Path) -> None:
-    """As versions up to 0.2 wrote them: masks have the scores of their poses."""
-    old = pa.schema([field for field in PREDICTIONS if field.name != "people"])
-    persons = pa.struct(
-        [field for field in PREDICTIONS.field("people").type.value_type if field.name != "mask_score"]
-    )
-    old = old.append(pa.field("people", pa.list_(persons)))
-    found = [detection(0.9), detection(0.1)]
-    rows = [
-        {"image_id": image_id, "height": 3, "width": 4, "people": people}
-        for image_id, people in ((5, []), (6, found), (7, found[:1]))
-    ]
-    metadata = {"personlab.format_version": "1"}
-    table = pa.Table.from_pylist(rows, old).replace_schema_metadata(metadata)
-    pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
-    read = read_table(tmp_path / "t.parquet", PREDICTIONS)
-    assert read.schema.equals(PREDICTIONS)
-    people = [row["people"] for row in read.to_pylist()]
-    assert [[person["mask_score"] for person in each] for each in people] == [
-        [person["score"] for person in each] for each in people
-    ]
-    assert [len(each) for each in people] == [0, 2, 1]
-    second = read_table(tmp_path / "t.parquet", PREDICTIONS, row_group=1)
-    assert [person["mask_score"] for person in second.to_pylist()[0]["people"]] == pytest.approx([0.9])
 
 
 @pytest.mark.parametrize(

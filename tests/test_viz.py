@@ -38,9 +38,7 @@ def lattice(x: float, y: float, w: float, h: float) -> np.ndarray:
 
 
 def detection(x=20, y=10, w=40, h=60, scores=1.0) -> Detection:
-    return Detection(
-        lattice(x, y, w, h), np.full(K, scores, dtype=np.float32), 0.9, 0.9, rectangle(x, y, w, h)
-    )
+    return Detection(lattice(x, y, w, h), np.full(K, scores, dtype=np.float32), 0.9, rectangle(x, y, w, h))
 
 
 def annotation(x=20, y=10, w=40, h=60, *, visibility=2, crowd=False) -> Annotation:
@@ -61,7 +59,7 @@ def input_is_not_modified():
 
 def test_no_people_and_empty_masks_leave_the_image_equal():
     assert viz.draw_people(GREY, [], skeleton=COCO_PERSON) is not GREY
-    empty = Detection(lattice(0, 0, 9, 9), np.zeros(K, np.float32), 0.9, 0.9, rectangle(0, 0, 0, 0))
+    empty = Detection(lattice(0, 0, 9, 9), np.zeros(K, np.float32), 0.9, rectangle(0, 0, 0, 0))
     for picture in (
         viz.draw_people(GREY, [], skeleton=COCO_PERSON),
         viz.draw_annotations(GREY, [], skeleton=COCO_PERSON),
@@ -88,7 +86,7 @@ def test_the_first_person_is_on_top():
 
 def test_people_without_masks_are_their_poses():
     posed = detection()
-    bare = Detection(posed.keypoints, posed.keypoint_scores, 0.9, 0.9, rle=b"")
+    bare = Detection(posed.keypoints, posed.keypoint_scores, 0.9, rle=b"")
     picture = viz.draw_people(GREY, [bare], skeleton=COCO_PERSON)
     np.testing.assert_array_equal(
         picture, viz.draw_pose(GREY, posed.keypoints, posed.keypoint_scores, skeleton=COCO_PERSON)
@@ -122,7 +120,7 @@ def test_scores_stay_within_the_image(x, y):
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 2), (5, 5)])
 def test_tiny_images_are_drawn_on(size):
     image = np.full((*size, 3), 128, np.uint8)
-    person = Detection(lattice(0, 0, size[1], size[0]), np.ones(K, np.float32), 0.9, 0.9, b"")
+    person = Detection(lattice(0, 0, size[1], size[0]), np.ones(K, np.float32), 0.9, b"")
     assert (
         viz.draw_scores(viz.draw_people(image, [person], skeleton=COCO_PERSON), [person]).shape == image.shape
     )
@@ -210,7 +208,7 @@ def test_an_image_without_people_says_so():
 
 
 def test_drawing_beyond_the_border_is_clipped():
-    far = Detection(lattice(-500, -500, 3000, 3000), np.ones(K, np.float32), 0.9, 0.9, rectangle(0, 0, 5, 5))
+    far = Detection(lattice(-500, -500, 3000, 3000), np.ones(K, np.float32), 0.9, rectangle(0, 0, 5, 5))
     assert viz.draw_people(GREY, [far], skeleton=COCO_PERSON).shape == GREY.shape
 
 

@@ -41,7 +41,6 @@ from personlab.codec.score import (
     hard_nms,
     hough_scores,
     score_by_person,
-    score_masks,
     soft_nms,
 )
 from personlab.codec.shift import mean_shift
@@ -163,9 +162,7 @@ class Decoder:
             return poses, None
         regions = self._regions(levels, poses)
         if self._adds("person-score"):
-            poses = score_by_person(poses, regions.person)
-        if self._adds("mask-score"):
-            poses = score_masks(poses, regions.person, regions.distance / self.mask_distance)
+            poses = score_by_person(poses, regions.person, regions.distance / self.mask_distance)
         order = best_first(poses.scores)
         return poses.select(order), regions.select(order)
 
@@ -197,10 +194,8 @@ class Decoder:
     def _score(self, hough: HoughMap, keypoints: Tensor, present: Tensor) -> Poses:
         if self.scoring == "hough":
             return Poses.of(keypoints, present, hough_scores(hough, keypoints))
-        scores, by_votes = expected_oks(
-            hough, keypoints, present, radius=self.radius, kappas=self.skeleton.kappas
-        )
-        return Poses.of(keypoints, present, scores, by_votes if self._adds("vote-mass") else scores)
+        scores = expected_oks(hough, keypoints, present, radius=self.radius, kappas=self.skeleton.kappas)
+        return Poses.of(keypoints, present, scores)
 
     def _suppress(self, poses: Poses) -> Poses:
         if self.nms == "hard":
@@ -254,13 +249,12 @@ class Decoder:
 
 def detections(poses: Poses, masks: Iterable[Tensor | None]) -> Iterator[Detection]:
     """Poses and their masks (height x width bool, in the same order; None without one) as people."""
-    rows = zip(poses.keypoints, poses.keypoint_scores, poses.scores, poses.mask_scores, strict=True)
-    for (keypoints, keypoint_scores, score, mask_score), mask in zip(rows, masks, strict=True):
+    rows = zip(poses.keypoints, poses.keypoint_scores, poses.scores, masks, strict=True)
+    for keypoints, keypoint_scores, score, mask in rows:
         yield Detection(
             keypoints=keypoints.numpy(),
             keypoint_scores=keypoint_scores.numpy(),
             score=float(score),
-            mask_score=float(mask_score),
             rle=b"" if mask is None else _rle(mask),
         )
 

@@ -6,9 +6,7 @@ Extension = Literal[
     "few-candidates",  # score the poses of 3 seeds for each person that may be found, not of 10
     "full-extent",  # equation 6 with lambda_j of all keypoints
     "mean-shift",  # move traced keypoints towards the votes around them
-    "vote-mass",  # scores of poses with the mass of votes in place of p_k in equation 3
-    "mask-score",  # score masks by their cells too
-    "person-score",  # lower the scores of poses whose cells show no person
+    "person-score",  # score people by their cells too
     "exclusive-masks",  # a pixel of two people belongs to the better pose if that is closer
     "guided-masks",  # let the outlines of people follow the edges of the photo
 ]

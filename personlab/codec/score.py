@@ -18,8 +18,7 @@ from personlab.codec.loops import Array, array, compiled, dot, total
 # A keypoint counts as detected, and so into a person's extent, from this presence on.
 DETECTED: Final = 0.5
 
-# What is left of the scores of poses and of masks whose cells show no person or are those of another.
-LEAST_PERSON: Final = 0.02
+# What is left of the score of a person none of whose cells is close to the pose.
 LEAST_CLOSENESS: Final = 0.01
 
 # Cells with this mean p_S show a person for certain: the outermost cells of small people are lower.
@@ -36,21 +35,14 @@ class Poses:
     keypoints: Tensor  # N x K x 2, pixels
     presence: Tensor  # N x K, p_k(y_jk)
     keypoint_scores: Tensor  # N x K, s_jk
-    terms: (
-        Tensor  # N x K, what keypoints add to the pose's score (equation 4): s_jk, or its vote-mass variant
-    )
     unclaimed: Tensor  # N x K bool, u_jk: no better pose claims the keypoint (equation 4)
     scores: Tensor  # N
-    mask_scores: Tensor  # N, of the poses' masks
 
     @classmethod
-    def of(
-        cls, keypoints: Tensor, presence: Tensor, keypoint_scores: Tensor, terms: Tensor | None = None
-    ) -> Self:
-        """Poses before any suppression: scores are the means of the terms, for masks too."""
-        terms = keypoint_scores if terms is None else terms
+    def of(cls, keypoints: Tensor, presence: Tensor, keypoint_scores: Tensor) -> Self:
+        """Poses before any suppression: scores are the means of those of the keypoints."""
         unclaimed = torch.ones_like(presence, dtype=torch.bool)
-        return cls(keypoints, presence, keypoint_scores, terms, unclaimed, terms.mean(1), terms.mean(1))
+        return cls(keypoints, presence, keypoint_scores, unclaimed, keypoint_scores.mean(1))
 
     def select(self, index: Tensor | slice) -> Self:
         return type(self)(*(tensor[index] for tensor in vars(self).values()))
@@ -92,28 +84,19 @@ def expected_oks(
     *,
     radius: float,
     kappas: Sequence[float],
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Equation 3: p_k(y) times the mean of exp(-|x - y|^2 / (2 lambda^2 kappa_k^2)) over the disk around y,
     weighted by the score map: N x K. Where the disk holds no votes, the score is 0.
-
-    Returns:
-        The scores, and the same with the mass of the votes in the disk, at most 1, in place of p_k(y).
     """
     tolerance = 2 * (extent(keypoints, presence)[:, None] * keypoints.new_tensor(kappas)).square()
-    mass, likeness = map(
-        torch.from_numpy,
-        _expected_oks(array(hough.score), hough.bin, array(keypoints), array(tolerance), radius),
-    )
-    return presence * likeness, mass.clamp(max=1) * likeness
+    likeness = _likeness(array(hough.score), hough.bin, array(keypoints), array(tolerance), radius)
+    return presence * torch.from_numpy(likeness)
 
 
 @compiled
-def _expected_oks(
-    score: Array, bin: float, keypoints: Array, tolerance: Array, radius: float
-) -> tuple[Array, Array]:
-    """The sum of the score map over the disk around y, and the mean of exp(-|x - y|^2 / tolerance) that it
-    weights: both N x K."""
-    masses, expected = np.zeros(tolerance.shape, score.dtype), np.zeros(tolerance.shape, score.dtype)
+def _likeness(score: Array, bin: float, keypoints: Array, tolerance: Array, radius: float) -> Array:
+    """The mean of exp(-|x - y|^2 / tolerance) over the disk around y, weighted by the score map: N x K."""
+    found = np.zeros(tolerance.shape, score.dtype)
     rows, columns = score.shape[1:]
     across = np.empty(columns, score.dtype)
     for k in range(score.shape[0]):  # one map after the other: memory bounds the speed
@@ -123,7 +106,7 @@ def _expected_oks(
             # the exponential of a sum of squares is a product
             for j in range(left, right):
                 across[j] = math.exp(-((bin * j - x) ** 2) / tolerance[n, k])
-            mass = likeness = 0.0
+            mass = weighted = 0.0
             for i in range(*bins_between(y - radius, y + radius, bin, rows)):
                 if total(score[k, i, left:right]) == 0:
                     continue
@@ -132,10 +115,10 @@ def _expected_oks(
                 first, last = bins_between(x - half, x + half, bin, columns)
                 mass += total(score[k, i, first:last])
                 vertical = math.exp(-(dy**2) / tolerance[n, k])
-                likeness += vertical * dot(score[k, i, first:last], across[first:last])
+                weighted += vertical * dot(score[k, i, first:last], across[first:last])
             if mass > 0:
-                masses[n, k], expected[n, k] = mass, likeness / mass
-    return masses, expected
+                found[n, k] = weighted / mass
+    return found
 
 
 def soft_nms(poses: Poses, *, nms_radius: float) -> Poses:
@@ -146,8 +129,8 @@ def soft_nms(poses: Poses, *, nms_radius: float) -> Poses:
     """
     poses = poses.select(best_first(poses.scores))
     unclaimed = torch.from_numpy(~_claimed(array(poses.keypoints), nms_radius**2))
-    scores = (poses.terms * unclaimed).sum(1) / unclaimed.shape[1]
-    poses = replace(poses, unclaimed=unclaimed, scores=scores, mask_scores=scores)
+    scores = (poses.keypoint_scores * unclaimed).sum(1) / unclaimed.shape[1]
+    poses = replace(poses, unclaimed=unclaimed, scores=scores)
     return poses.select(best_first(scores))
 
 
@@ -174,25 +157,18 @@ def hard_nms(poses: Poses, *, kappas: Sequence[float]) -> Poses:
     return poses.select((~dropped).nonzero()[:, 0])
 
 
-def score_by_person(poses: Poses, person: Tensor) -> Poses:
-    """Scores times the square of the mean p_S of the person's cells (N), from (1/51)^2 without any to 1."""
-    certainty = ((person + LEAST_PERSON) / (1 + LEAST_PERSON)).square()
-    scores = poses.scores * certainty
-    return replace(poses, scores=scores, mask_scores=scores)
+def score_by_person(poses: Poses, person: Tensor, distance: Tensor) -> Poses:
+    """Score the people by their keypoints and their cells, N, in [0, 1]:
 
-
-def score_masks(poses: Poses, person: Tensor, distance: Tensor) -> Poses:
-    """Scores of the masks, N, in [0, 1]:
-
-        sum_k u_jk s_jk^2 / sum_k s_jk  *  min(1, p / 0.92)^6  *  max(0.01, 1 - d)
+        sum_k u_jk s_jk^2 / sum_k s_jk  *  min(1, p / 0.92)^4  *  max(0.01, 1 - d)
 
     person: p, the mean p_S of the person's cells, N. distance: d, their mean embedding distance in units of
     the threshold, N.
     """
-    keypoints = poses.keypoint_scores
-    pose = (poses.unclaimed * keypoints.square()).sum(1) / keypoints.sum(1).clamp(min=1e-9)
-    certainty = (person / CERTAIN).clamp(max=1) ** 6
-    return replace(poses, mask_scores=pose * certainty * (1 - distance).clamp(min=LEAST_CLOSENESS))
+    pose = (poses.unclaimed * poses.keypoint_scores.square()).sum(1)
+    pose = pose / poses.keypoint_scores.sum(1).clamp(min=1e-9)
+    certainty = (person / CERTAIN).clamp(max=1) ** 4
+    return replace(poses, scores=pose * certainty * (1 - distance).clamp(min=LEAST_CLOSENESS))
 
 
 def best_first(scores: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def predict(
     """Find people in images, videos and cameras.
 
     Reads images and weights. Writes poses, masks and scores of all proposals, and `overlays/*.jpg` of those
-    with a score of at least 0.15; prints a line for each image. Images that cannot be read are listed with
+    with a score of at least 0.2; prints a line for each image. Images that cannot be read are listed with
     reasons; the exit status is 1. Of a video: `overlays/NAME.mp4`, and a row for each frame in NAME.json or
     NAME.parquet. Ctrl-C ends a camera.
     """

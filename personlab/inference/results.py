@@ -155,8 +155,7 @@ def _score(score: float | np.floating[Any]) -> float:
 
 
 def _extent(result: Result, person: Detection) -> Record:
-    """The tight box (x, y, width, height) of the mask, or else of the keypoints; the mask, if any, and its
-    score."""
+    """The tight box (x, y, width, height) of the mask, or else of the keypoints; the mask, if any."""
     mask = {"size": [result.height, result.width], "counts": person.rle}
     if person.rle and rle_tools.area(mask):
         box = rle_tools.toBbox(mask)
@@ -166,5 +165,4 @@ def _extent(result: Result, person: Detection) -> Record:
     extent = {"bbox": [round(float(side), 2) for side in box]}
     if not person.rle:
         return extent
-    segmentation = mask | {"counts": person.rle.decode()}
-    return extent | {"segmentation": segmentation, "mask_score": _score(person.mask_score)}
+    return extent | {"segmentation": mask | {"counts": person.rle.decode()}}

@@ -373,10 +373,9 @@ def _results(truth: COCO, detections: Mapping[int, Sequence[Detection]], task: T
 
 
 def _result(image: Mapping[str, Any], detection: Detection, task: Task) -> dict[str, Any]:
-    score = detection.score if task == "keypoints" else detection.mask_score
-    if not np.isfinite(score):
-        raise ValueError(f"image {image['id']}: a detection's score is {score}")
-    result = {"image_id": image["id"], "category_id": PERSON, "score": float(score)}
+    if not np.isfinite(detection.score):
+        raise ValueError(f"image {image['id']}: a detection's score is {detection.score}")
+    result = {"image_id": image["id"], "category_id": PERSON, "score": float(detection.score)}
     if task == "keypoints":
         return {**result, "keypoints": _triples(detection.keypoints, np.ones(len(detection.keypoints)))}
     return {**result, "segmentation": run_lengths(image, detection.rle)}

@@ -264,12 +264,12 @@ def _missed(assignment: Assignment) -> list[dict[str, Any]]:
 def _perfect(person: Mapping[str, Any], score: float) -> Detection:
     keypoints = np.array(person["keypoints"], np.float32).reshape(-1, 3)
     mask = person["segmentation"]
-    return Detection(keypoints[:, :2], keypoints[:, 2], score, score, mask["counts"] if mask else b"")
+    return Detection(keypoints[:, :2], keypoints[:, 2], score, mask["counts"] if mask else b"")
 
 
 def _with_scores(detections: Sequence[Detection], scores: Array) -> list[Detection]:
     pairs = zip(detections, scores.tolist(), strict=True)
-    return [replace(each, score=score, mask_score=score) for each, score in pairs]
+    return [replace(each, score=score) for each, score in pairs]
 
 
 def _where(detections: Sequence[Detection], kept: BoolArray) -> list[Detection]:

@@ -207,12 +207,11 @@ def _detections(record: Mapping[str, Any], image: coco.Image, count: int) -> dic
         if len(triples) != 3 * count:
             raise BadRecordError(f"keypoints holds {len(triples)} numbers, not {3 * count}")
         xy, scores = np.split(triples.reshape(count, 3).astype(np.float32), [2], axis=1)
-        tasks["keypoints"] = Detection(xy, scores[:, 0], score, score, rle=b"")
+        tasks["keypoints"] = Detection(xy, scores[:, 0], score, rle=b"")
     if record.get("segmentation") not in (None, []):
         nowhere = np.zeros((count, 3), np.float32)
         mask = rle(record["segmentation"], image.height, image.width)
-        mask_score = number(record, "mask_score") if "mask_score" in record else score
-        tasks["segm"] = Detection(nowhere[:, :2], nowhere[:, 2], score, mask_score, rle=mask)
+        tasks["segm"] = Detection(nowhere[:, :2], nowhere[:, 2], score, rle=mask)
     if not tasks:
         raise BadRecordError("has neither keypoints nor segmentation")
     return tasks

@@ -150,7 +150,7 @@ def _largest_component(person: Annotation, tree: Sequence[Edge]) -> Detection:
     sizes = np.bincount(component[labelled], minlength=len(labelled))
     kept = labelled & (component == sizes.argmax())
     keypoints = np.where(kept[:, None], person.keypoints, np.float32(_FAR_AWAY))
-    return Detection(keypoints, kept.astype(np.float32), score=1.0, mask_score=1.0, rle=person.rle)
+    return Detection(keypoints, kept.astype(np.float32), score=1.0, rle=person.rle)
 
 
 def _annotation(truth: COCO, record: dict[str, Any]) -> Annotation:

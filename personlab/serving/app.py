@@ -44,13 +44,12 @@ class Mask(Answered):
 
 
 class Person(Answered):
-    """A detected person; without `segmentation` and `mask_score` if the network finds poses only."""
+    """A detected person; without `segmentation` if the network finds poses only."""
 
     score: float
     keypoints: dict[str, Keypoint]
     bbox: tuple[float, float, float, float] = Field(description="x, y, width, height")
     segmentation: Mask | None = None
-    mask_score: float | None = None
 
 
 class Prediction(Answered):

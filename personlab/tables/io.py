@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from personlab.errors import UserError
-from personlab.tables.schema import is_readable, validate, with_mask_scores
+from personlab.tables.schema import validate
 from personlab.utils.files import atomic_file
 
 FORMAT_VERSION: Final = 1
@@ -122,7 +122,7 @@ def read_table(
         raise UserError(f"{path}: no such file; run the stage that makes it ('dvc repro')") from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({error}); delete it and run its stage") from None
-    return with_mask_scores(table.replace_schema_metadata(None))
+    return table.replace_schema_metadata(None)
 
 
 def params_hash_of(schema: pa.Schema) -> str:
@@ -141,5 +141,5 @@ def _check_header(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
     if missing:
         raise UserError(f"{path}: columns missing: {', '.join(missing)}; run its stage again")
     for name, kind in zip(wanted.names, wanted.types, strict=True):
-        if not is_readable(stored := found.field(name).type, kind):
+        if (stored := found.field(name).type) != kind:
             raise UserError(f"{path}: column {name} is {stored}, not {kind}; run its stage again")

@@ -68,7 +68,6 @@ TARGETS = pa.schema([("image_id", pa.int64()), ("people", pa.list_(pa.struct(_PE
 
 _DETECTION = [
     ("score", pa.float32()),
-    ("mask_score", pa.float32()),
     ("keypoints", pa.list_(pa.float32())),
     ("keypoint_scores", pa.list_(pa.float32())),
     ("mask", pa.binary()),  # empty if masks were not predicted
@@ -85,9 +84,6 @@ PREDICTIONS = pa.schema(
 
 # The frames of a video: the id is the number of the frame, from 0; milliseconds since the first.
 FRAMES = PREDICTIONS.insert(1, pa.field("milliseconds", pa.float64()))
-
-# The people of predictions that versions up to 0.2 wrote.
-_UNSCORED_MASKS = pa.list_(pa.struct([field for field in _DETECTION if field[0] != "mask_score"]))
 
 # Batch inference: what there is to read (personlab/inference/listing.py), what was found, what could not be
 # read. An image's id is its place in INPUTS; predictions can be read as PREDICTIONS too.
@@ -113,7 +109,6 @@ _PERSON_CHECKS = {
 }
 _DETECTION_CHECKS = {
     "score": [FINITE],
-    "mask_score": [FINITE],
     "keypoints": [as_long_as("keypoint_scores", 2), ALL_FINITE],
     "keypoint_scores": [SAME_LENGTH, ALL_FINITE],
 }
@@ -186,26 +181,6 @@ def _contract_of(schema: pa.Schema) -> Contract:
         if schema.equals(candidate.arrow):
             return candidate
     raise ValueError(f"no schema of personlab.tables.schema has these columns:\n{schema.to_string()}")
-
-
-def is_readable(stored: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a stored column is of the type `wanted`, or holds predictions without mask scores."""
-    return bool(
-        stored == wanted or (stored == _UNSCORED_MASKS and wanted == PREDICTIONS.field("people").type)
-    )
-
-
-def with_mask_scores(table: pa.Table) -> pa.Table:
-    """The table; predictions without mask scores, as versions up to 0.2 wrote them, get the poses' scores."""
-    if "people" not in table.column_names or table.schema.field("people").type != _UNSCORED_MASKS:
-        return table
-    people = table["people"].combine_chunks()
-    columns = dict(zip(people.type.value_type.names, people.values.flatten(), strict=True))
-    columns["mask_score"] = columns["score"]
-    fields = list(pa.schema(_DETECTION))
-    persons = pa.StructArray.from_arrays([columns[field.name] for field in fields], fields=fields)
-    scored = pa.ListArray.from_arrays(people.offsets, persons)
-    return table.set_column(table.column_names.index("people"), PREDICTIONS.field("people"), scored)
 
 
 def people_rows(table: pa.Table) -> pa.Table:

@@ -71,20 +71,16 @@ def draw_scores(
     colours: Sequence[int] | None = None,
     min_keypoint_score: float = 0.2,
 ) -> ImageArray:
-    """Draw the scores of the pose and of the mask above each person. Arguments as for `draw_people`."""
+    """Draw the score above each person. Arguments as for `draw_people`."""
     canvas = Image.fromarray(image)
     pen, taken = ImageDraw.Draw(canvas), list[Rectangle]()
     for colour, person in zip(colours or range(len(detections)), detections, strict=True):
         points = person.keypoints[person.keypoint_scores >= min_keypoint_score]
         if len(points):
-            text = _scores(person)
-            taken.append(_paint_tag(pen, text, points, _colour(colour), _magnification(image), taken))
+            taken.append(
+                _paint_tag(pen, f"{person.score:.2f}", points, _colour(colour), _magnification(image), taken)
+            )
     return np.asarray(canvas)
-
-
-def _scores(person: Detection) -> str:
-    """The pose's score, and the mask's if there is one."""
-    return f"{person.score:.2f} / {person.mask_score:.2f}" if person.rle else f"{person.score:.2f}"
 
 
 def draw_note(image: ImageArray, text: str) -> ImageArray:

@@ -280,9 +280,7 @@ def hough_score(h: Array, pose: Array, *, bin: float) -> list[float]:
     return [float(bilinear(padded[k], (x + bin, y + bin), bin)) for k, (x, y) in enumerate(pose.tolist())]
 
 
-def expected_oks(
-    h: Array, pose: Array, present, *, bin: float, radius: float, vote_mass: bool = False
-) -> list[float]:
+def expected_oks(h: Array, pose: Array, present, *, bin: float, radius: float) -> list[float]:
     """Equation 3, the integral as a sum over the bins in the disk; without votes there the score is 0.
 
     With `vote_mass`, what is in the disk, at most 1, stands for p.
@@ -299,8 +297,7 @@ def expected_oks(
                 if squared <= radius**2:
                     mass += h[k, i, j]
                     likeness += h[k, i, j] * math.exp(-squared / (2 * scale**2 * KAPPAS[k] ** 2))
-        p = min(mass, 1.0) if vote_mass else float(present[k])
-        scores.append(p * likeness / mass if mass > 0 else 0.0)
+        scores.append(float(present[k]) * likeness / mass if mass > 0 else 0.0)
     return scores
 
 
@@ -323,16 +320,11 @@ def mean_shift(h: Array, pose: Array, present, *, bin: float, radius: float) -> 
     return shifted
 
 
-def person_score(score: float, certainty: float) -> float:
-    """The score of a pose of whose cells p_S has this mean."""
-    return score * ((certainty + 0.02) / 1.02) ** 2
-
-
-def mask_score(keypoint_scores, unclaimed, certainty: float, distance: float) -> float:
-    """Of a mask whose cells have this mean p_S, and this mean distance in units of the threshold."""
+def person_score(keypoint_scores, unclaimed, certainty: float, distance: float) -> float:
+    """Of a person whose cells have this mean p_S, and this mean distance in units of the threshold."""
     squares = sum(s**2 for s, u in zip(keypoint_scores, unclaimed, strict=True) if u)
     pose = squares / sum(keypoint_scores) if sum(keypoint_scores) else 0.0
-    return pose * min(certainty / 0.92, 1.0) ** 6 * max(0.01, 1 - distance)
+    return pose * min(certainty / 0.92, 1.0) ** 4 * max(0.01, 1 - distance)
 
 
 def soft_nms(poses: list[Array], keypoint_scores, *, nms_radius: float) -> list[tuple[int, float]]:
@@ -499,14 +491,8 @@ def decode(
         scores = [
             expected_oks(h, pose, p, bin=bin, radius=radius) for pose, p in zip(poses, present, strict=True)
         ]
-    terms = scores
-    if scoring == "expected-oks" and "vote-mass" in extensions:
-        terms = [
-            expected_oks(h, pose, p, bin=bin, radius=radius, vote_mass=True)
-            for pose, p in zip(poses, present, strict=True)
-        ]
     if nms == "soft":
-        order = soft_nms(poses, terms, nms_radius=nms_radius)
+        order = soft_nms(poses, scores, nms_radius=nms_radius)
     else:
-        order = hard_nms(poses, present, terms, most=0.5)
+        order = hard_nms(poses, present, scores, most=0.5)
     return [Person(poses[j], present[j], scores[j], score) for j, score in order]
