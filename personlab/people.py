@@ -73,7 +73,7 @@ class Detection:
 
     keypoints: FloatArray  # K x 2, (x, y)
     keypoint_scores: FloatArray  # K, in [0, 1]
-    score: float  # in [0, 1]
+    score: float  # of the pose and of its mask; in [0, 1] with Expected-OKS
     rle: bytes  # COCO's compressed run-length string of the mask; empty if masks were not predicted
 
     @classmethod

@@ -193,14 +193,39 @@ def test_poses_and_masks_together_are_people() -> None:
         assert [(p.score, p.rle) for p in people] == [(p.score, p.rle) for p in expected]
 
 
-def test_a_pose_on_the_background_is_not_a_person() -> None:
+@pytest.mark.parametrize("real", [0, 1])
+def test_a_pose_on_the_background_is_not_a_person(real: int) -> None:
     """Of two equal poses the one whose cells show a person is first, and the other's mask is empty."""
     fields = perfect(scene(TWO, height=257, width=257, stride=8))
-    fields.seg[:, :, 14:] = 0.0  # the second
-    found = poses(fields, OURS)
-    assert float(found.keypoints[0, 0, 0]) < 120
-    assert found.scores[1] == 0
-    assert found.scores[0] > 0.8
+    fields.seg[:, :, slice(14, None) if real == 0 else slice(14)] = 0.0  # the other
+    found, drawn = OURS.decode([Level(fields, 1.0)], height=257, width=257)
+    masks = list(drawn)
+    assert torch.allclose(found.keypoints[0], TWO[real], atol=0.1)
+    assert found.scores[1] <= 1e-4 < 0.8 < found.scores[0]
+    assert not masks[1].any()
+    y, x = masks[0].nonzero().T
+    assert abs(float(x.float().mean()) - float(TWO[real][:, 0].mean())) < 10
+    assert len(y) > 2000
+
+
+def test_the_score_of_a_person_matches_the_reference() -> None:
+    """Of noisy fields, where neither p_S nor the embeddings are certain: the mean over the cells within t."""
+    fields = predicted(scene(TWO, height=257, width=257, stride=8), radius=DECODER.radius, noise=4.0)
+    decoder = paper(max_people=4, long_refinements=0)
+    before = poses(fields, decoder)
+    found = poses(fields, replace(decoder, extensions=("person-score",)))
+    long, seg = fields.long[0].double().numpy(), fields.seg[0].double().numpy()
+    expected = []
+    for j, keypoints in enumerate(before.keypoints.double().numpy()):
+        present = before.presence[j].tolist()
+        size = reference.extent(keypoints, present)
+        distance = reference.embedding_distance(seg, long, keypoints, present, size, stride=8)
+        own = distance <= decoder.mask_distance
+        person, away = (seg[own].mean(), distance[own].mean()) if own.any() else (0.0, np.inf)
+        scores, unclaimed = before.keypoint_scores[j].tolist(), before.unclaimed[j].tolist()
+        expected.append(reference.person_score(scores, unclaimed, person, away / decoder.mask_distance))
+    assert found.scores.tolist() == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    assert 0.1 < expected[0] < 0.9
 
 
 def test_weak_seeds_are_left_out() -> None:

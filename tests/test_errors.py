@@ -114,11 +114,11 @@ def test_kinds_are_those_of_the_slow_reference(flip: Any) -> None:
 def test_any_keypoints_can_be_analysed_without_mirror_pairs_too() -> None:
     skeleton = Skeleton("leaf", ("tip", "base"), ((0, 1),), flip=None, sigmas=(0.05, 0.1))
     who = person(keypoints=[60, 50, 100, 150], visibility=[2, 2])
-    detection = Detection(np.float32([[100, 150], [60, 50]]), np.ones(2, np.float32), 0.9, 0.9, who["mask"])
+    detection = Detection(np.float32([[100, 150], [60, 50]]), np.ones(2, np.float32), 0.9, who["mask"])
     other = person(2, keypoints=[200, 50, 240, 150], visibility=[2, 2], x=190)
     truth = ground_truth([row(1, who, other)], skeleton=skeleton)
     assert analysis(truth, {1: [detection]}, "keypoints").counts.matched == 0  # OKS 0
-    half = Detection(np.float32([[60, 50], [240, 150]]), np.ones(2, np.float32), 0.9, 0.9, who["mask"])
+    half = Detection(np.float32([[60, 50], [240, 150]]), np.ones(2, np.float32), 0.9, who["mask"])
     shares = analysis(truth, {1: [half]}, "keypoints").by_keypoint()
     assert (shares["tip"].of["good"], shares["base"].of["swap"]) == (1, 1)
 

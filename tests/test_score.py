@@ -240,7 +240,7 @@ def test_a_persons_score_is_that_of_the_pose_the_segmentation_and_the_embeddings
         four, torch.tensor([0.95, 0.46, 0.92, 0.0]), torch.tensor([0.25, 0.0, torch.inf, 0.0])
     )
     pose = 8 * 0.8**2 / (8 * 0.8 + 9 * 0.4)
-    assert found.scores.tolist() == pytest.approx([pose * 0.75, pose / 16, pose * 0.01, 0.0])
+    assert found.scores.tolist() == pytest.approx([pose * 0.75, pose / 16, pose * 0.01, pose * 0.01])
 
 
 @settings(max_examples=15, deadline=None)
@@ -257,7 +257,7 @@ def test_scores_by_cells_match_the_reference(seed: int) -> None:
         assert 0 <= float(found[j]) <= 1
 
 
-def test_a_pose_without_votes_has_a_score() -> None:
+def test_a_pose_without_votes_scores_zero() -> None:
     no_one_present = poses(POSE[None], torch.zeros(1, K))
     assert score_by_person(no_one_present, torch.ones(1), torch.zeros(1)).scores.tolist() == [0.0]
 

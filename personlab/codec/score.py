@@ -18,8 +18,8 @@ from personlab.codec.loops import Array, array, compiled, dot, total
 # A keypoint counts as detected, and so into a person's extent, from this presence on.
 DETECTED: Final = 0.5
 
-# What is left of the score of a person none of whose cells is close to the pose.
-LEAST_CLOSENESS: Final = 0.01
+# The least factor of a person's score for p_S, and for the embeddings: people without cells keep an order.
+LEAST: Final = 0.01
 
 # Cells with this mean p_S show a person for certain: the outermost cells of small people are lower.
 CERTAIN: Final = 0.92
@@ -35,7 +35,7 @@ class Poses:
     keypoints: Tensor  # N x K x 2, pixels
     presence: Tensor  # N x K, p_k(y_jk)
     keypoint_scores: Tensor  # N x K, s_jk
-    unclaimed: Tensor  # N x K bool, u_jk: no better pose claims the keypoint (equation 4)
+    unclaimed: Tensor  # N x K bool, u_jk: no pose better in soft NMS claims the keypoint (equation 4)
     scores: Tensor  # N
 
     @classmethod
@@ -158,17 +158,17 @@ def hard_nms(poses: Poses, *, kappas: Sequence[float]) -> Poses:
 
 
 def score_by_person(poses: Poses, person: Tensor, distance: Tensor) -> Poses:
-    """Score the people by their keypoints and their cells, N, in [0, 1]:
+    """The poses with scores of pose and mask, N:
 
-        sum_k u_jk s_jk^2 / sum_k s_jk  *  min(1, p / 0.92)^4  *  max(0.01, 1 - d)
+        sum_k u_jk s_jk^2 / sum_k s_jk  *  max(0.01, min(1, p / 0.92)^4)  *  max(0.01, 1 - d)
 
     person: p, the mean p_S of the person's cells, N. distance: d, their mean embedding distance in units of
     the threshold, N.
     """
     pose = (poses.unclaimed * poses.keypoint_scores.square()).sum(1)
     pose = pose / poses.keypoint_scores.sum(1).clamp(min=1e-9)
-    certainty = (person / CERTAIN).clamp(max=1) ** 4
-    return replace(poses, scores=pose * certainty * (1 - distance).clamp(min=LEAST_CLOSENESS))
+    certainty, closeness = (person / CERTAIN).clamp(max=1) ** 4, 1 - distance
+    return replace(poses, scores=pose * certainty.clamp(min=LEAST) * closeness.clamp(min=LEAST))
 
 
 def best_first(scores: Tensor) -> Tensor:

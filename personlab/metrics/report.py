@@ -16,8 +16,8 @@ MEASURES: Final = {"keypoints": "OKS", "segm": "IoU"}
 _THRESHOLDS: Final = {"0.50": 0.5, "0.75": 0.75, "mean of 0.50 to 0.95": None}
 
 _PICTURES: Final = (
-    "Annotated people on the left, confident detections with the scores of pose and mask on the right; a "
-    "person has one colour on both sides. Images with people are evenly spaced from the worst to the best; "
+    "Annotated people on the left, confident detections with their scores on the right; a person has one "
+    "colour on both sides. Images with people are evenly spaced from the worst to the best; "
     "images without people that have false alarms follow. Percentages are the average precision within the "
     "image of all detections, drawn or not, averaged over the thresholds."
 )

@@ -281,10 +281,7 @@ def hough_score(h: Array, pose: Array, *, bin: float) -> list[float]:
 
 
 def expected_oks(h: Array, pose: Array, present, *, bin: float, radius: float) -> list[float]:
-    """Equation 3, the integral as a sum over the bins in the disk; without votes there the score is 0.
-
-    With `vote_mass`, what is in the disk, at most 1, stands for p.
-    """
+    """Equation 3, the integral as a sum over the bins in the disk; without votes there the score is 0."""
     scale = extent(pose, present)
     scores = []
     for k in range(K):
@@ -324,7 +321,7 @@ def person_score(keypoint_scores, unclaimed, certainty: float, distance: float) 
     """Of a person whose cells have this mean p_S, and this mean distance in units of the threshold."""
     squares = sum(s**2 for s, u in zip(keypoint_scores, unclaimed, strict=True) if u)
     pose = squares / sum(keypoint_scores) if sum(keypoint_scores) else 0.0
-    return pose * min(certainty / 0.92, 1.0) ** 4 * max(0.01, 1 - distance)
+    return pose * max(0.01, min(certainty / 0.92, 1.0) ** 4) * max(0.01, 1 - distance)
 
 
 def soft_nms(poses: list[Array], keypoint_scores, *, nms_radius: float) -> list[tuple[int, float]]:
