@@ -223,7 +223,10 @@ def test_the_score_of_a_person_matches_the_reference() -> None:
         own = distance <= decoder.mask_distance
         person, away = (seg[own].mean(), distance[own].mean()) if own.any() else (0.0, np.inf)
         scores, unclaimed = before.keypoint_scores[j].tolist(), before.unclaimed[j].tolist()
-        expected.append(reference.person_score(scores, unclaimed, person, away / decoder.mask_distance))
+        score = float(before.scores[j])
+        expected.append(
+            reference.person_score(scores, unclaimed, score, person, away / decoder.mask_distance)
+        )
     assert found.scores.tolist() == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
     assert 0.1 < expected[0] < 0.9
 

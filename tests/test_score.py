@@ -235,11 +235,11 @@ def test_a_persons_score_is_that_of_the_pose_the_segmentation_and_the_embeddings
     scores = torch.full((4, K), 0.8)
     scores[:, 8:] = 0.4
     unclaimed = (torch.arange(K) < 8).expand(4, K)
-    four = replace(poses(POSE.expand(4, K, 2), scores), unclaimed=unclaimed)
+    four = replace(poses(POSE.expand(4, K, 2), scores), unclaimed=unclaimed, scores=torch.full((4,), 0.5))
     found = score_by_person(
         four, torch.tensor([0.95, 0.46, 0.92, 0.0]), torch.tensor([0.25, 0.0, torch.inf, 0.0])
     )
-    pose = 8 * 0.8**2 / (8 * 0.8 + 9 * 0.4)
+    pose = 8 * 0.8**2 / (8 * 0.8 + 9 * 0.4) * 0.5**0.1
     assert found.scores.tolist() == pytest.approx([pose * 0.75, pose / 16, pose * 0.01, pose * 0.01])
 
 
@@ -252,7 +252,9 @@ def test_scores_by_cells_match_the_reference(seed: int) -> None:
     found = score_by_person(best, person, distance).scores
     for j in range(5):
         p, d = float(person[j]), float(distance[j])
-        expected = reference.person_score(best.keypoint_scores[j].tolist(), best.unclaimed[j].tolist(), p, d)
+        expected = reference.person_score(
+            best.keypoint_scores[j].tolist(), best.unclaimed[j].tolist(), float(best.scores[j]), p, d
+        )
         assert float(found[j]) == pytest.approx(expected, abs=1e-6)
         assert 0 <= float(found[j]) <= 1
 

@@ -160,13 +160,14 @@ def hard_nms(poses: Poses, *, kappas: Sequence[float]) -> Poses:
 def score_by_person(poses: Poses, person: Tensor, distance: Tensor) -> Poses:
     """The poses with scores of pose and mask, N:
 
-        sum_k u_jk s_jk^2 / sum_k s_jk  *  max(0.01, min(1, p / 0.92)^4)  *  max(0.01, 1 - d)
+        sum_k u_jk s_jk^2 / sum_k s_jk  *  S^0.1  *  max(0.01, min(1, p / 0.92)^4)  *  max(0.01, 1 - d)
 
-    person: p, the mean p_S of the person's cells, N. distance: d, their mean embedding distance in units of
-    the threshold, N.
+    S is the score so far, of equation 4; it ranks fragments, whose few keypoints may be certain, below whole
+    people. person: p, the mean p_S of the person's cells, N. distance: d, their mean embedding distance in
+    units of the threshold, N.
     """
     pose = (poses.unclaimed * poses.keypoint_scores.square()).sum(1)
-    pose = pose / poses.keypoint_scores.sum(1).clamp(min=1e-9)
+    pose = pose / poses.keypoint_scores.sum(1).clamp(min=1e-9) * poses.scores**0.1
     certainty, closeness = (person / CERTAIN).clamp(max=1) ** 4, 1 - distance
     return replace(poses, scores=pose * certainty.clamp(min=LEAST) * closeness.clamp(min=LEAST))
 

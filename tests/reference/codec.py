@@ -317,11 +317,11 @@ def mean_shift(h: Array, pose: Array, present, *, bin: float, radius: float) -> 
     return shifted
 
 
-def person_score(keypoint_scores, unclaimed, certainty: float, distance: float) -> float:
-    """Of a person whose cells have this mean p_S, and this mean distance in units of the threshold."""
+def person_score(keypoint_scores, unclaimed, score: float, certainty: float, distance: float) -> float:
+    """Of a pose of this score whose cells have this mean p_S and distance (in units of the threshold)."""
     squares = sum(s**2 for s, u in zip(keypoint_scores, unclaimed, strict=True) if u)
     pose = squares / sum(keypoint_scores) if sum(keypoint_scores) else 0.0
-    return pose * max(0.01, min(certainty / 0.92, 1.0) ** 4) * max(0.01, 1 - distance)
+    return pose * score**0.1 * max(0.01, min(certainty / 0.92, 1.0) ** 4) * max(0.01, 1 - distance)
 
 
 def soft_nms(poses: list[Array], keypoint_scores, *, nms_radius: float) -> list[tuple[int, float]]:
