@@ -1,7 +1,8 @@
 """AP of the decoder on the fields of a network on photos, and what each choice is worth.
 
     python -m benchmarks.photos --weights FILE... --annotations FILE --images FOLDER [--sides 513 801 1201]
-                                [--strides 16 8] [--steps] [--samples 1000] [--json FILE]
+                                [--strides 16 8] [--precisions float32] [--steps] [--samples 1000]
+                                [--json FILE]
 
 The photos are those of any annotation file in COCO's format. The network runs once on each image, side and
 stride; all decoders read the same fields. Ours is compared with itself with one choice changed, and with tfjs
@@ -10,7 +11,8 @@ of a paired bootstrap over the images. A choice that changes nothing in a task h
 left out without Node or if body-pix cannot be installed.
 
 `--steps` measures our steps beyond the paper's decoder instead: each on top of the former, and last of all.
-Several files of weights are compared with the first one instead, each with the decoding of its card.
+Several files of weights, or precisions of the network, are compared with the first one instead, each with the
+decoding of its card.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
@@ -157,19 +160,18 @@ class Contender:
 
 def _contenders(options: argparse.Namespace) -> list[Contender]:
     """Every network at every stride: one with several decoders, or several with their own."""
-    several = len(options.weights) > 1
+    networks = list(product(options.weights, options.precisions))
     decoders = steps if options.steps else methods
     contenders = []
-    for weights in options.weights:
-        for stride in options.strides:
-            predictor = Predictor.from_checkpoint(
-                weights, Infer(sides=tuple(options.sides), stride=stride, precision="float32")
-            )
-            if several:
-                tfjs = {f"{weights}, {name}": choice for name, choice in TFJS.items()}
-                contenders.append(Contender(predictor, {str(weights): predictor.decoder}, tfjs))
-            else:
-                contenders.append(Contender(predictor, decoders(predictor.decoder), TFJS))
+    for (weights, precision), stride in product(networks, options.strides):
+        infer = Infer(sides=tuple(options.sides), stride=stride, precision=precision)
+        predictor = Predictor.from_checkpoint(weights, infer)
+        if len(networks) == 1:
+            contenders.append(Contender(predictor, decoders(predictor.decoder), TFJS))
+        else:
+            name = f"{weights} in {precision}"
+            tfjs = {f"{name}, {choice}": values for choice, values in TFJS.items()}
+            contenders.append(Contender(predictor, {name: predictor.decoder}, tfjs))
     return contenders
 
 
@@ -297,13 +299,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--sides", type=int, nargs="+", default=[513, 801, 1201], metavar="N")
     parser.add_argument("--strides", type=int, nargs="+", default=[16, 8], choices=[8, 16, 32], metavar="S")
+    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--steps", action="store_true", help="measure our steps beyond the paper")
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all columns here")
     options = parser.parse_args()
-    if options.steps and len(options.weights) > 1:
-        parser.error("--steps takes one file of weights")
+    if options.steps and len(options.weights) * len(options.precisions) > 1:
+        parser.error("--steps takes one file of weights and one precision")
     return options
 
 

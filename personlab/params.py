@@ -217,6 +217,7 @@ class Train(Section):
     pos_weight: PositiveFloat = 1.0
     precision: Precision = "float32"
     gradients: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
     validate_every: int = Field(default=0, ge=0)
     validate_images: PositiveInt = 100
     validate_side: PositiveInt = 801

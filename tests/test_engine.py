@@ -34,7 +34,7 @@ from tests.coco_person import K
 
 STRIDE: params.Stride = 16
 SIDE = 65
-MODEL = params.Model(width=8, radius=16.0)
+MODEL = params.Model(backbone="resnet18", width=8, radius=16.0)
 TRAIN = params.Train(learning_rate=1e-3)
 OBJECTIVE = Objective.of(MODEL, TRAIN, skeleton=COCO_PERSON)
 
@@ -228,12 +228,15 @@ def test_a_resumed_average_goes_on_as_if_never_stopped() -> None:
     assert all(torch.equal(t, broken.state_dict()[name]) for name, t in unbroken.state_dict().items())
 
 
-def _work(rank: int, folder: Path) -> None:
+def _work(rank: int, folder: Path, compiled: bool) -> None:
     """One of two workers: three steps on its share of uneven batches, then one that cannot be taken."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=2)
     made = frozen_network()
-    wrapped, stepping = DistributedDataParallel(Supervised(made, OBJECTIVE)), optimizer(made, TRAIN)
+    supervised = Supervised(made, OBJECTIVE)
+    if compiled:
+        supervised.compile(backend="aot_eager")  # traced as by the default, which also compiles for minutes
+    wrapped, stepping = DistributedDataParallel(supervised), optimizer(made, TRAIN)
     reports = read_losses([train_step(wrapped, shares(seed)[rank], stepping) for seed in range(3)])
     given = shares(3)[rank]
     spoiled = train_step(wrapped, spoilt(given) if rank else given, stepping)
@@ -289,8 +292,9 @@ def both(halves: tuple[Batch, Batch]) -> Batch:
 
 
 @pytest.mark.slow
-def test_two_workers_take_the_steps_of_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_work, (tmp_path,), nprocs=2)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_two_workers_take_the_steps_of_one(tmp_path: Path, compiled: bool) -> None:
+    torch.multiprocessing.spawn(_work, (tmp_path, compiled), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     alone = frozen_network()
     stepping = optimizer(alone, TRAIN)

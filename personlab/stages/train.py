@@ -175,6 +175,8 @@ def _work(config: dict[str, Any]) -> None:
     monitors = is_rank_zero() and train.validate_every > 0
     validation = Validation.of(network, root / "data", train) if monitors else None
 
+    if train.compile:
+        supervised.compile()
     parallel = prepare_model(supervised, move_to_device=False)
     engine.set_gradient_precision(parallel, train)
     gpu = device.type != "cpu"
