@@ -12,7 +12,7 @@ pycocotools, safetensors, pillow, PyYAML, tqdm, cyclopts, rich. About five minut
 - training steps on a batch that lies on the device, in TF32, in bfloat16, and in bfloat16 compiled; then
   in bfloat16 with averaged weights and batches prepared during the steps, as the stage `train` does.
   Operations are counted by PyTorch's FlopCounterMode. A warning names what in a step waits for the card;
-- inference at stride 8: resizing, network and copy to the host in float32 and bfloat16, of one image and of
+- inference at stride 8: resizing, network and copy to the host in every precision, of one image and of
   as many together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks
   from made fields of a square of that width. The paper (appendix A.1) reports 464 ms for all of it at
   801x529 with ResNet-101 on a Titan X.
@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -304,8 +305,7 @@ def images(this: Trial, width: int, height: int) -> Iterator[Inference]:
         list(people.people([level], height=width, width=width, image=square))
 
     decoding = 1e3 * this.seconds(decode)
-    precisions: tuple[params.Precision, ...] = ("float32", "bfloat16")
-    for precision in precisions:
+    for precision in get_args(params.InferPrecision):
         predictor = Predictor(network, people, (width,), this.device, precision)
         for together in (1, max(2, predictor.batch_size())):
             seen = 1e3 * this.seconds(partial(predictor.levels, [photo] * together)) / together

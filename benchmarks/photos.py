@@ -37,7 +37,7 @@ from personlab.data import images
 from personlab.metrics.bootstrap import interval, resampled_ap
 from personlab.metrics.coco import Array, Matches, Task, match
 from personlab.metrics.files import read_annotations
-from personlab.params import Infer
+from personlab.params import Infer, InferPrecision
 from personlab.people import Detection
 from personlab.predictor import Predictor
 from personlab.utils.progress import progress
@@ -299,7 +299,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--sides", type=int, nargs="+", default=[513, 801, 1201], metavar="N")
     parser.add_argument("--strides", type=int, nargs="+", default=[16, 8], choices=[8, 16, 32], metavar="S")
-    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
+    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=get_args(InferPrecision))
     parser.add_argument("--steps", action="store_true", help="measure our steps beyond the paper")
     parser.add_argument("--samples", type=int, default=1000, metavar="N", help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")

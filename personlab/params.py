@@ -34,8 +34,10 @@ ResNetKind = Literal["resnet18", "resnet50", "resnet101", "resnet152"]
 # mobilenet16 ends at output stride 16: the published networks of 0.50 and 0.75 times the standard width.
 # slim-resnet50 is TF-Slim's ResNet-50.
 BackboneKind = ResNetKind | Literal["mobilenet", "mobilenet16", "slim-resnet50"]
-# auto: bfloat16 where the processor or GPU computes it fast, else float32
+# of training; auto: bfloat16 where the processor or GPU computes it fast, else float32
 Precision = Literal["auto", "float32", "bfloat16"]
+# of prediction, where it has to be named, so that results do not depend on the machine
+InferPrecision = Literal["float32", "float16", "bfloat16"]
 
 # `model.init` and `estimator.init` for random weights. A committed file of this name stands for them, because
 # dvc.yaml lists the path as a dependency and DVC cannot template a null.
@@ -235,7 +237,7 @@ class Infer(Section):
 
     sides: tuple[PositiveInt, ...] = Field(default=(801,), min_length=1)
     stride: Stride = 16
-    precision: Precision = "auto"
+    precision: InferPrecision = "float32"
 
 
 class Export(Section):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 # People with lower scores are not drawn, not counted as found and not part of a COCO dataset. On photos at
 # 801 px, nine of ten that are shown are correct (docs/notes/decoder.md).
-SHOWN: Final = 0.2
+SHOWN: Final = 0.15
 
 # Keypoints with lower scores are not labelled in a COCO dataset.
 SHOWN_KEYPOINT: Final = 0.2

@@ -43,7 +43,7 @@ class Predictor:
     decoder: Decoder
     sides: tuple[int, ...]
     device: torch.device
-    precision: params.Precision = "float32"
+    precision: params.InferPrecision = "float32"
 
     @classmethod
     def from_checkpoint(
@@ -60,7 +60,7 @@ class Predictor:
         Args:
             path: the weights (*.safetensors), with their card beside them.
             infer: input sizes, output stride and precision. Default: one side of 801 pixels, stride 16,
-                bfloat16 where the device is fast at it.
+                float32.
             decode: decoding parameters. Default: see `decoding`.
             max_people: proposals per image, instead of `decode.max_people`.
             gpu: run the network on CUDA.
@@ -103,7 +103,12 @@ class Predictor:
         try:
             return list(self.decoder.people(levels, height=height, width=width, image=image))
         except ValueError as error:
-            raise UserError(f"{error}: the network's weights are broken; use others") from None
+            raise UserError(f"{error}: {self._advice()}") from None
+
+    def _advice(self) -> str:
+        if self.precision == "float16":
+            return "float16 ends at 65504; predict in float32"
+        return "the network's weights are broken; use others"
 
     def levels(self, images: Sequence[ImageArray]) -> list[list[Level]]:
         """The fields of each image at every side, on the CPU.

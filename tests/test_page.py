@@ -10,6 +10,7 @@ import pytest
 
 from personlab.errors import UserError
 from personlab.params import Params, load
+from personlab.people import SHOWN
 from personlab.registry.models import Lineage, Version
 from personlab.registry.provenance import Data
 from personlab.report import chart, page
@@ -93,7 +94,7 @@ def test_scores_and_parameters_stand_beside_the_champions(
 ) -> None:
     text = written(done, champion, tmp_path)
     assert "Beside the champion, version 7 of 2026-01-02" in text
-    assert "94 proposals, 6 with a score of at least 0.2" in text
+    assert f"94 proposals, 6 with a score of at least {SHOWN:g}" in text
     ap = json.loads((done / "data/metrics/evaluate.json").read_text())["keypoints"]["AP"]
     cells = re.findall(
         r"<tr>\s*<td>AP</td>\s*<td>(.*?)</td>\s*<td>(.*?)</td>\s*<td class=\"(\w*)\">(.*?)</td>", text

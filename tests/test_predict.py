@@ -24,7 +24,7 @@ from personlab.inference.listing import list_all
 from personlab.inference.predict import Format, Output, plan_images, predict
 from personlab.inference.results import Result, coco_dataset
 from personlab.params import Infer
-from personlab.people import Detection
+from personlab.people import SHOWN, Detection
 from personlab.predictor import Predictor
 from personlab.skeleton import COCO_PERSON
 from personlab.utils.progress import progress
@@ -192,7 +192,8 @@ def test_what_cannot_be_read_is_returned_with_reasons(
         f"{text}: is not an image of any format that can be read here",
     ]
     assert [image["id"] for image in json.loads((tmp_path / "out/images.json").read_text())] == [2]
-    assert "2 images = 1 predicted + 1 not read; 2 proposals, 1 with a score of at least 0.2; " in caplog.text
+    counted = f"2 images = 1 predicted + 1 not read; 2 proposals, 1 with a score of at least {SHOWN:g}; "
+    assert counted in caplog.text
 
 
 def test_the_same_name_in_two_folders_is_two_images(tmp_path: Path) -> None:

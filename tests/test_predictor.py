@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import typing
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -123,18 +122,33 @@ def test_fields_do_not_depend_on_the_number_of_threads(tmp_path: Path, backbone:
         assert all(torch.equal(field, other[name]) for other in others), name
 
 
-def test_bfloat16_moves_fields_little(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("precision", "bound"), [("bfloat16", 0.05), ("float16", 0.005)])
+def test_16_bits_move_fields_little(tmp_path: Path, precision: params.InferPrecision, bound: float) -> None:
     weights = save(tmp_path / "model.safetensors")
     image = np.random.default_rng(0).integers(0, 255, (129, 129, 3), np.uint8)
     exact, rounded = (
-        Predictor.from_checkpoint(weights, params.Infer(precision=precision))
-        .level(image, 129)
-        .fields.tensors()
-        for precision in typing.get_args(params.Precision)[1:]
+        Predictor.from_checkpoint(weights, params.Infer(precision=each)).level(image, 129).fields.tensors()
+        for each in ("float32", precision)
     )
     for name, field in rounded.items():
         assert field.dtype == torch.float32
-        assert 0 < float((field - exact[name]).abs().max()) < 0.05 * float(exact[name].abs().max())
+        assert 0 < float((field - exact[name]).abs().max()) < bound * float(exact[name].abs().max())
+
+
+def test_numbers_too_large_for_float16(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build(MODEL, stride=16, skeleton=COCO_PERSON)
+    with torch.no_grad():
+        next(network.backbone.parameters()).mul_(1e7)
+    checkpoint.save(tmp_path / "w.safetensors", network.state_dict(), network.card({}))
+    image = np.random.default_rng(0).integers(0, 255, (129, 129, 3), np.uint8)
+    exact, half = (
+        Predictor.from_checkpoint(tmp_path / "w.safetensors", params.Infer(sides=(129,), precision=precision))
+        for precision in ("float32", "float16")
+    )
+    exact(image)
+    with pytest.raises(UserError, match="not finite: float16 ends at 65504; predict in float32"):
+        half(image)
 
 
 def test_probabilities_do_not_depend_on_the_number_of_threads() -> None:

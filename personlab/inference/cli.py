@@ -29,7 +29,8 @@ Pyramid = Annotated[
 ]
 OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
 Precision = Annotated[
-    params.Precision, Parameter(help="Of the network; auto: bfloat16 where the device is fast at it.")
+    params.InferPrecision,
+    Parameter(help="Of the network. GPUs are faster with 16 bits; float16 is the more exact one."),
 ]
 MaxPeople = Annotated[
     PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")
@@ -41,7 +42,7 @@ def _infer(
     side: int | None,
     pyramid: list[int] | None,
     stride: params.Stride,
-    precision: params.Precision = DEFAULTS.precision,
+    precision: params.InferPrecision = DEFAULTS.precision,
 ) -> params.Infer:
     sides = tuple(pyramid or [side or DEFAULTS.sides[0]])
     return params.Infer(sides=sides, stride=stride, precision=precision)
@@ -81,7 +82,7 @@ def predict(
     """Find people in images, videos and cameras.
 
     Reads images and weights. Writes poses, masks and scores of all proposals, and `overlays/*.jpg` of those
-    with a score of at least 0.2; prints a line for each image. Images that cannot be read are listed with
+    with a score of at least 0.15; prints a line for each image. Images that cannot be read are listed with
     reasons; the exit status is 1. Of a video: `overlays/NAME.mp4`, and a row for each frame in NAME.json or
     NAME.parquet. Ctrl-C ends a camera.
     """

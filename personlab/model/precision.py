@@ -1,14 +1,16 @@
-"""Mixed precision: which parts of a step compute in bfloat16."""
+"""Mixed precision: which layers compute with 16 bits."""
 
 import torch
 
-from personlab.params import Precision
+from personlab.params import InferPrecision, Precision
 
 
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+def autocast(device: torch.device, precision: Precision | InferPrecision) -> torch.autocast:
     """The autocast context of a precision; `auto` is bfloat16 where the device computes it fast."""
-    enabled = precision == "bfloat16" or (precision == "auto" and is_fast(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    if precision == "auto":
+        precision = "bfloat16" if is_fast(device) else "float32"
+    dtype = torch.float16 if precision == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "float32")
 
 
 def is_fast(device: torch.device) -> bool:
