@@ -3,21 +3,24 @@
     python -m benchmarks.gpu [--device cuda] [--rounds 30] [--backbone resnet101] [--crop 801] [--batch 8]
                              [--inputs 801x529 1401x925] [--json FILE]
 
-Renders 64 training images. Packages: torch, numpy, numba, opencv-python-headless, pyarrow, pandera, pydantic,
-pycocotools, safetensors, pillow, PyYAML, tqdm, cyclopts, rich. About five minutes on a fast card. In order:
+Renders 64 training images. Packages: torch, numpy, numba, opencv-python-headless, pyarrow, pandera[pyarrow],
+pydantic, pycocotools, safetensors, pillow, PyYAML, tqdm, cyclopts, rich. About five minutes on a fast card;
+each figure is printed, and written to FILE, once it is measured. In order:
 
-- parity: one network on the CPU and on the device, both in float32 (TF32 off): fields, loss, and the people
+- parity: one network on the CPU and on the device, both in float32 without TF32: fields, loss, and the people
   decoded from the same targets;
 - matrix products in bfloat16: the rate that the card reaches at best;
-- training steps on a batch that lies on the device, in TF32, in bfloat16, and in bfloat16 compiled; then
-  in bfloat16 with averaged weights and batches prepared during the steps, as the stage `train` does.
-  Operations are counted by PyTorch's FlopCounterMode. A warning names what in a step waits for the card;
 - inference at stride 8: resizing, network and copy to the host in every precision, of one image and of
   as many together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks
   from made fields of a square of that width. The paper (appendix A.1) reports 464 ms for all of it at
-  801x529 with ResNet-101 on a Titan X.
+  801x529 with ResNet-101 on a Titan X;
+- training steps in bfloat16 with averaged weights and batches prepared during the steps, as the stage `train`
+  does; then on a batch that lies on the device, in float32, in bfloat16, and in bfloat16 compiled, which
+  needs a C compiler. Operations are counted by PyTorch's FlopCounterMode. A warning names what in a step
+  waits for the card.
 
-`--device cpu` runs the same code without a GPU, to try it: choose small sizes.
+"float32" is PyTorch's default on GPUs: convolutions in TF32. `--device cpu` runs the same code without a GPU,
+to try it: choose small sizes.
 """
 
 import argparse
@@ -25,17 +28,17 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,13 +120,20 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Card:
+    """What the card reaches at best."""
+
+    matrix_tflops: float  # of bfloat16 matrix products
+
+
+@dataclass(frozen=True)
 class Training:
     """How fast training steps are."""
 
     variant: str
     images_per_s: float
     tflops: float
-    share_of_card: float  # of the measured rate of bfloat16 matrix products
+    share_of_card: float  # of Card.matrix_tflops
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,9 @@ class Inference:
     decoding: float  # ten people with masks
     images_per_s: float  # one after the other
     codec_share: float
+
+
+Figures = Parity | Card | Training | Inference
 
 
 def main() -> None:
@@ -159,22 +172,23 @@ def main() -> None:
         )
         name = torch.cuda.get_device_name() if this.device.type == "cuda" else "CPU"
         console.print(f"{name}, torch {torch.__version__}, {options.backbone}, crop {options.crop}")
-        agreement = parity(this)
-        console.print(agreement)
-        card = matrix_rate(this)
-        console.print(f"matrix products in bfloat16: {card / 1e12:.1f} TFLOP/s")
-        training = [*resident_steps(this, card), loaded_steps(this, card)]
-        console.print(*training, sep="\n")
-        sizes = [tuple(map(int, size.split("x"))) for size in options.inputs]
-        inference = [each for width, height in sizes for each in images(this, width, height)]
-        console.print(*inference, sep="\n")
-    if options.json:
-        found = {"device": name, "parity": asdict(agreement), "matrix_tflops": card / 1e12}
-        found |= {
-            "training": [asdict(each) for each in training],
-            "inference": [asdict(each) for each in inference],
-        }
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        found: list[dict[str, Any]] = []
+        for figures in measure(this, options.inputs):
+            console.print(figures)
+            found.append({"what": type(figures).__name__} | asdict(figures))
+            if options.json:
+                options.json.write_text(json.dumps({"device": name, "figures": found}, indent=1) + "\n")
+
+
+def measure(this: Trial, inputs: Sequence[tuple[int, int]]) -> Iterator[Figures]:
+    """All figures, those last that are most likely to fail."""
+    yield parity(this)
+    card = matrix_rate(this)
+    yield card
+    for width, height in inputs:
+        yield from images(this, width, height)
+    yield loaded_steps(this, card)
+    yield from resident_steps(this, card)
 
 
 # --- parity -------------------------------------------------------------------------------------------------
@@ -182,8 +196,8 @@ def main() -> None:
 
 def parity(this: Trial) -> Parity:
     """One batch, forward, loss and decode, on both devices in full float32."""
-    _allow_tf32(False)
-    network = this.network().eval()
+    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    network = _settled(this.network(), this.train.crop)
     objective, batch = this.objective(), next(this.batches(CPU))
     rasterised = next(this.batches(this.device))
     fields, losses, poses = [], [], []
@@ -194,7 +208,7 @@ def parity(this: Trial) -> Parity:
             losses.append(objective(found, targets).total(objective.weights).item())
         fields.append(found.probabilities().to(CPU).tensors())
         poses.append(_keypoints(this, targets.fields))
-    _allow_tf32(True)
+    torch.backends.cudnn.allow_tf32 = allowed
     apart = {name: (fields[0][name] - fields[1][name]).abs().max().item() for name in FIELDS}
     here, there = poses
     moved = (here - there).abs() if len(here) == len(there) else torch.tensor([float("nan")])
@@ -218,24 +232,29 @@ def _keypoints(this: Trial, fields: Fields) -> Tensor:
     )
 
 
-def _allow_tf32(allowed: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+def _settled(network: PersonLab, side: int) -> PersonLab:
+    """In evaluation mode, with the normalisation statistics of noise: others let random weights overflow."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the mean of all batches, here of one
+    with torch.no_grad():
+        network.train()(torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8))
+    return network.eval()
 
 
 # --- training -----------------------------------------------------------------------------------------------
 
 
-def matrix_rate(this: Trial) -> float:
-    """Operations a second of bfloat16 matrix products, the card's own best."""
+def matrix_rate(this: Trial) -> Card:
     size = 8192 if this.device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=this.device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / this.seconds(lambda: a @ b)
+    return Card(2 * size**3 / this.seconds(lambda: a @ b) / 1e12)
 
 
-def resident_steps(this: Trial, card: float) -> Iterator[Training]:
+def resident_steps(this: Trial, card: Card) -> Iterator[Training]:
     """Steps over one batch that lies on the device, again and again."""
     variants: list[tuple[str, params.Precision, bool]] = [
-        ("TF32", "float32", False),
+        ("float32", "float32", False),
         ("bfloat16", "bfloat16", False),
         ("bfloat16, compiled", "bfloat16", True),
     ]
@@ -255,7 +274,7 @@ def resident_steps(this: Trial, card: float) -> Iterator[Training]:
         yield _training(this, name, seconds, card)
 
 
-def loaded_steps(this: Trial, card: float) -> Training:
+def loaded_steps(this: Trial, card: Card) -> Training:
     """Steps in bfloat16 with averaging, and with batches that are prepared meanwhile."""
     supervised, optimizer = _learner(this)
     batches, average = this.batches(this.device), Average(start=0)
@@ -273,9 +292,9 @@ def _learner(this: Trial) -> tuple[Supervised, torch.optim.Optimizer]:
     return supervised, engine.optimizer(network, this.train)
 
 
-def _training(this: Trial, variant: str, seconds: float, card: float) -> Training:
-    rate = _operations(this) / seconds
-    return Training(variant, this.train.batch / seconds, rate / 1e12, rate / card)
+def _training(this: Trial, variant: str, seconds: float, card: Card) -> Training:
+    rate = _operations(this) / seconds / 1e12
+    return Training(variant, this.train.batch / seconds, rate, rate / card.matrix_tflops)
 
 
 def _operations(this: Trial) -> int:
@@ -294,7 +313,7 @@ def _operations(this: Trial) -> int:
 def images(this: Trial, width: int, height: int) -> Iterator[Inference]:
     """Images at stride 8, with the people of made fields."""
     torch.manual_seed(0)
-    network = PersonLab(this.model, stride=8, skeleton=COCO_PERSON).to(this.device).eval()
+    network = _settled(PersonLab(this.model, stride=8, skeleton=COCO_PERSON), 193).to(this.device)
     people = decoder(network)
     photo: ImageArray = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     level = Level(scenes.predicted(scenes.people(PEOPLE, stride=8, side=width), stride=8), 1.0)
@@ -326,12 +345,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=64, metavar="N")
     parser.add_argument("--crop", type=int, default=801, metavar="N")
     parser.add_argument("--batch", type=int, default=8, metavar="N")
-    parser.add_argument("--inputs", nargs="+", default=["801x529", "1401x925"], metavar="WxH")
+    parser.add_argument(
+        "--inputs", nargs="+", type=_size, default=[(801, 529), (1401, 925)], metavar="WxH", help="W: 8 n + 1"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device here; --device cpu tries the script")
     return options
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, height = map(int, text.split("x"))
+    if width % 8 != 1:
+        raise ValueError(width)
+    return width, height
 
 
 if __name__ == "__main__":

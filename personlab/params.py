@@ -417,7 +417,10 @@ def from_saved(raw: Mapping[str, Any]) -> Params:
             tree.setdefault(new_section, {}).setdefault(new_key, tree[section][key])
     if {"decode", "codec"} & tree.keys():  # before `extensions`, decoding was the paper's
         tree.setdefault("decode", {}).setdefault("extensions", [])
-    tree.setdefault("infer", {}).setdefault("precision", "float32")  # before it could be chosen
+    if (
+        tree.get("infer", {}).get("precision") == "auto"
+    ):  # before it had to be named; bfloat16 on some machines
+        del tree["infer"]["precision"]
     weights = tree.get("train", {}).get("loss_weights")
     if isinstance(weights, list | tuple):
         tree["train"]["loss_weights"] = dict(zip(LossWeights.model_fields, weights, strict=True))

@@ -25,9 +25,11 @@ from personlab.skeleton import Skeleton
 # Images that are predicted at a time, at most: each needs a few hundred megabytes.
 MOST_AT_A_TIME: Final = 4
 
-# On a GPU: images that pass the network together, at most, and the share of its free memory for them.
+# On a GPU: batches that are worked on at a time, so that one is resized while another passes the network;
+# images of a batch, at most; and the share of the memory for all of them.
+BATCHES_AT_A_TIME: Final = 2
 _LARGEST_BATCH: Final = 32
-_MEMORY_SHARE: Final = 0.5
+_MEMORY_SHARE: Final = 0.6
 
 
 @dataclass(frozen=True)
@@ -150,18 +152,23 @@ class Predictor:
         transform = Transform(scale, (0.0, 0.0), padded_side(height, stride), padded_side(width, stride))
         return torch.from_numpy(transform.image(image)).permute(2, 0, 1), scale
 
-    def batch_size(self) -> int:
-        """How many images to give to `levels` at a time: on a GPU as many as its free memory holds, measured
-        with one; 1 on a CPU, which gains nothing by more.
+    def batch_size(self, gpu_share: float = 1.0) -> int:
+        """How many images to give to `levels` at a time: 1 on a CPU, which gains nothing by more; on a GPU as
+        many as fit twice into its free memory, measured with one image.
+
+        Args:
+            gpu_share: of the GPU's memory that this process may use.
         """
         if self.device.type != "cuda":
             return 1
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         self.levels([np.zeros((max(self.sides), max(self.sides), 3), np.uint8)])
         needed = torch.cuda.max_memory_allocated(self.device) - before
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return max(1, min(int(_MEMORY_SHARE * free / needed), _LARGEST_BATCH))
+        free, total = torch.cuda.mem_get_info(self.device)
+        each = _MEMORY_SHARE * min(free, gpu_share * total) / BATCHES_AT_A_TIME
+        return max(1, min(int(each / needed), _LARGEST_BATCH))
 
 
 def probabilities(logits: Fields) -> Fields:

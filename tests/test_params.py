@@ -135,6 +135,7 @@ def test_moved_parameters_are_found_under_their_old_names() -> None:
         gpu=True, workers=2, max_failures=5, ray_address="auto", storage_path="s3://b"
     )
     assert saved.model.backbone == "slim-resnet50"
+    assert params.from_saved({"infer": {"precision": "auto"}}).infer.precision == "float32"
     newer = {"codec": {"radius": 12, "bin": 1}, "decode": {"bin": 3}}  # decoded anew by this version
     assert params.from_saved(newer) == Params(
         model=Model(radius=12), infer=Infer(precision="float32"), decode=Decode(bin=3, extensions=())

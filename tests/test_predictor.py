@@ -254,18 +254,21 @@ def test_a_gpu_that_is_not_there_is_missed(tmp_path: Path) -> None:
         Predictor.from_checkpoint(tmp_path / "any.safetensors", gpu=True)
 
 
-@pytest.mark.parametrize(("needed", "size"), [(0.5, 32), (10, 3), (100, 1)])
-def test_as_many_images_pass_a_gpu_together_as_half_of_its_free_memory_holds(
-    monkeypatch: pytest.MonkeyPatch, needed: float, size: int
+@pytest.mark.parametrize(
+    ("needed", "share", "size"), [(0.5, 1, 32), (6, 1, 3), (6, 0.5, 2), (2, 0.25, 3), (100, 1, 1)]
+)
+def test_as_many_images_pass_a_gpu_together_as_fit_twice(
+    monkeypatch: pytest.MonkeyPatch, needed: float, share: float, size: int
 ) -> None:
-    """64 GB are free, of which an image takes `needed` GB; torch's memory statistics are made up."""
+    """64 of 80 GB are free, an image takes `needed` GB; torch's memory statistics are made up."""
     network = build(params.Model(width=8), stride=16, skeleton=COCO_PERSON)
     predictor = Predictor(network, decoder(network), (65,), torch.device("cuda"))
     seen = list[int]()
     monkeypatch.setattr(Predictor, "levels", lambda _, images: seen.append(len(images)))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1e9)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1e9 + needed * 1e9)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (64e9, 80e9))
-    assert predictor.batch_size() == size
+    assert predictor.batch_size(share) == size
     assert seen == [1]

@@ -127,7 +127,7 @@ def _make_parts(job: Job, numbers: Sequence[int], gpus: float) -> Iterator[Part]
         warnings.simplefilter("ignore")
         rows = _one_block_each(numbers).map(
             _Actor,
-            fn_constructor_args=(job, Path.cwd()),
+            fn_constructor_args=(job, Path.cwd(), gpus or 1.0),
             compute=ActorPoolStrategy(min_size=1, max_size=parts, initial_size=actors),
             num_cpus=1,
             num_gpus=gpus,
@@ -157,11 +157,11 @@ def _change_folder(folder: Path) -> None:
 class _Actor:
     """A `Worker` that returns UserErrors as values: Ray would wrap them in its own exceptions."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
+    def __init__(self, job: Job, folder: Path, gpu_share: float) -> None:
         _change_folder(folder)
         malloc.disable_trim()
         try:
-            self.worker: Worker | UserError = Worker(job)
+            self.worker: Worker | UserError = Worker(job, gpu_share)
         except UserError as error:
             self.worker = error
 

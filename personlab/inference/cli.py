@@ -30,7 +30,7 @@ Pyramid = Annotated[
 OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
 Precision = Annotated[
     params.InferPrecision,
-    Parameter(help="Of the network. GPUs are faster with 16 bits; float16 is the more exact one."),
+    Parameter(help="Of the network. 16 bits are meant for GPUs; float16 is the more exact."),
 ]
 MaxPeople = Annotated[
     PositiveInt | None, Parameter(help="Proposals per image. [default: as the model was evaluated with]")

@@ -4,7 +4,7 @@ A plan divides the sorted images of a run into parts of equal size. A part is on
 predictions are written to part-00000.parquet (tables.NAMED_PREDICTIONS), after the images that cannot be
 read, if any, to errors-00000.parquet (tables.FAILURES). Files are written atomically, and their bytes depend
 on the plan and the images alone. A run that was interrupted anywhere, or done twice, therefore ends with the
-same files.
+same files (on a GPU, whose memory decides how many images pass it together, but for rounding).
 """
 
 import hashlib

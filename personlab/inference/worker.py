@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 _FETCH_THREADS = 8  # object stores are slow to answer
 _FETCH_DEPTH, _DECODE_DEPTH = 16, 2  # images
+_BATCHES_A_PART = 4  # on a GPU, at least: while one passes the network, others are read and decoded
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,21 @@ class NamedImage:
     orientation: int = 1
 
 
+class DeviceError(UserError):
+    """The GPU failed, which is no property of an image: after most failures it refuses all others too."""
+
+
 class Worker:
     """Makes parts with a predictor that is loaded once.
+
+    Args:
+        gpu_share: of a GPU's memory that is for this worker.
 
     Raises:
         UserError: the checkpoint cannot be read, or is not the plan's.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, gpu_share: float = 1.0) -> None:
         from personlab.predictor import Predictor
 
         weights = local_copy(job.weights)
@@ -56,13 +64,14 @@ class Worker:
         self.job = job
         self._listing = retry(job.out.place, lambda: pq.ParquetFile(job.out.open(INPUTS)))
         self.predictor = Predictor.from_checkpoint(weights, job.plan.infer, job.plan.decode, gpu=job.gpu)
-        self.batch_size = self.predictor.batch_size()
+        most = max(1, job.plan.part_size // _BATCHES_A_PART)
+        self.batch_size = min(self.predictor.batch_size(gpu_share), most)
 
     def make_part(self, number: int) -> Part:
         """Predict the images of a part and write its files.
 
         Raises:
-            UserError: they cannot be written, or the images' store does not answer.
+            UserError: they cannot be written, the images' store does not answer, or the GPU fails.
         """
         predictions, failures = list[Row](), list[Row]()
         with writing(self.job.out.place), attempt(self.job.out, number) as this:
@@ -82,20 +91,29 @@ class Worker:
         return Listing(self.job.listing_root, entries).read()
 
     def _side_by_side(self, number: int) -> Iterator[Row]:
-        """The rows of a part, whose images are read ahead.
-
-        On a GPU, several images pass the network together, while threads decode the fields of those before.
-        """
+        """The rows of a part, whose images are read ahead."""
         contents = self._contents(number)
         fetched = prefetch(_fetch, contents, threads=_FETCH_THREADS, depth=_FETCH_DEPTH)
-        decoded = prefetch(self._decode, fetched, threads=1, depth=_DECODE_DEPTH + self.batch_size - 1)
-        with_levels = chain.from_iterable(map(self._with_levels, _batches(decoded, self.batch_size)))
-        if not self.job.gpu:
-            return map(self._row, with_levels)
-        from personlab.predictor import MOST_AT_A_TIME
+        if self.job.gpu:
+            return self._in_batches(fetched)
+        decoded = prefetch(self._decode, fetched, threads=1, depth=_DECODE_DEPTH)
+        return map(self._row, chain.from_iterable(self._with_levels([each]) for each in decoded))
 
-        depth = max(self.batch_size, MOST_AT_A_TIME)  # so the next batch passes while one is decoded
-        return prefetch(self._row, with_levels, threads=MOST_AT_A_TIME, depth=depth)
+    def _in_batches(self, fetched: Iterable[tuple[str, bytes | UserError]]) -> Iterator[Row]:
+        """As many images as the GPU holds pass the network together, while threads decode those after and the
+        fields of those before.
+        """
+        from personlab.predictor import BATCHES_AT_A_TIME, MOST_AT_A_TIME
+
+        depth = max(self.batch_size, MOST_AT_A_TIME)
+        decoded = prefetch(self._decode, fetched, threads=MOST_AT_A_TIME, depth=depth)
+        batches = prefetch(
+            lambda batch: list(self._with_levels(batch)),
+            _batches(decoded, self.batch_size),
+            threads=BATCHES_AT_A_TIME,
+            depth=BATCHES_AT_A_TIME - 1,
+        )
+        return prefetch(self._row, chain.from_iterable(batches), threads=MOST_AT_A_TIME, depth=depth)
 
     def _one_by_one(self, number: int, this: Attempt) -> Iterator[Row]:
         """The rows of a part, each image read when the one before it is done."""
@@ -115,7 +133,7 @@ class Worker:
     def _with_levels(self, batch: Sequence[NamedImage]) -> Iterator[tuple[NamedImage, "Levels"]]:
         """Images and their fields, or the reason why there are none."""
         pixels = [each.pixels for each in batch if not isinstance(each.pixels, UserError)]
-        found = _result(self.predictor.levels, pixels)
+        found = _result(self._levels, pixels)
         if isinstance(found, UserError) and len(batch) > 1:  # one image's fault, or not enough memory for all
             for each in batch:
                 yield from self._with_levels([each])
@@ -123,6 +141,14 @@ class Worker:
         levels: Iterator[Levels] = iter([found]) if isinstance(found, UserError) else iter(found)
         for each in batch:
             yield each, each.pixels if isinstance(each.pixels, UserError) else next(levels)
+
+    def _levels(self, pixels: Sequence[ImageArray]) -> list[list["Level"]]:
+        try:
+            return self.predictor.levels(pixels)
+        except RuntimeError as error:  # as CUDA's errors are
+            if self.job.gpu and len(pixels) == 1:
+                raise DeviceError(f"the GPU failed: {error}; run the same command to resume") from error
+            raise
 
     def _row(self, found: tuple[NamedImage, "Levels"]) -> Row:
         image, levels = found
@@ -156,13 +182,13 @@ def _result(function: Callable[..., T], *arguments: Any) -> T | UserError:
     """What a function returns, or the error that it raises or is given: no image must stop the others.
 
     Raises:
-        UnreachableError: the images' store does not answer, which is no property of an image.
+        UnreachableError, DeviceError: which are no property of an image.
     """
     if errors := [each for each in arguments if isinstance(each, UserError)]:
         return errors[0]
     try:
         return function(*arguments)
-    except UnreachableError:
+    except (UnreachableError, DeviceError):
         raise
     except UserError as error:
         return error

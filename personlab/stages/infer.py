@@ -34,7 +34,9 @@ from personlab.utils.files import atomic_folder, write_json
 from personlab.utils.storage import Folder
 
 _BLEND: Final = "runs/infer-blend"
-_PART_SIZE: Final = 16  # images: few, so that all actors end at about the same time
+# Images of a part: few, so that all actors end at about the same time; on a GPU, several batches.
+_PART_SIZE: Final = 16
+_GPU_PART_SIZE: Final = 64
 
 
 def run(params: Params, root: Path) -> None:
@@ -46,10 +48,11 @@ def run(params: Params, root: Path) -> None:
     folder, weights = root.resolve() / "data/ingest/val", _weights(params, root.resolve())
     shards = sorted(folder.glob("part-*.parquet"))
     listing = list_images(str(folder))
-    plan = make_plan(listing, weights, params.infer, params.decode, part_size=_PART_SIZE)
+    compute = params.compute
+    part_size = _GPU_PART_SIZE if compute.gpu else _PART_SIZE
+    plan = make_plan(listing, weights, params.infer, params.decode, part_size=part_size)
     work = root.resolve() / "runs" / f"infer-{_digest(plan, shards)}"
     decode = partial(images.decode, apply_exif=False)
-    compute = params.compute
     job = Job(plan, listing.root, Folder(str(work)), str(weights), decode, gpu=compute.gpu)
     gpus = compute.gpus_per_actor if compute.gpu else 0
     manifest = batch.run(job, listing, gpus_per_actor=gpus, label="infer", address=compute.ray_address)

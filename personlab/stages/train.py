@@ -2,7 +2,7 @@
 
 After a kill, the same command resumes from the last checkpoint (distributed/checkpoints.py). The augmentation
 of an image depends only on the seed, the epoch and the image, so a resumed run ends with the same weights as
-an uninterrupted one.
+an uninterrupted one (on a GPU, but for rounding).
 """
 
 import logging
