@@ -37,9 +37,9 @@ for _command in (predict, infer_batch, overlays, fields, score, errors, serve, a
 
 
 STAGES = {
-    "acquire": """Get images and annotations: the sample, a folder or COCO 2017.
+    "acquire": """Get the sample, a COCO or YOLO folder, or COCO 2017.
 
-    Renders the sample data set, locates a COCO folder, or downloads COCO 2017. Writes
+    Renders the sample data set, locates a folder in COCO's or YOLO's format, or downloads COCO 2017. Writes
     data/acquire/source.json: the path of the data set, and the hash and counts of its annotations.""",
     "ingest": """Validate records and images; pack images into shards.
 
@@ -107,7 +107,8 @@ def oracle(
 
     Reads COCO annotations, encodes the people and decodes the fields as the paper does; prints AP and AR. The
     loss is that of the representation. Without --complete most of it comes from unlabelled keypoints, where
-    the tree is broken: the bound printed last is the AP of the connected keypoints.
+    the tree is broken: compare with the AP of the connected keypoints, without a decoder, which is printed
+    last. The decoder may exceed it: it places the other keypoints too, now and then near enough to count.
     """
     from personlab.codec.decode import Decoder
     from personlab.codec.extensions import EXTENSIONS
@@ -132,10 +133,10 @@ def oracle(
         progress=progress,
     )
     print(report.text(scores.keypoints), report.text(scores.segm), sep="\n\n")
-    print(f"\nkeypoints AP of the defined edges, without any decoder: {scores.bound:.3f}")
+    print(f"\nAP of the connected keypoints, without a decoder: {scores.connected_ap:.3f}")
     if output:
         tasks = {"keypoints": report.metrics(scores.keypoints), "segm": report.metrics(scores.segm)}
-        write_json(output, tasks | {"bound": scores.bound})
+        write_json(output, tasks | {"connected_ap": scores.connected_ap})
 
 
 @app.command(group=tools)
@@ -187,12 +188,13 @@ def export(
 ) -> None:
     """Export a network to ONNX.
 
-    Reads a checkpoint; writes --out, from images of any size to fields (probabilities and offsets in pixels).
-    Inputs and outputs are described in personlab/weights/onnx.py.
+    Reads a checkpoint; writes --out, from images to fields (probabilities and offsets in pixels). Sides of
+    images are a multiple of --stride plus 1. Inputs and outputs are described in personlab/weights/onnx.py.
     """
     from personlab.weights import onnx, zoo
 
     onnx.export(zoo.find(weights), out, stride=stride)
+    print(out)
 
 
 def main() -> None:

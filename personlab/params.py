@@ -232,10 +232,15 @@ class Train(Section):
         return self
 
 
+# Of the longest side of the network's input, pixels: memory grows with its square, and more is a slip.
+LARGEST_SIDE: Final = 8192
+Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
+
+
 class Infer(Section):
     """Input sizes, output stride and precision of the network in prediction."""
 
-    sides: tuple[PositiveInt, ...] = Field(default=(801,), min_length=1)
+    sides: tuple[Side, ...] = Field(default=(801,), min_length=1)
     stride: Stride = 16
     precision: InferPrecision = "float32"
 

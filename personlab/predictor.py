@@ -50,7 +50,7 @@ class Predictor:
     @classmethod
     def from_checkpoint(
         cls,
-        path: Path,
+        path: Path | str,
         infer: params.Infer | None = None,
         decode: params.Decode | None = None,
         *,
@@ -70,7 +70,7 @@ class Predictor:
         Raises:
             UserError: the checkpoint cannot be read, or there is no CUDA device.
         """
-        infer = infer or params.Infer()
+        path, infer = Path(path), infer or params.Infer()
         if gpu and not torch.cuda.is_available():
             raise UserError("no CUDA device; use the CPU, or install a PyTorch built for CUDA and its driver")
         device = torch.device("cuda" if gpu else "cpu")
@@ -90,8 +90,12 @@ class Predictor:
         A network without mask heads gives people without masks.
 
         Raises:
+            TypeError: the image is another array or none; `personlab.data.images` reads files and bytes.
             UserError: the network computes values that are not finite.
         """
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise TypeError(f"an image is an array of height x width x 3, RGB, uint8, not {found}")
         (levels,) = self.levels([image])
         return self.people(image, levels)
 

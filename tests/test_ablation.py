@@ -311,6 +311,8 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rehearsal.run(folder, "git", "config", "user.email", "t@localhost")
     rehearsal.commit(folder)
     run_ablate(folder, "table5", fails="not up to date: acquire, ingest,")
+    listed = run_ablate(folder, "table5", "--list", says="not up to date: acquire, ingest,")
+    assert (listed.count("not run  Table 5"), listed.count("--name")) == (4, 0)
     with rehearsal.dvc(folder) as repo:
         repo.reproduce()
     rehearsal.commit(folder)

@@ -267,23 +267,25 @@ class TestFinished:
 class TestSettle:
     """A folder takes one run and no other."""
 
-    @pytest.mark.parametrize("change", ["weights", "infer", "decode", "images", "part_size"])
+    @pytest.mark.parametrize(
+        "change",
+        ["weights", "sides, stride or precision", "decoding parameters", "images", "part size"],
+    )
     def test_other_runs_are_refused(self, pictures: Path, weights: Path, tmp_path: Path, change: str) -> None:
         make_all(begin(job(pictures, weights, tmp_path / "out")))
         before = digests(tmp_path / "out")
         settings: dict = {}
         if change == "weights":
             weights = save_weights(tmp_path / "other.safetensors", seed=1)
-        elif change == "infer":
+        elif change == "sides, stride or precision":
             settings["infer"] = INFER.model_copy(update={"sides": (97,)})
-        elif change == "decode":
+        elif change == "decoding parameters":
             settings["decode"] = DECODE.model_copy(update={"nms": "hard"})
         elif change == "images":
             (pictures / "003.png").rename(pictures / "new.png")
-            change = "inputs"
         else:
             settings["part_size"] = 5
-        with pytest.raises(UserError, match=rf"holds a run with other .*{change}"):
+        with pytest.raises(UserError, match=rf"holds a run with other {change}; choose"):
             begin(job(pictures, weights, tmp_path / "out", **settings))
         assert digests(tmp_path / "out") == before
 
@@ -331,7 +333,9 @@ class TestSettle:
             ):
                 begin(given)
         (tmp_path / "out/plan.json").write_text(json.dumps(now | {"decode": decode, "version": "0.0.9"}))
-        with pytest.raises(UserError, match="holds a run with other version; choose another folder"):
+        with pytest.raises(
+            UserError, match="holds a run with other version of personlab; choose another folder"
+        ):
             begin(given)
 
 

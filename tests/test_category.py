@@ -122,11 +122,19 @@ def test_links_may_count_from_one_or_zero_and_others_are_named(caplog: pytest.Lo
         return choose(FILE, [DOG | {"skeleton": pairs}], [posed(2)]).links
 
     assert links([["nose", "tail"]]) == ((0, 1),)
-    assert links([[1, 2]]) == links([[0, 1]]) == links([[1, 2], [1, 9], [2, 2], "ab", [1]]) == ((0, 1),)
+    assert links([[1, 2]]) == links([[0, 1]]) == links([[1, 2], [2, 2], "ab", [1]]) == ((0, 1),)
     assert links(None) == links(5) == ()
-    named = choose(FILE, [DOG | {"skeleton": [["nose", "ear"], [1, 9], [1, 2]]}], [posed(2)])
+    named = choose(FILE, [DOG | {"skeleton": [["nose", "ear"], [1, 2]]}], [posed(2)])
     category.warn(named, skeleton(named, []), params.Skeleton())
-    assert 'from 1 to 2 are left out: ["nose", "ear"], [1, 9]' in caplog.text
+    assert 'numbers from 1 to 2: ["nose", "ear"]. They are left out' in caplog.text
+
+
+def test_a_number_out_of_range_leaves_out_all_links(caplog: pytest.LogCaptureFixture) -> None:
+    for pairs in ([[1, 2], [1, 9]], [[0, 1], [1, 2]], [["nose", "tail"], [-1, 1]]):
+        found = choose(FILE, [DOG | {"skeleton": pairs}], [posed(2)])
+        assert found.links == ()
+    category.warn(found, skeleton(found, []), params.Skeleton())
+    assert "[-1, 1]. All links are left out; give skeleton.links in params.yaml" in caplog.text
 
 
 @pytest.mark.parametrize("names", [[{"name": "nose"}, {"name": "tail"}], {"1": "nose"}, "nose, tail"])

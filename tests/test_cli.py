@@ -26,6 +26,7 @@ from personlab.errors import UserError
 from personlab.model import checkpoint
 from personlab.model.network import build
 from personlab.params import Infer, Model
+from personlab.people import SHOWN
 from personlab.skeleton import COCO_PERSON
 from tests import layouts, tfjs_models
 from tests.coco_person import KEYPOINTS
@@ -89,6 +90,7 @@ def test_prediction_has_the_predictor_s_defaults(name: str, command: Call) -> No
     assert f"Longest side of the network's input, in pixels. [default: {infer.sides[0]}]" in shown
     assert f"[default: {infer.stride}]" in shown
     assert "Proposals per image. [default: as the model was evaluated with]" in shown
+    assert name != "predict" or f"and in a COCO dataset. [default: {SHOWN:g}]" in shown
 
 
 LARGE = {"torch", "ray", "dvc", "prefect", "pyarrow", "pandera", "numba", "pycocotools", "colorama"}

@@ -14,6 +14,7 @@ from personlab.codec.encode import Instances, encode
 from personlab.codec.fields import Fields, cells
 from personlab.codec.hough import FAINTEST_VOTE, HoughMap, accumulator, cast_votes
 from personlab.codec.hough import vote as vote_levels
+from personlab.codec.loops import compiled
 from personlab.codec.pyramid import Frame, Level
 from personlab.skeleton import COCO_PERSON
 from tests.coco_person import K
@@ -68,6 +69,17 @@ def perfect(x: float, y: float, *, side: int, stride: int) -> Fields:
 
 
 # votes by hand
+
+
+def test_loops_are_compiled_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the program's folder nor the user's can be written to."""
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+
+    @compiled
+    def twice(value: float) -> float:
+        return 2 * value
+
+    assert twice(2.0) == 4.0
 
 
 def test_one_vote_is_shared_by_four_bins() -> None:

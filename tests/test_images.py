@@ -202,7 +202,7 @@ SWELLING = b"name\0\0" + zlib.compress(bytes(2_000_000))
         (jpeg()[:2000], "cannot be read: image file is truncated"),
         (b"\xff\xd8\xff", "not an image"),
         (b"nothing but text", "not an image"),
-        (b"", "not an image"),
+        (b"", "is empty"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "not an image"),
     ],
 )
@@ -215,14 +215,18 @@ def test_what_cannot_be_read_has_a_reason(tmp_path: Path, content: bytes, reason
 def test_what_is_no_file_has_a_reason(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (tmp_path / "empty.jpg").touch()
     for path, reason in (
         (tmp_path / "a.jpg", "no such file"),
         (tmp_path / "link.jpg", "no such file"),
         (tmp_path / "pipe.jpg", "is no plain file"),
-        (tmp_path, "folder without images"),
+        (tmp_path, "is a folder, not an image"),
+        (tmp_path / "empty.jpg", "is empty"),
     ):
         with pytest.raises(UserError, match=reason):
-            images.read(path)
+            images.read(str(path))
+    with pytest.raises(UserError, match="is empty"):
+        images.decode(b"")
 
 
 def test_nothing_that_starts_a_program_is_read() -> None:

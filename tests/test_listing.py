@@ -260,6 +260,12 @@ def test_what_was_written_is_left_out(tree: Path, scheme: str) -> None:
     assert len(names(list_images(f"{scheme}{tree}", leave_out=[f"{scheme}{tree}"]))) == 5
 
 
+def test_a_text_that_is_no_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("Notes\n\nThe photos are of May.\n")
+    with pytest.raises(UserError, match=r"readme\.txt: is neither an image nor .*: there is no file 'Notes'"):
+        list_images(str(tmp_path / "readme.txt"))
+
+
 def test_several_places_are_listed_each_file_once(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

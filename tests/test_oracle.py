@@ -102,7 +102,7 @@ def test_real_annotations_survive_the_round_trip(coco_mini: Path) -> None:
     truth = oracle.read(coco_mini / "annotations" / "person_keypoints_val2017.json").truth
     report = oracle.score(truth, PERFECT, side=801, stride=8, complete=True, progress=progress)
     assert report.keypoints.columns()["AP"] >= 0.97
-    assert report.bound == pytest.approx(1.0)
+    assert report.connected_ap == pytest.approx(1.0)
 
 
 @pytest.mark.testdata

@@ -68,12 +68,16 @@ def picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
 
 
 def run(
-    folder: Path, *places: Path, form: Format = "json", masks: bool = True, annotations: Path | None = None
+    folder: Path,
+    *places: Path,
+    form: Format = "json",
+    masks: bool = True,
+    annotations: Path | None = None,
+    min_score: float = SHOWN,
 ) -> list[str]:
     annotated = AnnotatedImages.read(annotations) if annotations else None
-    output = Output(
-        folder, form, params_hash="abc", person=annotated.person if annotated else 1, skeleton=COCO_PERSON
-    )
+    person = annotated.person if annotated else 1
+    output = Output(folder, form, params_hash="abc", person=person, skeleton=COCO_PERSON, min_score=min_score)
     listings, failures = list_all(map(str, places), leave_out=output.left_out)
     predictor: Any = FixedPredictor(masks)
     return failures + predict(
@@ -178,6 +182,18 @@ def test_people_with_low_scores_are_not_drawn(tmp_path: Path, monkeypatch: pytes
     overlay = np.asarray(Image.open(tmp_path / "out/overlays/a.jpg")).astype(int)
     assert abs(overlay[: len(overlay) // 2] - 90).max() <= 2
     assert overlay.max() > 200  # a line at the bottom says that there is no person
+
+
+def test_the_least_score_decides_who_is_drawn_and_in_a_dataset(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = picture(tmp_path / "a.png")
+    for min_score, count in ((0.05, 2), (0.5, 1), (0.95, 0)):
+        with caplog.at_level(logging.INFO):
+            run(tmp_path / "out", path, form="coco-dataset", min_score=min_score)
+        dataset = json.loads((tmp_path / "out/dataset.json").read_text())
+        assert len(dataset["annotations"]) == count
+        assert f"2 proposals, {count} with a score of at least {min_score:g}; " in caplog.text
 
 
 def test_what_cannot_be_read_is_returned_with_reasons(

@@ -97,9 +97,18 @@ def save(path: Path, radius: float = 32.0, **card: object) -> Path:
     return path
 
 
+def test_other_arrays_than_images_are_refused() -> None:
+    network = Clairvoyant()
+    predictor = Predictor(network, decoder(network), (321,), torch.device("cpu"))  # type: ignore[arg-type]
+    image = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    for other in (image, image[..., 0], image[..., :3] / 255, image[..., :3].tolist()):
+        with pytest.raises(TypeError, match="height x width x 3, RGB, uint8, not "):
+            predictor(other)
+
+
 def test_a_checkpoint_is_all_it_needs(tmp_path: Path) -> None:
     weights = save(tmp_path / "model.safetensors")
-    predictor = Predictor.from_checkpoint(weights, params.Infer(sides=(129,)), max_people=3)
+    predictor = Predictor.from_checkpoint(str(weights), params.Infer(sides=(129,)), max_people=3)
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
     first, second = predictor(image), predictor(image)
     assert len(first) <= 3

@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, annotations: Annotations) ->
     with pytest.raises(UserError, match=r"b.jpg is \(20, 40\) pixels .*, annotated as \(30, 40\)"):
         read_run(other, annotations)
     other.delete("manifest.json")
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(UserError, match=r"holds neither results\.json, .* nor a finished run"):
         read_run(other, annotations)
 
 
@@ -151,6 +151,16 @@ def results_beside(folder: Path, *images: Record) -> Path:
 
 def image_record(number: int, file_name: str, height: int = layouts.HEIGHT) -> Record:
     return layouts.image(number, file_name=file_name, height=height)
+
+
+def test_the_folder_of_predict_is_read_and_images_without_results_are_counted(
+    tmp_path: Path, annotations: Annotations, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "personlab")
+    person = {"category_id": 1, "keypoints": [1.0, 2.0, 0.5] * 17, "score": 0.5}
+    (tmp_path / "results.json").write_text(json.dumps([{"image_id": 5} | person]))
+    assert list(read(str(tmp_path), annotations)["keypoints"]) == [5]
+    assert "1 of 2 annotated images have no results and count as images without people" in caplog.text
 
 
 def test_results_whose_images_are_the_annotated_ones_are_accepted(

@@ -25,9 +25,11 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from personlab.data.transform import ImageArray
+from personlab.errors import UserError
 from personlab.people import Detection
 from personlab.serving import app as application
 from personlab.serving.app import make_app
+from personlab.serving.cli import listen
 from personlab.serving.model import Served
 from personlab.skeleton import COCO_PERSON
 from tests.conftest import ROOT
@@ -104,8 +106,8 @@ def bomb() -> bytes:
     ("body", "status", "reason"),
     [
         (b"hello, I am a text file", 400, "not an image"),
-        (b"", 400, "not an image"),
-        (picture()[:200], 400, "the image cannot be read"),
+        (b"", 400, "the body is empty"),
+        (picture()[:200], 400, "the body cannot be read"),
         (bomb(), 400, "has more than 40 million pixels"),
         (b"\0" * (application.LARGEST_BODY + 1), 413, "the body has more than 20000000 bytes"),
     ],
@@ -135,6 +137,13 @@ def test_an_endless_body_is_cut_off(client: httpx.Client) -> None:
         assert client.post("/predict", content=endless).status_code == 413
     assert next(sent) < 500
     assert client.post("/predict", content=picture()).status_code == 200
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port}: Address already in use; choose another"):
+            listen("127.0.0.1", port)
 
 
 def test_a_form_is_refused_with_what_to_send(client: httpx.Client) -> None:

@@ -129,6 +129,11 @@ def test_a_folder_that_cannot_be_written_to(pictures: Path, weights: Path, tmp_p
     with pytest.raises(UserError, match="cannot be written to"):
         batch.run(*job(pictures, weights, tmp_path / "file/out"))
 
+    before = sorted(pictures.iterdir())
+    with pytest.raises(UserError, match=r"holds 000\.png and no run; choose an empty folder"):
+        batch.run(*job(pictures, weights, pictures))
+    assert sorted(pictures.iterdir()) == before
+
     given = job(pictures, weights, tmp_path / "out")
     (tmp_path / "out").mkdir()
     batch.batch.write_plan(*given)

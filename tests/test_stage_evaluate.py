@@ -215,7 +215,8 @@ def test_report_shows_the_tables(tmp_path, caplog):
         "| AP | AP50 | AP75 | APS |",
         "4 images\n",
         "4 annotated people (without crowds), 4 with keypoints",
-        "4 detections, 3 of them confident (score at least 0.700)",
+        "4 detections, 3 of them confident (score at least 0.700, at which F1 of keypoints at OKS 0.50 "
+        "is highest)",
         "0.752",
         "| left ankle | 1.000 | 3 |",
         "![](gallery.jpg)",

@@ -14,7 +14,7 @@ import pytest
 from personlab.data import download
 from personlab.data.images import pixels, read
 from personlab.errors import UserError
-from personlab.params import Acquire, Ingest, Params, Sample, Skeleton
+from personlab.params import Acquire, Ingest, Layout, Params, Sample, Skeleton
 from personlab.stages import acquire, ingest
 from personlab.tables import IMAGES, PEOPLE, REJECTS, read_dataset, read_table
 from personlab.utils.files import digest
@@ -131,7 +131,7 @@ def test_rows_in_are_rows_out_and_rejects(project: Path) -> None:
 
 
 def test_too_many_rejects_fail_and_are_listed(project: Path) -> None:
-    (project.parent / "layout/train2017/1.jpg").write_text("")
+    (project.parent / "layout/train2017/1.jpg").write_text("no image")
     message = (
         r"ingest: 3 records \(42\.9%\) rejected, more than ingest\.max_reject_fraction allows \(1\.0%\)"
         r"(.|\n)*ingest-rejects\.csv; the first of each kind:"
@@ -241,6 +241,17 @@ def test_coco_mini(project: Path, coco_mini: Path) -> None:
         assert (unlabelled, persons["crowds"]) == (without_keypoints, crowds)
 
 
+def test_images_in_both_splits_are_counted(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(project)
+    assert "in both train and val" not in caplog.text
+    file = Layout().train
+    layout = Layout(train=file, val=file, val_images=Layout().train_images)
+    settings = Params(acquire=Acquire(source="directory", directory="../layout", layout=layout))
+    acquire.run(settings, project)
+    ingest.run(settings, project)
+    assert caplog.text.count("ingest: 1 images are in both train and val (train2017/1.jpg)") == 1
+
+
 # --- acquire ------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +308,14 @@ def test_errors_name_a_missing_part_of_a_layout(project: Path, missing: str, mes
     with pytest.raises(UserError, match=message):
         acquire.run(params(), project)
     assert not (project / "data/acquire").exists()
+
+
+def test_an_error_names_the_needed_parts_of_a_layout_once(project: Path) -> None:
+    file = "annotations/person_keypoints_train2017.json"
+    layout = Layout(val=None, train_images="photos")
+    settings = Params(acquire=Acquire(source="directory", directory="../layout", layout=layout))
+    with pytest.raises(UserError, match=rf"photos: no such .* must hold {file}, photos, or acquire\.layout"):
+        acquire.run(settings, project)
 
 
 def test_truncated_annotations_fail_at_acquire(project: Path) -> None:

@@ -36,10 +36,10 @@ def ablate(
 ) -> None:
     """Run the paper's ablations as DVC experiments and write our figures beside the paper's.
 
-    The pipeline must be up to date ('dvc repro'). A row is a 'dvc exp run --temp' with parameters set: the
-    stages that it changes run in a temporary folder. table4, table5 and multiscale predict and score, each
-    pair of tables trains one network. The median of infer.sides stands for the paper's 1401 pixels, and other
-    sides are in proportion.
+    The pipeline must be up to date ('dvc repro'), except for --list. A row is a 'dvc exp run --temp' with
+    parameters set: the stages that it changes run in a temporary folder. table4, table5 and multiscale
+    predict and score, each pair of tables trains one network. The median of infer.sides stands for the
+    paper's 1401 pixels, and other sides are in proportion.
 
     Rows that are done or in DVC's queue are left out. After an interruption the same command continues, in
     the middle of a training too. A row that fails does not stop the others; the exit status is then 1. Code
@@ -53,12 +53,18 @@ def ablate(
     project = Project.open(Path.cwd())
     chosen = [table for table in TABLES if table.name in tables or "all" in tables]
     rows = [(table, row, project.experiment(row)) for table in chosen for row in table.rows]
-    done = project.results()
+    done = {} if project.stale else project.results()
     if listing:
+        if project.stale:
+            log.warning("ablate: not up to date: %s; no row counts as done", ", ".join(project.stale))
         for table, row, each in rows:
             state = "done" if each.name in done else "queued" if each.name in project.queued else "not run"
             print(f"{state:7}  {table.title}: {row.label(project.side)}\n{'':7}  {each.command}")
         return
+    if project.stale:
+        raise UserError(
+            f"{project.folder}: not up to date: {', '.join(project.stale)}; run 'dvc repro' first"
+        )
     experiments = {each.name: each for _, _, each in rows}
     missing = [each for name, each in experiments.items() if name not in {*done, *project.queued}]
     log.info("ablate: %d experiments, %d of them to be run", len(experiments), len(missing))

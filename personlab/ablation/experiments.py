@@ -63,7 +63,7 @@ class Experiment:
 
 @dataclass(frozen=True, eq=False)
 class Project:
-    """A project whose pipeline is up to date."""
+    """A project. While its pipeline is out of date, rows can be listed, but not run."""
 
     folder: Path  # absolute
     params: Params
@@ -71,13 +71,14 @@ class Project:
     copies: tuple[str, ...] = ()  # options that copy those of these that Git ignores
     cache: str = ""  # DVC's
     queued: frozenset[str] = frozenset()  # names of the experiments in DVC's queue, waiting or running
+    stale: tuple[str, ...] = ()  # stages that are not up to date; with any, `inputs` is ""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The project in a folder.
 
         Raises:
-            UserError: there is no DVC repository, the pipeline is not up to date, or code is not in Git.
+            UserError: there is no DVC repository, or the pipeline is up to date and code is not in Git.
         """
         settings = parameters.load(folder / "params.yaml")
         try:
@@ -87,7 +88,7 @@ class Project:
         except DvcException as error:
             raise UserError(f"{folder}: {error}") from None
         if stale:
-            raise UserError(f"{folder}: not up to date: {', '.join(stale)}; run 'dvc repro' first")
+            return cls(folder, settings, inputs="", stale=tuple(stale))
         stages = yaml.safe_load((folder / provenance.LOCK).read_bytes())["stages"].values()
         deps = {dep["path"]: dep for stage in stages for dep in stage.get("deps", ())}
         sources = {path: dep for path, dep in deps.items() if not path.startswith("data/")}
@@ -111,6 +112,8 @@ class Project:
             if tree[section][key] != value:
                 tree[section][key] = value
                 words += f" {key} {spelled}"
+        if self.stale:  # without a name, which would not be that of the experiment after 'dvc repro'
+            return Experiment("", tuple(arguments))
         name = "-".join([*re.findall("[a-z0-9]+", words), _hash([self.inputs, tree])[:7]])
         return Experiment(name, (*arguments, "--name", name))
 

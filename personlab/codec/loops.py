@@ -24,12 +24,19 @@ Cell = tuple[int, int, int, int, float, float]
 
 def compiled(function: Function) -> Function:
     """Compile a loop with numba when it is first called. Other threads run beside it."""
-    return cast(Function, njit(cache=True, nogil=True)(function))
+    return _compiled(function)
 
 
 def summed(function: Function) -> Function:
     """Compile a loop that may add in any order, so that several values are added at a time."""
-    return cast(Function, njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})(function))
+    return _compiled(function, fastmath={"reassoc", "contract"})
+
+
+def _compiled(function: Function, **options: Any) -> Function:
+    try:
+        return cast(Function, njit(cache=True, nogil=True, **options)(function))
+    except RuntimeError:  # neither this folder nor the user's cache can be written to
+        return cast(Function, njit(nogil=True, **options)(function))
 
 
 def array(tensor: Tensor) -> npt.NDArray[Any]:

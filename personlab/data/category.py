@@ -7,8 +7,9 @@ number of keypoints that the annotations hold.
 
 The skeleton is COCO's for COCO's 17 names. For others, the tree is a spanning tree of the category's links:
 breadth-first from the first keypoint, so that loops are broken; parts that no link connects are joined by the
-two keypoints that are closest in the mean pose. Left and right are paired by name, and OKS tolerances are
-COCO's for keypoints that COCO has. `params.Skeleton` overrides each.
+two keypoints that are closest in the mean pose. One number out of range leaves out all links. Left and right
+are paired by name, and OKS tolerances are COCO's for keypoints that COCO has. `params.Skeleton` overrides
+each.
 """
 
 import logging
@@ -42,7 +43,7 @@ class Category:
         name: of the category; of several, their common supercategory or all names.
         keypoints: names, K.
         named: how many of them the file names.
-        links: pairs of keypoints that the file connects; may have loops.
+        links: pairs of keypoints that the file connects; may have loops; none if a number is out of range.
         flip: as `Skeleton.flip`, if the file has it.
         unread_links: what the file lists as links and is none, as text.
     """
@@ -185,17 +186,25 @@ def _keypoint_names(title: str, listed: tuple[str, ...], count: int) -> tuple[st
 
 
 def _links(value: Any, names: Sequence[str]) -> tuple[tuple[Edge, ...], tuple[str, ...]]:
-    """Pairs of names, or of numbers from 1 (from 0 if there is a 0), as indices; others as text."""
+    """Pairs of names, or of numbers from 1 (from 0 if there is a 0), as indices; others as text.
+
+    A number out of range leaves out all pairs: the list is probably that of other keypoints (CrowdPose lists
+    COCO's 17 for its own 14), and its other numbers are wrong too.
+    """
     links, unread = list[Edge](), list[str]()
     listed = value if isinstance(value, list) else []
-    base = 0 if any(isinstance(pair, list) and 0 in map(whole, pair) for pair in listed) else 1
+    numbers = {
+        whole(end) for pair in listed if isinstance(pair, list) for end in pair if end not in names
+    } - {None}
+    base = 0 if 0 in numbers else 1
     for pair in listed:
         match [_index(end, names, base) for end in pair] if isinstance(pair, list) else []:
             case [int(a), int(b)] if a != b:
                 links.append((a, b))
             case _:
                 unread.append(shown(pair))
-    return tuple(links), tuple(unread)
+    in_range = numbers <= set(range(base, base + len(names)))
+    return tuple(links) if in_range else (), tuple(unread)
 
 
 def _index(end: Any, names: Sequence[str], base: int) -> int | None:
@@ -269,8 +278,10 @@ def warn(category: Category, skeleton: Skeleton, given: params.Skeleton) -> None
         )
     if category.unread_links and not given.links and skeleton.tree != COCO_PERSON.tree:
         log.warning(
-            "links of %s that are neither names of keypoints nor numbers from 1 to %d are left out: %s",
+            "links of %s that are neither names of keypoints nor numbers from 1 to %d: %s. %s left out; give "
+            "skeleton.links in params.yaml",
             *(category.name, len(category.keypoints), first(category.unread_links)),
+            "They are" if category.links else "All links are",
         )
     unknown = [name for name in skeleton.keypoints if known_sigma(name) is None]
     if unknown and given.sigmas is None:

@@ -66,12 +66,13 @@ def suffixes() -> set[str]:
     return {suffix for suffix, name in PIL.Image.registered_extensions().items() if name in readable}
 
 
-def read(path: Path, *, apply_exif: bool = True) -> ImageArray:
+def read(path: Path | str, *, apply_exif: bool = True) -> ImageArray:
     """Read an image file; see `decode`.
 
     Raises:
         UserError: as `decode`; or there is no such file.
     """
+    path = Path(path)
     with _explained():
         if not path.is_file():
             raise UserError(_no_file(path))
@@ -181,11 +182,13 @@ def _explained() -> Iterator[None]:
 
 def _no_file(path: Path) -> str:
     if path.is_dir():
-        return "is a folder without images"
+        return "is a folder, not an image"
     return "is no plain file" if path.exists() else "no such file"
 
 
 def _read(source: Path | BytesIO, apply_exif: bool, most_pixels: int = MOST_PIXELS) -> ImageArray:
+    if not (source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes):
+        raise UserError("is empty")
     with PIL.Image.open(source, formats=formats()) as image:
         if max(image.size) > LONGEST:
             raise UserError(f"is {image.width} x {image.height} pixels; a side may have {LONGEST}, cut it up")

@@ -30,6 +30,7 @@ from personlab.people import SHOWN
 from personlab.tables.shards import part_name
 from personlab.utils import malloc
 from personlab.utils.progress import progress
+from personlab.utils.storage import writing
 
 log = logging.getLogger("personlab")
 
@@ -58,6 +59,8 @@ def run(
             written to; a part failed in every attempt.
     """
     plan, out = job.plan, job.out
+    with writing(out.place):
+        batch.check_folder(job)  # before anything is written there
     out.create()
     with out.locked():
         batch.write_plan(job, listing)
@@ -65,7 +68,8 @@ def run(
         written = [number for number in plan.parts if part_name(number) in files]
         manifest = batch.read_manifest(job)
         if manifest and len(written) == len(plan.parts):
-            log.info("%s: %s is complete", label, out.place)
+            log.info("%s: %s is complete: %s", label, out.place, _counts(manifest))
+            _warn_of_errors(job, manifest, label)
             return manifest
         start = time.monotonic()
         with connect(address):
@@ -84,18 +88,24 @@ def run(
                 pass
         seconds = time.monotonic() - start
         manifest = batch.write_manifest(job, [parts[number] for number in sorted(parts)])
-    log.info(
-        "%s: %d images in = %d predictions + %d errors; %d proposals, %d with a score of at least %g; "
-        "%.2f images/s, Ray's start included",
-        *(label, manifest.images, manifest.predictions, manifest.errors),
-        *(manifest.proposals, manifest.people, SHOWN, total / seconds),
+    log.info("%s: %s; %.2f images/s, Ray's start included", label, _counts(manifest), total / seconds)
+    _warn_of_errors(job, manifest, label)
+    return manifest
+
+
+def _counts(manifest: Manifest) -> str:
+    return (
+        f"{manifest.images} images in = {manifest.predictions} predictions + {manifest.errors} errors; "
+        f"{manifest.proposals} proposals, {manifest.people} with a score of at least {SHOWN:g}"
     )
+
+
+def _warn_of_errors(job: Job, manifest: Manifest, label: str) -> None:
     if manifest.errors:
         log.warning(
             "%s: %d images could not be read, see errors-*.parquet; the first: %s",
             *(label, manifest.errors, batch.first_error(job, manifest)),
         )
-    return manifest
 
 
 def _read_parts(job: Job, numbers: Sequence[int], label: str) -> Iterator[Part]:

@@ -1,5 +1,6 @@
 """The commands that predict people, and the options that they share."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,10 +23,11 @@ AnyWeights = Annotated[
     str | None, Parameter(help=f"{_weights} May be a URI. [default: models/champion, else {DEFAULT_NETWORK}]")
 ]
 _side = f"Longest side of the network's input, in pixels. [default: {DEFAULTS.sides[0]}]"
-Side = Annotated[PositiveInt | None, Parameter(group=_scales, help=_side)]
+_size = Parameter(validator=Number(gt=0, lte=params.LARGEST_SIDE))
+Side = Annotated[int | None, _size, Parameter(group=_scales, help=_side)]
 _several = Parameter(group=_scales, consume_multiple=True, negative="")
 Pyramid = Annotated[
-    list[PositiveInt] | None, _several, Parameter(help="Several such sides instead: slower, finds more.")
+    list[int] | None, _size, _several, Parameter(help="Several such sides instead: slower, finds more.")
 ]
 OutputStride = Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")]
 Precision = Annotated[
@@ -77,6 +79,13 @@ def predict(
             "shown; or a Parquet table.",
         ),
     ] = "json",
+    min_score: Annotated[
+        float | None,
+        Parameter(
+            validator=Number(gte=0, lte=1),
+            help="Least score of people that are drawn, and in a COCO dataset. [default: 0.15]",
+        ),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Find people in images, videos and cameras.
@@ -105,12 +114,17 @@ def predict(
         find_and_log(weights), infer, max_people=max_people, gpu=device == "cuda"
     )
     digest = tables.params_hash(infer, decoding(predictor.network, max_people))
-    output = Output(out, form, digest, predictor.skeleton, annotated.person if annotated else PERSON)
+    person = annotated.person if annotated else PERSON
+    output = Output(out, form, digest, predictor.skeleton, person)
+    if min_score is not None:
+        output = replace(output, min_score=min_score)
     videos = [place for place in images if video.is_video(place)]
     stills = [place for place in images if place not in videos]
     listings, failures = list_all(stills, leave_out=output.left_out)
     paths = [path for listing in listings for path in listing.paths()]
     total = len(failures) + len(paths) + len(videos)
+    if len(failures) == total:
+        raise UserError("\n  ".join(failures))
     if stills:
         failures += predict(
             predictor, listings, output, annotated=annotated, progress=progress, report=print_line

@@ -37,6 +37,19 @@ MANIFEST: Final = "manifest.json"
 _COUNTS: Final = ("predictions", "errors", "proposals", "people")  # of a part, summed in the manifest
 
 
+# What differs between two plans, as messages name it.
+_IN_WORDS: Final = {
+    "version": "version of personlab",
+    "images": "images",
+    "part_size": "part size",
+    "inputs": "images",
+    "weights": "weights",
+    "skeleton": "weights",
+    "infer": "sides, stride or precision",
+    "decode": "decoding parameters",
+}
+
+
 class Plan(Section):
     """Everything that the files of a run depend on, except the contents of its images."""
 
@@ -143,18 +156,32 @@ def write_plan(job: Job, listing: Listing) -> None:
     Raises:
         UserError: the folder holds another run or other files, or cannot be written to.
     """
-    stored = read_plan(job.out)
-    if stored:
-        others = [name for name in Plan.model_fields if getattr(stored, name) != getattr(job.plan, name)]
-        if others:
-            raise UserError(
-                f"{job.out.place}: holds a run with other {', '.join(others)}; choose another folder"
-            )
-    elif others := [name for name in job.out.files() if not name.startswith(".") and name != INPUTS]:
-        raise UserError(f"{job.out.place}: holds {others[0]} and no run; choose an empty folder")
+    check_folder(job)
     with writing(job.out.place):
         job.out.write(INPUTS, _inputs(listing, job.plan.part_size))
         job.out.write(PLAN, (job.plan.model_dump_json(indent=2) + "\n").encode())
+
+
+def check_folder(job: Job) -> None:
+    """Check that the run's folder is empty or absent, or holds this run.
+
+    Raises:
+        UserError: it holds another run or other files.
+    """
+    stored = read_plan(job.out)
+    if stored:
+        changed = {
+            words
+            for name, words in _IN_WORDS.items()
+            if getattr(stored, name) != getattr(job.plan, name)
+            and (name != "inputs" or stored.part_size == job.plan.part_size)  # the file depends on it
+        }
+        if changed:
+            raise UserError(
+                f"{job.out.place}: holds a run with other {', '.join(sorted(changed))}; choose another folder"
+            )
+    elif others := sorted(name for name in job.out.files() if not name.startswith(".") and name != INPUTS):
+        raise UserError(f"{job.out.place}: holds {others[0]} and no run; choose an empty folder")
 
 
 def read_plan(out: Folder) -> Plan | None:

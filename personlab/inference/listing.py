@@ -102,6 +102,7 @@ def list_images(place: str, *, leave_out: Sequence[str] = ()) -> Listing:
     if _suffix(place) == _PARQUET:
         _count_rows(None, place)
     elif _suffix(place) not in images.suffixes() and (lines := _lines(place)) is not None:
+        _check_list(lines, place)
         return _listing(None, lines, place)
     folder, name = posixpath.split(_path(place))
     return _listing((folder or ".") + _query(place), [unquote(name) if "://" in place else name], place)
@@ -190,6 +191,17 @@ def _lines(place: str) -> list[str] | None:
     else:
         text = content.decode("utf-8-sig", errors="backslashreplace")  # names as by storage.as_text
     return list(dict.fromkeys(filter(None, map(str.strip, text.split("\n")))))
+
+
+def _check_list(lines: Sequence[str], place: str) -> None:
+    """Refuse a text that is no list: no line has the suffix of an image, and the first names no file."""
+    known = {*images.suffixes(), _PARQUET}
+    if lines and not any(_suffix(line) in known for line in lines) and not _exists(lines[0]):
+        raise UserError(f"{place}: is neither an image nor a list of images: there is no file {lines[0]!r}")
+
+
+def _exists(place: str) -> bool:
+    return bool(storage.kind(place) != FileType.NotFound)
 
 
 def _listing(root: str | None, names: Iterable[str], place: str) -> Listing:

@@ -133,6 +133,7 @@ class Output:
     params_hash: str  # recorded in tables
     skeleton: Skeleton
     person: int = PERSON  # category
+    min_score: float = SHOWN  # of people that are drawn, counted and in dataset.json
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -207,7 +208,7 @@ def predict(
         output.write_all(predicted)
     except OSError as error:
         raise UserError(f"{error.filename or output.folder}: cannot be written ({error.strerror})") from None
-    _log(len(planned), predicted, time.monotonic() - start)
+    _log(len(planned), predicted, output.min_score, time.monotonic() - start)
     return failures
 
 
@@ -222,7 +223,8 @@ def _predict_one(
         return image, error
     height, width = pixels.shape[:2]
     people = predictor(pixels)
-    result = Result(image.id, image.file_name, height, width, people, predictor.skeleton, orientation)
+    known = predictor.skeleton, orientation, output.min_score
+    result = Result(image.id, image.file_name, height, width, people, *known)
     output.write_one(image, draw_still(pixels, result), result)
     return image, result
 
@@ -233,14 +235,16 @@ def people_count(count: int) -> str:
 
 
 def draw(image: ImageArray, result: Result) -> ImageArray:
-    """The image with the people whose score is at least SHOWN, and their scores."""
+    """The image with the people that are shown, and their scores."""
     return viz.draw_scores(viz.draw_people(image, result.shown, result.skeleton), result.shown)
 
 
 def draw_still(image: ImageArray, result: Result) -> ImageArray:
     """As `draw`; an image without people says so."""
     if not result.shown:
-        return viz.draw_note(image, f"no {result.skeleton.name} with a score of at least {SHOWN:g}")
+        return viz.draw_note(
+            image, f"no {result.skeleton.name} with a score of at least {result.min_score:g}"
+        )
     return draw(image, result)
 
 
@@ -251,11 +255,11 @@ def _check_apart(planned: Sequence[Image], output: Output) -> None:
             raise UserError(f"{overlay}: an overlay would replace this image; choose another --out")
 
 
-def _log(images: int, predicted: Sequence[Result], seconds: float) -> None:
+def _log(images: int, predicted: Sequence[Result], min_score: float, seconds: float) -> None:
     people, shown = (sum(len(getattr(each, name)) for each in predicted) for name in ("people", "shown"))
     log.info(
         f"predict: {images} images = {len(predicted)} predicted + {images - len(predicted)} not read; "
-        f"{people} proposals, {shown} with a score of at least {SHOWN:g}; "
+        f"{people} proposals, {shown} with a score of at least {min_score:g}; "
         f"{len(predicted) / max(seconds, 1e-9):.2f} images/s"
     )
 

@@ -31,21 +31,33 @@ def read(place: str, annotations: Annotations) -> dict[Task, Found]:
     """The people found in annotated images by task, then by image id; only tasks that can be scored.
 
     Args:
-        place: path of COCO results; path or URI of a run of `infer-batch`; or path of data/infer.
+        place: path of COCO results, or of the folder of `predict --format coco`; path or URI of a run of
+            `infer-batch`; or path of data/infer.
 
     Raises:
         UserError: as `files.read_results`, `check_images`, `read_run`, `shards.detections` and
             `files.scorable`.
     """
     if storage.kind(place) != FileType.Directory:
-        check_images(Path(place), annotations)
-        tasks = files.read_results(Path(place), annotations)
+        tasks = _read_results(Path(place), annotations)
+    elif Path(place, "results.json").is_file():  # of `predict`
+        tasks = _read_results(Path(place, "results.json"), annotations)
     elif Path(place, "model.safetensors").is_file():  # `infer` puts the model beside its predictions
         images = {number: asdict(image) for number, image in annotations.images.items()}
         tasks = _by_task(shards.detections(Path(place), images, "the annotations"))
     else:
         tasks = read_run(Folder(place), annotations)
     return files.scorable(tasks, annotations)
+
+
+def _read_results(path: Path, annotations: Annotations) -> dict[Task, Found]:
+    check_images(path, annotations)
+    tasks = files.read_results(path, annotations)
+    seen = set().union(*tasks.values())
+    if missing := len(annotations.images.keys() - seen):
+        message = "%s: %d of %d annotated images have no results and count as images without people"
+        log.info(message, path, missing, len(annotations.images))
+    return tasks
 
 
 def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
@@ -58,7 +70,10 @@ def read_run(run: Folder, annotations: Annotations) -> dict[Task, Found]:
         UserError: the run is not finished, lacks annotated images, or has one in another size or orientation.
     """
     if "manifest.json" not in run.files():
-        raise UserError(f"{run.place}: no finished run; 'personlab infer-batch' makes or resumes one")
+        raise UserError(
+            f"{run.place}: holds neither results.json, which 'personlab predict --format coco' writes, nor a "
+            "finished run of 'personlab infer-batch', which the same command resumes"
+        )
     ids = {_composed(image.file_name): image.id for image in annotations.images.values()}
     rows, unread = (
         {ids[name]: row for row in _rows(run, kind) if (name := _composed(row["image"])) in ids}

@@ -36,11 +36,12 @@ class Result:
     people: Sequence[Detection]
     skeleton: Skeleton
     orientation: int = 1  # EXIF's, as which the image was turned
+    min_score: float = SHOWN
 
     @property
     def shown(self) -> list[Detection]:
-        """The people with scores of at least SHOWN."""
-        return [person for person in self.people if person.score >= SHOWN]
+        """The people with scores of at least `min_score`."""
+        return [person for person in self.people if person.score >= self.min_score]
 
 
 def image_record(result: Result) -> Record:
@@ -61,7 +62,7 @@ def coco_records(result: Result, category: int = PERSON) -> list[Record]:
 
 
 def coco_dataset(results: Sequence[Result], category: int = PERSON, *, skeleton: Skeleton) -> Record:
-    """A COCO annotation file of the people with scores of at least SHOWN, as annotation tools expect it.
+    """A COCO annotation file of the people that are shown, as annotation tools expect it.
 
     File names are relative to the images' common folder; masks are polygons; people without a mask have no
     `segmentation`.

@@ -109,7 +109,9 @@ def _predict(
     def people_of(frame: Frame) -> tuple[Frame, Result]:
         height, width = frame.image.shape[:2]
         people = predictor(frame.image)
-        return frame, Result(frame.number, video.place, height, width, people, predictor.skeleton)
+        return frame, Result(
+            frame.number, video.place, height, width, people, predictor.skeleton, min_score=output.min_score
+        )
 
     def write(predicted: tuple[Frame, Result]) -> int:
         frame, result = predicted

@@ -1,9 +1,9 @@
 """Round trip of the codec: encode annotated people and decode the targets as a perfect network's fields.
 
-The scores are the upper bound that the representation sets. A third of COCO's annotated people have labelled
+What the scores lack is the loss of the representation. A third of COCO's annotated people have labelled
 keypoints that are not connected along the tree (by an unlabelled elbow, for example), and decoding cannot
-follow undefined edges. `largest_components` gives the best result under this limit; `MeanPose.complete` fills
-the gaps, so that only the codec's own errors remain.
+follow undefined edges. `largest_components` gives the connected keypoints as annotated; `MeanPose.complete`
+fills the gaps, so that only the codec's own errors remain.
 """
 
 from collections.abc import Sequence
@@ -90,11 +90,15 @@ def project(
 
 @dataclass(frozen=True)
 class Report:
-    """The matches after the round trip, and the upper bound of keypoints AP that annotation gaps set."""
+    """The matches after the round trip, and the AP of the connected keypoints, without a decoder.
+
+    The round trip may exceed that AP: decoding places the other keypoints too, now and then near enough to
+    count.
+    """
 
     keypoints: Matches
     segm: Matches
-    bound: float
+    connected_ap: float
 
 
 def score(
@@ -126,15 +130,15 @@ def score(
     return Report(
         keypoints=match(truth, decoded, "keypoints"),
         segm=match(truth, decoded, "segm", decoder.max_people),
-        bound=match(truth, components, "keypoints").columns()["AP"],
+        connected_ap=match(truth, components, "keypoints").columns()["AP"],
     )
 
 
 def largest_components(people: Sequence[Annotation], tree: Sequence[Edge]) -> list[Detection]:
     """The largest connected component of the labelled keypoints of each person, without crowds.
 
-    Edges connect keypoints if both ends are labelled. This is the best that decoding can give for a person:
-    it follows these edges from a seed in the largest component.
+    Edges connect keypoints if both ends are labelled. Decoding follows these edges from a seed in the largest
+    component; where it places the other keypoints is not defined.
     """
     return [
         _largest_component(person, tree) for person in people if person.visibility.any() and not person.crowd

@@ -19,7 +19,9 @@ _PICTURES: Final = (
     "Annotated people on the left, confident detections with their scores on the right; a person has one "
     "colour on both sides. Images with people are evenly spaced from the worst to the best; "
     "images without people that have false alarms follow. Percentages are the average precision within the "
-    "image of all detections, drawn or not, averaged over the thresholds."
+    "image of all detections, drawn or not, averaged over the thresholds. The limbs of the body's left are "
+    "orange, those of its right blue; joints with dark centres are hidden (annotated) or have low scores "
+    "(detected); hatched regions are annotated crowds."
 )
 
 

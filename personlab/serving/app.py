@@ -100,7 +100,7 @@ def make_app(served: Served) -> FastAPI:
                 429, "too many requests are waiting; try again", {"Retry-After": "1"}
             ) from None
         except UserError as error:
-            raise HTTPException(400, f"the image {error}") from None
+            raise HTTPException(400, f"the body {error}") from None
         result = answer.result
         return Prediction(
             height=result.height,

@@ -1,12 +1,15 @@
 """The command `serve`."""
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from cyclopts.types import PositiveInt, UInt16
+from cyclopts.validators import Number
 
 from personlab import params
+from personlab.errors import UserError
 from personlab.inference.weights import DEFAULT_NETWORK, find
 
 
@@ -23,7 +26,13 @@ def serve(
         str, Parameter(help="Address to listen at; another than this machine's own opens the port to others.")
     ] = "127.0.0.1",
     port: Annotated[UInt16, Parameter(help="Port to listen at.")] = 8765,
-    side: Annotated[PositiveInt, Parameter(help="Longest side of the network's input, in pixels.")] = 801,
+    side: Annotated[
+        int,
+        Parameter(
+            validator=Number(gt=0, lte=params.LARGEST_SIDE),
+            help="Longest side of the network's input, in pixels.",
+        ),
+    ] = 801,
     stride: Annotated[params.Stride, Parameter(help="Output stride: 8 is slower and finds more.")] = 16,
     queue: Annotated[PositiveInt, Parameter(help="Requests that may wait; more are answered 429.")] = 16,
     replicas: Annotated[
@@ -61,5 +70,20 @@ def serve(
         serve_replicas(make, replicas=replicas, requests=2 * queue, host=host, port=port)
     else:
         app = make()
-        print(f"http://{host}:{port}")
-        uvicorn.run(app, host=host, port=port, log_level="warning")
+        with listen(host, port) as listening:
+            print(f"http://{host}:{port}", flush=True)
+            uvicorn.run(app, fd=listening.fileno(), log_level="warning")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address of this machine.
+
+    Raises:
+        UserError: it is not this machine's, or the port is taken.
+    """
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        raise UserError(f"{host}:{port}: {reason}; choose another --host or --port") from None

@@ -121,14 +121,14 @@ def _in(root: Path, layout: parameters.Layout) -> dict[Split, Layout]:
         "val": (layout.val or layout.train, layout.val_images if layout.val else layout.train_images),
     }
     layouts = {name: Layout(root, name, root / file, folder, share) for name, (file, folder) in files.items()}
+    needed = dict.fromkeys(name for pair in files.values() for name in pair)  # once each, in order
     for each in layouts.values():
         missing = [path for path in (each.root, each.images) if not path.is_dir()]
         missing = missing or [path for path in [each.annotations] if not path.is_file()]
         if missing:
             raise UserError(
-                f"{missing[0]}: no such file or folder; acquire.directory must hold {layout.train}, "
-                f"{layout.val or layout.train} and the image folders {layout.train_images} and "
-                f"{layout.val_images}, or acquire.layout must name others"
+                f"{missing[0]}: no such file or folder; acquire.directory must hold {', '.join(needed)}, or "
+                "acquire.layout must name others"
             )
     return layouts
 

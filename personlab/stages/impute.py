@@ -215,7 +215,7 @@ def _sheet(people: list[_Imputed], images: Path, skeleton: Skeleton) -> ImageArr
         crop, transform = person_crop(marked, person.box, height=_SHEET_HEIGHT, width=_SHEET_WIDTH)
         points = transform.points(person.keypoints)
         crop = draw_pose(crop, points, np.where(found, confidence, -1.0), skeleton, min_score=0.0)
-        caption = f"{found.sum()} of {len(found)}, {confidence[found].mean():.2f} sure"
+        caption = f"{found.sum()} of {len(found)} keypoints\nconfidence {confidence[found].mean():.2f}"
         shown.append((_sureness(imputed), caption, crop))
     shown.sort(key=itemgetter(0))
     return contact_sheet([crop for *_, crop in shown], _SHEET_COLUMNS, [caption for _, caption, _ in shown])

@@ -95,6 +95,7 @@ def run(params: Params, root: Path) -> None:
     for name, counts in metrics.items():
         _log(name, counts)
         _warn_of_exif(name, splits[name].images)
+    _warn_of_overlap(splits)
 
 
 def _check_keypoints(
@@ -267,6 +268,16 @@ def _warn_of_exif(name: Split, images: Sequence[coco.Image]) -> None:
         )
 
 
+def _warn_of_overlap(splits: Mapping[Split, Ingested]) -> None:
+    train, val = ({image.file_name for image in splits[name].images} for name in SPLITS)
+    if both := sorted(train & val):
+        log.warning(
+            "ingest: %d images are in both train and val (%s), so AP will be too high: name other images in "
+            "acquire.layout or, for YOLO, in data.yaml",
+            *(len(both), first(both)),
+        )
+
+
 def _log(name: Split, metrics: Metrics) -> None:
     images, people = metrics["images"], metrics["people"]
     log.info(
@@ -279,5 +290,5 @@ def _log(name: Split, metrics: Metrics) -> None:
         *(name, people["in"], people["out"], kinds, people["rejected"]),
     )
     known = {"in", "out", "rejected", *_KINDS}
-    if inferred := ", ".join(f"{count} {note}" for note, count in people.items() if note not in known):
-        log.info("ingest: %s: of the people, %s", name, inferred)
+    if inferred := ", ".join(f"{note} ({count})" for note, count in people.items() if note not in known):
+        log.info("ingest: %s: inferred, with the number of people: %s", name, inferred)

@@ -37,6 +37,10 @@ def atomic_file(path: Path, *, suffix: str = "") -> Iterator[Path]:
         yield partial
         _sync(partial)
         partial.replace(path)
+    except OSError as error:
+        if error.filename == str(partial):
+            error.filename = str(path)  # the name that the user knows
+        raise
     finally:
         _remove(partial)
     _sync(path.parent)

@@ -123,5 +123,5 @@ def _draw_wheel(image: ImageArray, length: float) -> ImageArray:
     pen = ImageDraw.Draw(picture)
     pen.ellipse((x - 1, y - 1, x + 2 * radius + 1, y + 2 * radius + 1), outline=RIM, width=1 + radius // 24)
     at = (x - radius * 0.2, y + 2 * radius)
-    pen.text(at, f"{length:.0f} px", (255, 255, 255), font, "rs", stroke_width=2, stroke_fill=RIM)
+    pen.text(at, f"rim: {length:.0f} px", (255, 255, 255), font, "rs", stroke_width=2, stroke_fill=RIM)
     return np.asarray(picture)
