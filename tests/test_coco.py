@@ -228,7 +228,7 @@ def link_to_itself(path: Path) -> None:
 BAD_FILES = {
     "truncated": (truncate, r"1\.jpg: cannot be read: image file is truncated"),
     "text": (lambda path: path.write_text("hello"), r"1\.jpg: is not an image"),
-    "empty": (lambda path: path.write_text(""), r"1\.jpg: is not an image"),
+    "empty": (lambda path: path.write_text(""), r"1\.jpg: is empty"),
     "size": (
         lambda path: write_image(path, size=(30, 40)),
         r"is 30 x 40 pixels, the annotations say 40 x 30",
