@@ -93,7 +93,7 @@ class Layout(Section):
         for name in ("train", "train_images", "val", "val_images"):
             path = PurePosixPath(getattr(self, name) or ".")
             if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"acquire.layout.{name}: {path} is not inside acquire.directory")
+                raise ValueError(f"{name}: {path} is not inside acquire.directory")
         return self
 
 
@@ -112,14 +112,14 @@ class Acquire(Section):
     @model_validator(mode="after")
     def _has_its_directory(self) -> Self:
         if (self.source in ("directory", "yolo")) != bool(self.directory):
-            reason = "is kept in acquire.download, not in" if self.directory else "needs"
-            raise ValueError(f"acquire.source: {self.source} {reason} acquire.directory")
+            need = f"takes no acquire.directory: set it to {NO_FOLDER}"
+            raise ValueError(f"source {self.source} {need if self.directory else 'needs acquire.directory'}")
         return self
 
     @model_validator(mode="after")
     def _excerpt_is_of_coco(self) -> Self:
         if self.excerpt and self.source != "coco2017":
-            raise ValueError(f"acquire.excerpt: is of coco2017, not of {self.source}")
+            raise ValueError(f"excerpt is for source coco2017, not for {self.source}: set it to {NO_FOLDER}")
         return self
 
 
@@ -161,7 +161,7 @@ class Estimator(Section):
     def _on_the_grid(self) -> Self:
         for name, side in (("crop_height", self.crop_height), ("crop_width", self.crop_width)):
             if (side - 1) % self.stride:
-                raise ValueError(f"estimator.{name}: {side} is not a multiple of stride {self.stride} plus 1")
+                raise ValueError(f"{name}: {side} is not a multiple of stride {self.stride} plus 1")
         return self
 
 
@@ -228,7 +228,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _on_the_grid(self) -> Self:
         if (self.crop - 1) % self.stride:
-            raise ValueError(f"train.crop: {self.crop} is not a multiple of stride {self.stride} plus 1")
+            raise ValueError(f"crop: {self.crop} is not a multiple of stride {self.stride} plus 1")
         return self
 
 
@@ -371,6 +371,9 @@ def _reason(detail: Any) -> str:
     key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_hint(key)}"
+    if detail["type"] == "value_error":  # of a validator here, whose message is whole
+        place = [".".join(map(str, detail["loc"]))] if detail["loc"] else []
+        return ": ".join([*place, str(detail["ctx"]["error"])])
     return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 

@@ -165,5 +165,7 @@ def test_excerpts_that_are_wrong(coco: Server, content: str | None, reason: str)
 
 
 def test_an_excerpt_is_of_coco() -> None:
-    with pytest.raises(ValueError, match=r"acquire\.excerpt: is of coco2017, not of sample"):
+    with pytest.raises(
+        ValueError, match="excerpt is for source coco2017, not for sample: set it to data/none"
+    ):
         params.Acquire(source="sample", excerpt="ids.json")

@@ -205,7 +205,9 @@ def _detections(record: Mapping[str, Any], image: coco.Image, count: int) -> dic
     if record.get("keypoints") not in (None, []):
         triples = numbers(record["keypoints"], "keypoints")
         if len(triples) != 3 * count:
-            raise BadRecordError(f"keypoints holds {len(triples)} numbers, not {3 * count}")
+            raise BadRecordError(
+                f"keypoints holds {len(triples)} numbers, not {3 * count}, three for each of {count}"
+            )
         xy, scores = np.split(triples.reshape(count, 3).astype(np.float32), [2], axis=1)
         tasks["keypoints"] = Detection(xy, scores[:, 0], score, rle=b"")
     if record.get("segmentation") not in (None, []):
