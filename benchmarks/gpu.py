@@ -11,7 +11,7 @@ each figure is printed, and written to FILE, once it is measured. In order:
   decoded from the same targets;
 - matrix products in bfloat16: the rate that the card reaches at best;
 - inference at stride 8: resizing, network and copy to the host in every precision, of one image and of
-  as many together as `infer-batch` chooses by the card's memory; and decoding ten people's poses and masks
+  as many together as the card's memory holds, at most 32; and decoding ten people's poses and masks
   from made fields of a square of that width. The paper (appendix A.1) reports 464 ms for all of it at
   801x529 with ResNet-101 on a Titan X;
 - training steps in bfloat16 with averaged weights and batches prepared during the steps, as the stage `train`

@@ -108,7 +108,7 @@ def oracle(
     Reads COCO annotations, encodes the people and decodes the fields as the paper does; prints AP and AR. The
     loss is that of the representation. Without --complete most of it comes from unlabelled keypoints, where
     the tree is broken: compare with the AP of the connected keypoints, without a decoder, which is printed
-    last. The decoder may exceed it: it places the other keypoints too, now and then near enough to count.
+    last. The decoder may exceed it: it places the other keypoints too, some of them near enough.
     """
     from personlab.codec.decode import Decoder
     from personlab.codec.extensions import EXTENSIONS

@@ -232,7 +232,8 @@ class Train(Section):
         return self
 
 
-# Of the longest side of the network's input, pixels: memory grows with its square, and more is a slip.
+# Of the longest side of the network's input, pixels. Memory grows with its square, and larger values are
+# probably typing errors.
 LARGEST_SIDE: Final = 8192
 Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
@@ -425,9 +426,8 @@ def from_saved(raw: Mapping[str, Any]) -> Params:
             tree.setdefault(new_section, {}).setdefault(new_key, tree[section][key])
     if {"decode", "codec"} & tree.keys():  # before `extensions`, decoding was the paper's
         tree.setdefault("decode", {}).setdefault("extensions", [])
-    if (
-        tree.get("infer", {}).get("precision") == "auto"
-    ):  # before it had to be named; bfloat16 on some machines
+    # Before it had to be named, which made it bfloat16 on some machines.
+    if tree.get("infer", {}).get("precision") == "auto":
         del tree["infer"]["precision"]
     weights = tree.get("train", {}).get("loss_weights")
     if isinstance(weights, list | tuple):

@@ -17,6 +17,7 @@ from personlab.data import images as picture
 from personlab.data.transform import ImageArray
 from personlab.errors import UserError
 from personlab.inference import job as batch
+from personlab.inference.job import write_plan
 from personlab.inference.worker import Worker
 from personlab.params import Infer
 from personlab.predictor import Predictor
@@ -162,6 +163,37 @@ def test_a_gpu_that_fails_stops_the_run(
     monkeypatch.undo()
     make_all(worker)
     check_truth(tmp_path / "out")
+
+
+def test_an_image_that_fails_on_a_gpu_that_does_not_costs_one_image(
+    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = begin(job(pictures, weights, tmp_path / "out"))
+    worker.batch_size, worker.job = 2, replace(worker.job, gpu=True)
+    bad, levels, ones = picture.read(pictures / "008.png"), Predictor.levels, torch.ones
+
+    def stumble(predictor: Predictor, images: Sequence[ImageArray]) -> list[list[Level]]:
+        if any(np.array_equal(image, bad) for image in images):
+            raise RuntimeError("cuDNN: no such convolution")
+        return levels(predictor, images)
+
+    monkeypatch.setattr(Predictor, "levels", stumble)
+    monkeypatch.setattr(torch, "ones", lambda *size, device="cpu": ones(*size))
+    make_all(worker)
+    assert errors(tmp_path / "out") == {"008.png": "RuntimeError: cuDNN: no such convolution"}
+
+
+def test_a_part_has_several_batches(
+    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = list[float]()
+    monkeypatch.setattr(Predictor, "batch_size", lambda _, share: shares.append(share) or 32)
+    for part_size, expected in ((1, 1), (64, 16), (1024, 32)):
+        made, listing = job(pictures, weights, tmp_path / f"{part_size}", part_size=part_size)
+        made.out.create()
+        write_plan(made, listing)
+        assert Worker(made, 0.5).batch_size == expected
+    assert shares == [0.5] * 3
 
 
 def test_images_that_pass_the_network_together(

@@ -51,6 +51,12 @@ def test_atomic_folder_replaces_the_whole_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def test_errors_name_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long") as error:
+        write_atomic(tmp_path / ("x" * 250), "")
+    assert error.value.filename == str(tmp_path / ("x" * 250))
+
+
 def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with atomic_folder(path) as partial:

@@ -264,6 +264,14 @@ def test_a_text_that_is_no_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("Notes\n\nThe photos are of May.\n")
     with pytest.raises(UserError, match=r"readme\.txt: is neither an image nor .*: there is no file 'Notes'"):
         list_images(str(tmp_path / "readme.txt"))
+    (tmp_path / "urls.txt").write_text("https://example.com/" + 100 * "x")
+    with pytest.raises(
+        UserError, match=r"urls\.txt: is neither .* there is no file 'https://example\.com/x{40}'"
+    ):
+        list_images(str(tmp_path / "urls.txt"))
+    (tmp_path / "photo").write_bytes(b"\xff\xd8")
+    (tmp_path / "list.txt").write_text(f"{tmp_path}/gone\n{tmp_path}/photo\n")
+    assert len(list_images(str(tmp_path / "list.txt")).paths()) == 2
 
 
 def test_several_places_are_listed_each_file_once(

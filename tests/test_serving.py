@@ -29,7 +29,7 @@ from personlab.errors import UserError
 from personlab.people import Detection
 from personlab.serving import app as application
 from personlab.serving.app import make_app
-from personlab.serving.cli import listen
+from personlab.serving.cli import check_address
 from personlab.serving.model import Served
 from personlab.skeleton import COCO_PERSON
 from tests.conftest import ROOT
@@ -143,7 +143,8 @@ def test_a_port_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=rf"127\.0\.0\.1:{port}: Address already in use; choose another"):
-            listen("127.0.0.1", port)
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
 
 
 def test_a_form_is_refused_with_what_to_send(client: httpx.Client) -> None:

@@ -83,7 +83,7 @@ def predict(
         float | None,
         Parameter(
             validator=Number(gte=0, lte=1),
-            help="Least score of people that are drawn, and in a COCO dataset. [default: 0.15]",
+            help="Minimum score of people that are drawn, and in a COCO dataset. [default: 0.15]",
         ),
     ] = None,
     device: Device = "cpu",

@@ -35,6 +35,8 @@ _PARQUET: Final = ".parquet"
 _WHOLE_FILE: Final = -1  # in column `row`
 _MAX_BYTES: Final = 2**29  # of a file; no photo is larger
 _MAX_KINDS: Final = 6  # named in a message
+_FIRST_LINES: Final = 10  # of a list without suffixes, of which one has to be a file
+_LONGEST_QUOTE: Final = 60  # characters of a line in a message
 _BATCH: Final = 64  # rows of a Parquet file that are held in memory
 
 Fetch = Callable[[], bytes]
@@ -81,13 +83,15 @@ def list_images(place: str, *, leave_out: Sequence[str] = ()) -> Listing:
     - Any other file: a list of images and Parquet files, one path or URI a line, relative to the current
       folder; repeated lines count once. UTF-8, or UTF-16 with a byte order mark.
 
-    Files that cannot be read are listed too; reading them gives the reason.
+    Files that cannot be read are listed too; reading them gives the reason. If no line of a list has the
+    suffix of an image, one of the first has to name a file.
 
     Args:
         leave_out: files and folders that are not listed, such as those that results are written to.
 
     Raises:
-        UserError: there is nothing to list, or `place` is a Parquet file or a list that cannot be read.
+        UserError: there is nothing to list, or `place` is a Parquet file or a list that cannot be read, or a
+            text that is no list.
     """
     place = storage.as_text(place)
     kind = storage.kind(place)
@@ -194,14 +198,22 @@ def _lines(place: str) -> list[str] | None:
 
 
 def _check_list(lines: Sequence[str], place: str) -> None:
-    """Refuse a text that is no list: no line has the suffix of an image, and the first names no file."""
+    """Refuse a text that is no list: no line has the suffix of an image, and the first ones name no files."""
     known = {*images.suffixes(), _PARQUET}
-    if lines and not any(_suffix(line) in known for line in lines) and not _exists(lines[0]):
-        raise UserError(f"{place}: is neither an image nor a list of images: there is no file {lines[0]!r}")
+    if not lines or any(_suffix(line) in known for line in lines):
+        return
+    if not any(map(_exists, lines[:_FIRST_LINES])):
+        line = repr(lines[0][:_LONGEST_QUOTE])
+        raise UserError(f"{place}: is neither an image nor a list of images: there is no file {line}")
 
 
 def _exists(place: str) -> bool:
-    return bool(storage.kind(place) != FileType.NotFound)
+    try:
+        return bool(storage.kind(place) != FileType.NotFound)
+    except UnreachableError:
+        raise
+    except UserError:  # not a path or URI
+        return False
 
 
 def _listing(root: str | None, names: Iterable[str], place: str) -> Listing:

@@ -223,8 +223,8 @@ def _predict_one(
         return image, error
     height, width = pixels.shape[:2]
     people = predictor(pixels)
-    known = predictor.skeleton, orientation, output.min_score
-    result = Result(image.id, image.file_name, height, width, people, *known)
+    size, skeleton = (height, width), predictor.skeleton
+    result = Result(image.id, image.file_name, *size, people, skeleton, orientation, output.min_score)
     output.write_one(image, draw_still(pixels, result), result)
     return image, result
 

@@ -42,7 +42,7 @@ class NamedImage:
 
 
 class DeviceError(UserError):
-    """The GPU failed, which is no property of an image: after most failures it refuses all others too."""
+    """The GPU failed, which is no property of an image. After most CUDA errors every later call fails."""
 
 
 class Worker:
@@ -100,8 +100,8 @@ class Worker:
         return map(self._row, chain.from_iterable(self._with_levels([each]) for each in decoded))
 
     def _in_batches(self, fetched: Iterable[tuple[str, bytes | UserError]]) -> Iterator[Row]:
-        """As many images as the GPU holds pass the network together, while threads decode those after and the
-        fields of those before.
+        """Several images pass the network together, as many as the GPU holds but at most a quarter of the
+        part, while threads decode those after and the fields of those before.
         """
         from personlab.predictor import BATCHES_AT_A_TIME, MOST_AT_A_TIME
 
@@ -145,8 +145,8 @@ class Worker:
     def _levels(self, pixels: Sequence[ImageArray]) -> list[list["Level"]]:
         try:
             return self.predictor.levels(pixels)
-        except RuntimeError as error:  # as CUDA's errors are
-            if self.job.gpu and len(pixels) == 1:
+        except RuntimeError as error:
+            if self.job.gpu and len(pixels) == 1 and _is_of_the_gpu(error):
                 raise DeviceError(f"the GPU failed: {error}; run the same command to resume") from error
             raise
 
@@ -167,6 +167,19 @@ class Worker:
         self.job.out.write(name, tables.table_bytes(table, params_hash=self.job.plan.digest))
 
 
+def _is_of_the_gpu(error: RuntimeError) -> bool:
+    """Whether the GPU is to blame: it has too little memory for one image, or does not compute any more."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    try:
+        torch.ones(1, device="cuda").item()
+    except (RuntimeError, AssertionError):  # AssertionError: PyTorch without CUDA
+        return True
+    return False
+
+
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items; the last one may be shorter."""
     rest = iter(items)
@@ -179,7 +192,7 @@ def _fetch(entry: tuple[str, Fetch]) -> tuple[str, bytes | UserError]:
 
 
 def _result(function: Callable[..., T], *arguments: Any) -> T | UserError:
-    """What a function returns, or the error that it raises or is given: no image must stop the others.
+    """What a function returns, or the error that it raises or is given, so that no image stops the others.
 
     Raises:
         UnreachableError, DeviceError: which are no property of an image.

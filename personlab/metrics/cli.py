@@ -18,7 +18,8 @@ Results = Annotated[
     str,
     Parameter(
         name="--results",
-        help="COCO results JSON: keypoints, masks or both; folder that infer-batch wrote to; or data/infer.",
+        help="COCO results JSON: keypoints, masks or both; the folder of predict --format coco or of "
+        "infer-batch; or data/infer.",
     ),
 ]
 MaxPeople = Annotated[

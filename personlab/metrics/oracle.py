@@ -92,8 +92,7 @@ def project(
 class Report:
     """The matches after the round trip, and the AP of the connected keypoints, without a decoder.
 
-    The round trip may exceed that AP: decoding places the other keypoints too, now and then near enough to
-    count.
+    The round trip may exceed that AP, because decoding places the other keypoints too.
     """
 
     keypoints: Matches

@@ -56,6 +56,7 @@ def serve(
     from personlab.serving.app import make_app
     from personlab.serving.model import Served
 
+    check_address(host, port)
     infer, root = params.Infer(sides=(side,), stride=stride), Path.cwd()
     named = find(weights, root) if weights else None  # a download, of a URI
 
@@ -70,20 +71,19 @@ def serve(
         serve_replicas(make, replicas=replicas, requests=2 * queue, host=host, port=port)
     else:
         app = make()
-        with listen(host, port) as listening:
-            print(f"http://{host}:{port}", flush=True)
-            uvicorn.run(app, fd=listening.fileno(), log_level="warning")
+        print(f"http://{host}:{port}", flush=True)
+        uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address of this machine.
+def check_address(host: str, port: int) -> None:
+    """Check that a server can listen at an address; uvicorn logs an error of its own.
 
     Raises:
         UserError: it is not this machine's, or the port is taken.
     """
     try:
-        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((host, port), family=family)
+        family, *_ = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server((host, port), family=family).close()
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
         raise UserError(f"{host}:{port}: {reason}; choose another --host or --port") from None

@@ -32,18 +32,26 @@ def atomic_file(path: Path, *, suffix: str = "") -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path, f"partial{suffix}")
-    _remove(partial)
+    with _errors_name(path, partial):
+        _remove(partial)
+        try:
+            yield partial
+            _sync(partial)
+            partial.replace(path)
+        finally:
+            _remove(partial)
+    _sync(path.parent)
+
+
+@contextmanager
+def _errors_name(path: Path, partial: Path) -> Iterator[None]:
+    """Let errors of the file system name the file that the user knows, not the temporary one."""
     try:
-        yield partial
-        _sync(partial)
-        partial.replace(path)
+        yield
     except OSError as error:
         if error.filename == str(partial):
-            error.filename = str(path)  # the name that the user knows
+            error.filename = str(path)
         raise
-    finally:
-        _remove(partial)
-    _sync(path.parent)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
