@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -150,12 +151,14 @@ def test_a_gpu_that_fails_stops_the_run(
     worker.batch_size, worker.job = 2, replace(worker.job, gpu=True)
     calls, levels = count(1), Predictor.levels
 
-    def fail(predictor: Predictor, images: Sequence[ImageArray]) -> list[list[Level]]:
-        if next(calls) > 3:
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return levels(predictor, images)
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(Predictor, "levels", fail)
+    def fail_after_three(predictor: Predictor, images: Sequence[ImageArray]) -> list[list[Level]]:
+        return fail() if next(calls) > 3 else levels(predictor, images)
+
+    monkeypatch.setattr(Predictor, "levels", fail_after_three)
+    monkeypatch.setattr(torch, "ones", fail)
     with pytest.raises(UserError, match=r"the GPU failed: CUDA error: an illegal .*; run the same command"):
         make_all(worker)
     assert [path.name for path in sorted((tmp_path / "out").glob("*0.parquet"))] == ["part-00000.parquet"]
