@@ -257,8 +257,9 @@ def _check_apart(planned: Sequence[Image], output: Output) -> None:
 
 def _log(images: int, predicted: Sequence[Result], min_score: float, seconds: float) -> None:
     people, shown = (sum(len(getattr(each, name)) for each in predicted) for name in ("people", "shown"))
+    what = f"{images} images" if images != 1 else "1 image"
     log.info(
-        f"predict: {images} {'image' if images == 1 else 'images'} = {len(predicted)} predicted + {images - len(predicted)} not read; "
+        f"predict: {what} = {len(predicted)} predicted + {images - len(predicted)} not read; "
         f"{people} proposals, {shown} with a score of at least {min_score:g}; "
         f"{len(predicted) / max(seconds, 1e-9):.2f} images/s"
     )
