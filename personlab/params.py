@@ -369,13 +369,12 @@ def reasons(error: ValidationError) -> str:
 
 
 def _reason(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
+    key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_hint(key)}"
-    if detail["type"] == "value_error":  # of a validator here, whose message is whole
-        place = [".".join(map(str, detail["loc"]))] if detail["loc"] else []
-        return ": ".join([*place, str(detail["ctx"]["error"])])
-    return f"{key}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    if detail["type"] == "value_error":  # of a validator here; those of all sections name the keys themselves
+        return f"{key}: {detail['ctx']['error']}" if key else str(detail["ctx"]["error"])
+    return f"{key or '(top level)'}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 def _hint(key: str) -> str:

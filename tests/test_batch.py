@@ -125,21 +125,30 @@ def test_a_decoder_that_stumbles_costs_one_image(pictures: Path, weights: Path, 
     check_truth(tmp_path / "out")
 
 
+@pytest.mark.parametrize("error", [MemoryError("too much"), RuntimeError("no such convolution")], ids=repr)
+@pytest.mark.parametrize("gpu", [False, True])
 def test_a_predictor_that_stumbles_costs_one_image(
-    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,
+    error: Exception,
 ) -> None:
+    """On a GPU too, as long as it computes."""
     worker = begin(job(pictures, weights, tmp_path / "out"))
-    worker.batch_size, worker.job = 3, replace(worker.job, gpu=True)
-    bad, levels = picture.read(pictures / "008.png"), Predictor.levels
+    worker.batch_size, worker.job = 3, replace(worker.job, gpu=gpu)
+    bad, levels, ones = picture.read(pictures / "008.png"), Predictor.levels, torch.ones
 
     def stumble(predictor: Predictor, images: Sequence[ImageArray]) -> list[list[Level]]:
         if any(np.array_equal(image, bad) for image in images):
-            raise MemoryError("too much")
+            raise error
         return levels(predictor, images)
 
     monkeypatch.setattr(Predictor, "levels", stumble)
+    monkeypatch.setattr(torch, "ones", lambda *size, device="cpu": ones(*size))
     make_all(worker)
-    assert errors(tmp_path / "out") == {"008.png": "MemoryError: too much"}
+    assert errors(tmp_path / "out") == {"008.png": f"{type(error).__name__}: {error}"}
     check_truth(tmp_path / "out")
 
 
@@ -166,24 +175,6 @@ def test_a_gpu_that_fails_stops_the_run(
     monkeypatch.undo()
     make_all(worker)
     check_truth(tmp_path / "out")
-
-
-def test_an_image_that_fails_on_a_gpu_that_does_not_costs_one_image(
-    pictures: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    worker = begin(job(pictures, weights, tmp_path / "out"))
-    worker.batch_size, worker.job = 2, replace(worker.job, gpu=True)
-    bad, levels, ones = picture.read(pictures / "008.png"), Predictor.levels, torch.ones
-
-    def stumble(predictor: Predictor, images: Sequence[ImageArray]) -> list[list[Level]]:
-        if any(np.array_equal(image, bad) for image in images):
-            raise RuntimeError("cuDNN: no such convolution")
-        return levels(predictor, images)
-
-    monkeypatch.setattr(Predictor, "levels", stumble)
-    monkeypatch.setattr(torch, "ones", lambda *size, device="cpu": ones(*size))
-    make_all(worker)
-    assert errors(tmp_path / "out") == {"008.png": "RuntimeError: cuDNN: no such convolution"}
 
 
 def test_a_part_has_several_batches(
