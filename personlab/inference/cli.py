@@ -1,6 +1,5 @@
 """The commands that predict people, and the options that they share."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,6 +100,7 @@ def predict(
     from personlab.inference.listing import list_all
     from personlab.inference.predict import Output, predict
     from personlab.metrics.coco import PERSON
+    from personlab.people import SHOWN
     from personlab.predictor import Predictor, decoding
     from personlab.utils import malloc
     from personlab.utils.progress import print_line, progress
@@ -115,9 +115,8 @@ def predict(
     )
     digest = tables.params_hash(infer, decoding(predictor.network, max_people))
     person = annotated.person if annotated else PERSON
-    output = Output(out, form, digest, predictor.skeleton, person)
-    if min_score is not None:
-        output = replace(output, min_score=min_score)
+    least = SHOWN if min_score is None else min_score
+    output = Output(out, form, digest, predictor.skeleton, person, least)
     videos = [place for place in images if video.is_video(place)]
     stills = [place for place in images if place not in videos]
     listings, failures = list_all(stills, leave_out=output.left_out)

@@ -37,13 +37,11 @@ MANIFEST: Final = "manifest.json"
 _COUNTS: Final = ("predictions", "errors", "proposals", "people")  # of a part, summed in the manifest
 
 
-# What differs between two plans, as messages name it.
+# What differs between two plans, as messages name it, where that is not the field's name.
 _IN_WORDS: Final = {
     "version": "version of personlab",
-    "images": "images",
     "part_size": "part size",
     "inputs": "images",
-    "weights": "weights",
     "skeleton": "weights",
     "infer": "sides, stride or precision",
     "decode": "decoding parameters",
@@ -171,8 +169,8 @@ def check_folder(job: Job) -> None:
     stored = read_plan(job.out)
     if stored:
         changed = {
-            words
-            for name, words in _IN_WORDS.items()
+            _IN_WORDS.get(name, name)
+            for name in Plan.model_fields
             if getattr(stored, name) != getattr(job.plan, name)
             and (name != "inputs" or stored.part_size == job.plan.part_size)  # the file depends on it
         }

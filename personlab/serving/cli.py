@@ -56,7 +56,6 @@ def serve(
     from personlab.serving.app import make_app
     from personlab.serving.model import Served
 
-    check_address(host, port)
     infer, root = params.Infer(sides=(side,), stride=stride), Path.cwd()
     named = find(weights, root) if weights else None  # a download, of a URI
 
@@ -70,6 +69,7 @@ def serve(
     if replicas:
         serve_replicas(make, replicas=replicas, requests=2 * queue, host=host, port=port)
     else:
+        check_address(host, port)
         app = make()
         print(f"http://{host}:{port}", flush=True)
         uvicorn.run(app, host=host, port=port, log_level="warning")
